@@ -33,7 +33,8 @@ def product(arguments: argparse.Namespace) -> None:
     import torch
 
     from drllm import RoutedModel
-    from drllm.scanning.questions import Bench, choose
+    from drllm.scanning.questions import Questions, choose
+    from drllm.scoring.asking import asking
     from drllm.tasks import load_task
 
     show_progress()
@@ -42,9 +43,9 @@ def product(arguments: argparse.Namespace) -> None:
     loaded = {name: load_task(name, arguments.data) for name in arguments.tasks.split(",")}
     config = ScanConfig(questions=arguments.questions, first_questions=min(8, arguments.questions), fresh=0)
     raced, _ = choose(routed, loaded, config)
-    bench = Bench(routed, loaded, config, Resources(threads=arguments.threads), arguments.data)
     pool = candidates(routed.n_layers, KINDS, config.strength)
-    verdicts, margins = bench.ask([one.route for one in pool], raced, "fit", arguments.out)
+    with asking(routed, arguments.out, Resources(threads=arguments.threads)) as bench:
+        verdicts, margins = Questions(bench, loaded, config).ask([one.route for one in pool], raced, "fit", "product")
     found = {
         "model": np.array(routed.base_id),
         "fingerprint": np.array(routed.fingerprint),

@@ -11,6 +11,7 @@ A step has one shape, so that a verdict does not depend on what else is asked; w
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +25,13 @@ from drllm.core.files import write_json
 from drllm.core.progress import Progress
 from drllm.core.text import type_name
 from drllm.runs.provenance import hardware, versions
+from drllm.runs.records import read_records
+from drllm.scoring.asking import Ask, asking_here
+from drllm.scoring.replica import Replica, Wanted, nobody
+from drllm.scoring.scorer import scorer_of
 from drllm.searching.prior import random_routes
 from drllm.searching.runner import question_seed
-from drllm.searching.worker import Group, Job, Worker
+from drllm.searching.worker import Searching
 from drllm.tasks import LoadedTask, load_task
 from timing import check_rounds, median_interval
 
@@ -41,13 +46,17 @@ class Searched:
     verdicts: dict[tuple[str, str], float]  # by (question, route)
 
 
-def searched(routed: RoutedModel, task: LoadedTask, group: Group, config: SearchConfig) -> Searched:
+def searched(routed: RoutedModel, task: LoadedTask, group: Sequence[Wanted], config: SearchConfig) -> Searched:
     """Search a group from nothing."""
     control = tuple(random_routes(routed.n_layers, config.n_simulations, config, question_seed(config.seed, task.task.name, "control")))
-    worker = Worker(routed, Job(task.task, config, None, None, control), Resources())
-    started = time.process_time()
-    [(_, records)] = worker.search([(0, group)])
-    seconds, runner = time.process_time() - started, worker.scorer.runner
+    with tempfile.TemporaryDirectory() as folder:
+        bench, scorer = asking_here(routed, Path(folder)), scorer_of(routed, task.task, config)
+        about = (task.task, config, scorer.packed, scorer.shares_across_groups, bench.store.shards.folder, Path(folder) / "search" / "task")
+        job = Searching(*about, bench.conditions(scorer), Ask(scorer, task.task, config, "fit", (), ()).counts, (), None, control)
+        replica = Replica(routed, [job], Resources())
+        started = time.process_time()
+        assert list(job.do(replica, [(0, group)], nobody)) == [0]
+        seconds, runner, records = time.process_time() - started, replica.scorer(job).runner, read_records(job.folder)
     verdicts = {(record.id, str(route)): reward for record in records for route, reward in zip(record.routes, record.rewards, strict=True)}
     return Searched(seconds, runner.n_applied, runner.n_padded, verdicts)
 
@@ -93,7 +102,9 @@ def main() -> None:
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)  # before an hour of searching
     routed, sizes = RoutedModel.wrap(given.model), sorted(int(size) for size in given.steps.split(","))
-    groups = [[("fit", one) for one in examples[start : start + given.group_size]] for start in range(0, len(examples), given.group_size)]
+    groups = [
+        [Wanted("fit", one) for one in examples[start : start + given.group_size]] for start in range(0, len(examples), given.group_size)
+    ]
     found: dict[int, list[Searched]] = {size: [] for size in sizes}
     with Progress("searches", len(groups) * len(sizes)) as progress:
         for turn, group in enumerate(groups):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drllm import SearchConfig
+from drllm.scoring.replica import Wanted
 from drllm.tasks import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -29,6 +30,6 @@ def test_small_steps_have_no_rows_that_fill(size, fills, tiny, data: Path):
     """One sequence a step where a step is no longer than a prompt."""
     task = load_task("arc_easy", str(data))
     config = SearchConfig(preset="paper", n_simulations=4, verify=False, max_step_tokens=size)
-    found = steps.searched(tiny, task, [("fit", one) for one in task.select("fit", 2)], config)
+    found = steps.searched(tiny, task, [Wanted("fit", one) for one in task.select("fit", 2)], config)
     assert found.applied > 0
     assert (found.padded > 0) is fills

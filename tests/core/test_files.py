@@ -12,25 +12,22 @@ import pytest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX, read_json_lines, remove_partials, write_bytes, write_json, write_text
 from drllm.model.packages import PackagedModel
-from drllm.runs.records import read_records, shard_path, write_shard
-from record_factory import record
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     """SIGKILL between the temporary file and the rename, the worst moment."""
-    write_shard(tmp_path, 0, [record()])
-    whole = shard_path(tmp_path, 0).read_bytes()
+    path = tmp_path / "a.json"
+    write_json(path, [1])
     code = (
-        "import os, signal, sys; from pathlib import Path; from drllm.runs.records import *\n"
+        "import os, signal, sys; from pathlib import Path; from drllm.core.files import *\n"
         "Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "write_shard(Path(sys.argv[1]), 0, [])"
+        "write_json(Path(sys.argv[1]), [2])"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    assert shard_path(tmp_path, 0).read_bytes() == whole
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
     assert len(list(tmp_path.glob(f"*{TEMPORARY_SUFFIX}"))) == 1
-    assert read_records(tmp_path) == [record()]
+    assert json.loads(path.read_text()) == [1]
     remove_partials(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.parquet"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -24,7 +24,6 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = {
     "evaluation/harness/model.py:__init__": "as lm-eval calls a model",
     "searching/runner.py:search": "public",
-    "evaluation/run.py:evaluate": "public",
 }
 
 

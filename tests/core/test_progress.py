@@ -171,7 +171,7 @@ def test_a_library_call_is_silent_unless_the_caller_asks(tmp_path: Path):
     (silent, logged, no_prints, _), (also_silent, no_logs, shown, _) = done.stdout.split("////\n"), done.stderr.split("////\n")
     assert (silent, also_silent, no_logs, no_prints) == ("", "", "", "")
     for start, lines in (("drllm|", logged.splitlines()), ("", shown.splitlines())):
-        for label in ("search arc_easy: 2/2", "train routers: 1/1", "base on arc_easy: 2/2"):
+        for label in ("search arc_easy: 2/2", "train routers: 1/1", "choose the operating point: 2/2"):
             assert any(line.startswith(f"{start}{label}") for line in lines), lines
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.evaluation import answers
-from drllm.evaluation.answers import baseline_routes, scattered
+from drllm.evaluation import baselines
+from drllm.evaluation.baselines import baseline_routes, scattered
 
 
 def kinds(route: Route) -> tuple:
@@ -30,6 +30,6 @@ def test_passes_and_loops_stay_and_their_blocks_do_not(text):
 
 
 def test_a_path_that_finds_no_place_is_an_error_not_a_hang(monkeypatch):
-    monkeypatch.setattr(answers, "MAX_THROWS", 0)
+    monkeypatch.setattr(baselines, "MAX_THROWS", 0)
     with pytest.raises(InputError, match=r"^the loops of route .* find no random place among 6 blocks: evaluate it without the random"):
         scattered(Route.parse("0-4,2-5"), np.random.default_rng(0))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -23,18 +21,15 @@ import drllm
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
-from drllm.evaluation import answers
 from drllm.model import executors, pool, process_pool
 from drllm.model.process_pool import processes
-from drllm.reporting.summary_table import render
-from drllm.runs.load import read_summary
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
+from drllm.scoring import asking, jobs
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.verdict import Known
-from drllm.searching import on_workers
-from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, model
+from drllm.scoring.route_prediction import decide_routes
+from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, matrix, model
 from worker_processes import EXECUTORS, HAVE_RAY, needs_ray, replicas
 
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
@@ -73,6 +68,7 @@ def gone(pids: list[int]) -> bool:
 def test_two_workers_write_the_records_of_one_process(two, saved, data, single, tmp_path):
     search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
     (job,) = read_jobs(tmp_path)
     assert job["config"]["resources"] | {"executor": two.executor, "workers": 2, "threads": 1} == job["config"]["resources"]
     assert gone(replicas(two.executor))
@@ -85,9 +81,10 @@ def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(two, li
     config = dataclasses.replace(SEARCH, n_simulations=10, limit=8, max_loop_span=0 if listed else 2)
     for where, resources in (("one", Resources()), ("two", two)):
         search(saved, [TASK], config, tmp_path / where, data, resources=resources, routes=routes)
-    kind = "paths" if listed else "search"
-    assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
-    tried = {route for record in read_records(tmp_path / "two" / kind) for route in record.routes}
+    for kind in ("paths" if listed else "search", "verdicts"):
+        assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
+    records = matrix(tmp_path / "two") if listed else read_records(tmp_path / "two" / "search")
+    tried = {route for record in records for route in record.routes}
     assert any(not route.is_in_place for route in tried)
     assert gone(replicas(two.executor))
 
@@ -111,6 +108,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, sa
     print(f"killed a worker when {n_before} of {n_shards} shards were written")
     assert 1 <= n_before < n_shards, "it died in the middle"
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
     ids = [record.id for record in read_records(tmp_path / "search")]
     assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
 
@@ -139,6 +137,7 @@ def test_a_killed_driver_resumes_on_another_executor(two, saved, data, single, t
     search(saved, [TASK], SEARCH, tmp_path, data)
     assert 1 <= n_before < len(shard_indices(folder))
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
     subprocess.run(["pkill", "-9", "-s", str(driver.pid)], check=False)
 
 
@@ -148,7 +147,7 @@ METHODS = ["static", "routers", "shuffled-routers", "random"]
 @pytest.fixture(scope="module")
 def compared(saved, data, single, tmp_path_factory) -> Path:
     """A trained run, compared by a single process."""
-    out = copy_run(single, tmp_path_factory.mktemp("compared"), "search")
+    out = copy_run(single, tmp_path_factory.mktemp("compared"), "search", "verdicts")
     for method in ("static", "routers"):
         saved.policy = train(saved, out, method, TRAIN if method == "routers" else None)
         saved.save_pretrained(out / method)
@@ -157,89 +156,70 @@ def compared(saved, data, single, tmp_path_factory) -> Path:
     return out
 
 
-def without_seconds(folder: Path) -> dict[str, list]:
-    return {path.parent.name: pq.read_table(path).to_pylist() for path in sorted(folder.rglob("*.parquet"))}
+PLACE = f"evaluate/{EVALUATE.folder}"
 
 
-def test_known_verdicts_make_the_same_files_without_seconds(saved, data, compared, tmp_path):
-    """A second policy that takes the same routes asks nothing."""
-    copy_run(compared, tmp_path, "search", "static", "routers")
-    known: dict[str, Known] = {}
-    summary = evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, known=known)
-    place = f"evaluate/{EVALUATE.folder}"
-    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
-    assert all(math.isnan(row.seconds) for row in summary.rows)
-    assert "seconds" not in render(summary)
-    held = dict(known[TASK])
-    shutil.rmtree(tmp_path / place / "static")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LoglikScorer, "score", lambda *_: pytest.fail("asked again"))
-        evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, known=known)
-    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
-    assert known[TASK].keys() == held.keys()
+@pytest.fixture
+def trained(compared, single, tmp_path) -> Path:
+    """The same run before it was compared."""
+    return copy_run(single, copy_run(compared, tmp_path / "run", "static", "routers"), "search", "verdicts")
 
 
-def test_two_workers_answer_as_one_process_does(two, saved, data, compared, tmp_path, monkeypatch):
+def test_what_was_asked_before_is_looked_up(saved, data, compared, trained, monkeypatch):
+    """A second comparison asks and decides nothing, and one of fewer methods keeps the others' answers."""
+    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data)
+    assert folder_bytes(trained / PLACE) == folder_bytes(compared / PLACE)
+    monkeypatch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
+    decided: list[Any] = []
+
+    def decide(routed, policies, prompts, max_step_tokens):
+        decided.append(policies)
+        return decide_routes(routed, policies, prompts, max_step_tokens)
+
+    monkeypatch.setattr(jobs, "decide_routes", decide)
+    before = folder_bytes(trained / PLACE)
+    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data)
+    assert folder_bytes(trained / PLACE) == before
+    assert all(policy is None or policy.route is not None for policies in decided for policy in policies)
+    summary = evaluate(saved, ["static"], [TASK], trained, EVALUATE, data)
+    assert [row.method for row in summary.rows] == ["base", "static"]
+    assert (trained / PLACE / "answers.parquet").read_bytes() == before["answers.parquet"]
+
+
+def test_two_workers_answer_as_one_process_does(two, saved, data, compared, trained, monkeypatch):
     """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
-    monkeypatch.chdir(tmp_path)
-    copy_run(compared, tmp_path / "run", "search", "static", "routers")
+    monkeypatch.chdir(trained.parent)
     summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two)
-    place = f"evaluate/{EVALUATE.folder}"
-    found = without_seconds(tmp_path / "run" / place)
-    assert found == without_seconds(compared / place)
-    assert set(found) == {"base", *METHODS}
-    alone = read_summary(compared / place / "summary.json")
-    assert [row.accuracy for row in summary.rows] == [row.accuracy for row in alone.rows]
+    for part in (PLACE, "verdicts", "decided"):
+        assert folder_bytes(trained / part) == folder_bytes(compared / part)
     assert gone(replicas(two.executor))
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / place).rglob("*.parquet")}
+    monkeypatch.setattr(asking, "work_on", lambda *_: pytest.fail("asked again"))
     assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two) == summary
-    assert {path: path.stat().st_mtime_ns for path in written} == written
     # One process goes on where workers stopped.
-    (tmp_path / "run" / place / "random" / f"{TASK}.parquet").unlink()
+    for path in sorted((trained / "verdicts").iterdir())[::2]:
+        path.unlink()
     evaluate(saved, METHODS, [TASK], "run", EVALUATE, data)
-    assert without_seconds(tmp_path / "run" / place) == found
+    assert folder_bytes(trained / PLACE) == folder_bytes(compared / PLACE)
 
 
-class Mortal(answers.Answerer):
-    """Its first life ends at the routers' questions."""
+class Mortal(asking.Replica):
+    """Its first life ends at its first questions."""
 
     def work(self, jobs):
         died = Path(os.environ["DRLLM_TEST_DIED"])
-        if any(one.method == "routers" for _, one in jobs) and not died.exists():
+        if jobs and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().work(jobs)
 
 
-def test_a_worker_killed_while_it_answers_loses_nothing(two, saved, data, compared, tmp_path, monkeypatch, sent_whole):
-    copy_run(compared, tmp_path, "search", "static", "routers")
+def test_a_worker_killed_while_it_answers_loses_nothing(two, saved, data, compared, trained, tmp_path, monkeypatch, sent_whole):
     monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
-    monkeypatch.setattr(answers, "Answerer", Mortal)
-    evaluate(saved, METHODS, [TASK], tmp_path, EVALUATE, data, resources=two)
+    monkeypatch.setattr(asking, "Replica", Mortal)
+    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data, resources=two)
     assert (tmp_path / "died").exists()
-    place = f"evaluate/{EVALUATE.folder}"
-    assert without_seconds(tmp_path / place) == without_seconds(compared / place)
-
-
-def test_workers_that_see_another_policy_are_refused(two, saved, data, compared, tmp_path, monkeypatch, sent_whole):
-    """Its folder was written anew after the driver read it."""
-    copy_run(compared, tmp_path, "search", "static", "routers")
-    saved.policy = Route.full(L).edit(1, 0).edit(3, 2)
-    saved.save_pretrained(tmp_path / "other")
-    saved.policy = None
-    monkeypatch.setattr(answers, "Answerer", Foreign)
-    with pytest.raises(DrllmError, match="a worker would answer static on arc_easy by another key"):
-        evaluate(saved, ["static"], [TASK], tmp_path, EVALUATE, data, resources=two)
-
-
-class Foreign(answers.Answerer):
-    """Finds another policy in the folder."""
-
-    def work(self, jobs):
-        for _, one in jobs:
-            if one.saved is not None:
-                shutil.copytree(one.saved.parent / "other", one.saved, dirs_exist_ok=True)
-        return super().work(jobs)
+    for part in (PLACE, "verdicts", "decided"):
+        assert folder_bytes(trained / part) == folder_bytes(compared / part)
 
 
 @pytest.fixture
@@ -255,17 +235,17 @@ def sent_whole() -> Iterator[None]:
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-class Deadly(on_workers.Replica):
+class Deadly(asking.Replica):
     """Dies of one question, as of one that needs more memory than there is."""
 
     def work(self, groups):
-        if any(example.id == "q7" for _, ticket in groups for _, example in ticket.group):
+        if any(example.id == "q7" for _, ticket in groups for example in (one.example for one in ticket.group)):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().work(groups)
 
 
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(two, saved, data, tmp_path, monkeypatch, sent_whole):
-    monkeypatch.setattr(on_workers, "Replica", Deadly)
+    monkeypatch.setattr(asking, "Replica", Deadly)
     with pytest.raises(DrllmError, match=rf"{TASK}: group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     blamed = int(str(caught.value).split()[2])
@@ -290,10 +270,11 @@ def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, singl
     finally:
         ray.shutdown()
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
+    assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
     assert "workers: there is no room for them yet, or the model loads slowly" in caplog.text
 
 
-class Full(on_workers.Replica):
+class Full(asking.Replica):
     """Finds its disk full."""
 
     def work(self, groups):
@@ -303,7 +284,7 @@ class Full(on_workers.Replica):
 
 
 def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(two, saved, data, tmp_path, monkeypatch, sent_whole):
-    monkeypatch.setattr(on_workers, "Replica", Full)
+    monkeypatch.setattr(asking, "Replica", Full)
     with pytest.raises(OSError, match="No space left on device") as error:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")

@@ -66,7 +66,8 @@ def test_tune_questions_that_cannot_be_asked_do_not_end_a_training(routed, tmp_p
     data = data_with(tmp_path, "validation", 2)
     search(routed, [TASK], SearchConfig(splits=("fit", "tune")), tmp_path / "run", data, routes=[Route.parse("1011")])
     loaded = load_task(TASK, data)
-    [(_, asked)] = TrainingData(routed, tmp_path / "run", [TASK]).tune()
+    [ask] = TrainingData(routed, tmp_path / "run", [TASK]).tune()
+    asked = ask.questions
     assert 0 < len(asked) == sum(LONG not in row.question for row in loaded.select("tune"))
 
 

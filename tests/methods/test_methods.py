@@ -44,13 +44,20 @@ from drllm.policies.codebook import Codebook, Point, StateSelector, pick, pool_p
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
 from drllm.policies.routers import RouterConfig, Routers
-from drllm.runs.merge import merge_records, record_groups
+from drllm.runs.answers import read_answers
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import path_manifests
+from drllm.runs.merge import merge_runs
 from drllm.runs.records import RouteRecord, read_records, read_shard, write_shard
-from drllm.runs.verdicts import read_verdicts
+from drllm.runs.store import Store as RunStore
+from drllm.runs.store import Verdict
+from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
 from drllm.stats.guarantee import Guarantee
 from drllm.tasks import load_task
+from record_factory import record as made_record
+from record_factory import verdict
 from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
 pytestmark = pytest.mark.long
@@ -501,37 +508,29 @@ def test_a_damaged_book_is_refused(tmp_path):
 # --- several lists of routes
 
 
-@pytest.mark.slow
 def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
-    """Two lists of one run are the matrix of both, whole; a list of other questions is refused, a shared subset serves two tasks."""
+    """Two calls with routes are the matrix of both, also after a merge; a matrix of other questions is refused, two tasks share routes."""
     splits = dataclasses.replace(SEARCH, splits=("fit", "tune"))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     search(tiny, [TASK], splits, whole, data, routes=ROUTES[:6])
     search(tiny, [TASK], splits, parts, data, routes=ROUTES[:4])
-    search(tiny, [TASK], splits, parts, data, routes=ROUTES[2:6], list_name="more")
+    search(tiny, [TASK], splits, parts, data, routes=ROUTES[2:6])
+    merge_runs([parts], tmp_path / "merged")
     for split in ("fit", "tune"):
-        once, joined = (TrainingData(tiny, run).matrix(split) for run in (whole, parts))
-        assert (once.routes, once.ids) == (joined.routes, joined.ids)
-        assert np.array_equal(once.correct, joined.correct)
-        np.testing.assert_allclose(once.margins, joined.margins, atol=1e-6)
+        once, *others = (TrainingData(tiny, run).matrix(split) for run in (whole, parts, tmp_path / "merged"))
+        for joined in others:
+            assert (once.routes, once.ids) == (joined.routes, joined.ids)
+            assert np.array_equal(once.correct, joined.correct)
+            assert np.array_equal(once.margins, joined.margins)
     training_data = TrainingData(tiny, parts)
     assert [len(task.questions) for task in training_data.fit_tasks] == [len(training_data.matrix())]
     assert all(len(record.routes) == 7 for _, record in training_data.fit_records)
-    assert sum(len(questions) for _, questions in training_data.tune()) == len(training_data.matrix("tune"))
+    assert sum(len(ask.questions) for ask in training_data.tune()) == len(training_data.matrix("tune"))
     train(tiny, parts, CodebookConfig(block=1, n_routes=4))
-    assert {where.name for where in record_groups(parts)} == {"paths", f"{TASK}.more"}, "each question counts once a table"
-    merged = merge_records([parts], tmp_path / "merged")
-    assert [part.folder.name for part in merged] == [TASK, f"{TASK}.more"]
-    assert TrainingData(tiny, tmp_path / "merged").matrix().routes == TrainingData(tiny, parts).matrix().routes
     search(tiny, ["arc_challenge"], splits, parts, data, routes=ROUTES[1:4])
     assert TrainingData(tiny, parts).matrix().routes == (Route.full(L), *ROUTES[1:4])
-    search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2], list_name="few")
-    with pytest.raises(ArtifactError, match="evaluated on other ids than"):
-        TrainingData(tiny, parts).matrix()
-    with pytest.raises(InputError, match="expected letters, digits"):
-        search(tiny, [TASK], splits, parts, data, routes=ROUTES[:2], list_name="../x")
-    with pytest.raises(InputError, match="names a list of routes"):
-        search(tiny, [TASK], SEARCH, parts, data, list_name="x")
+    with pytest.raises(ArtifactError, match=r"config\.limit = 0, now it is 5: use another --out, or the same settings"):
+        search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2])
 
 
 # --- static routes
@@ -639,7 +638,7 @@ def test_policies_of_loops_are_evaluated_beside_their_baselines(tiny, loop_run, 
     assert {rows[name].mean_passes for name in methods[1:]} == {L + 2}
     assert (rows["static"].identity_share, rows["static"].distinct_routes) == (0, 1)
     assert rows["shuffled-static"].accuracy == rows["static"].accuracy
-    found = read_verdicts(loop_run / "evaluate" / "tune-first-12" / "random-static" / f"{TASK}.parquet")
+    found = read_answers(RunFolder(loop_run).answers("tune-first-12"))["random-static", TASK]
     moved = [Route.parse(text) for text in found.routes]
     assert {len(moved_route.loops) for moved_route in moved} == {1}
     assert len(set(moved)) > 1
@@ -667,34 +666,47 @@ def test_routers_with_nothing_but_loops_to_learn_from_get_one_line(tiny, data, t
     search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=8), tmp_path, data)
     (path,) = (tmp_path / "search" / TASK).glob("shard-*.parquet")
     looped = Route.full(L).loop(1, 2)
-    records = [dataclasses.replace(record, **ONLY_A_LOOP | {"routes": (record.routes[0], looped)}) for record in read_shard(path)]
-    write_shard(path.parent, 0, [dataclasses.replace(record, chosen=looped) for record in records])
+    records = read_shard(path)
+    path.unlink()
+    for record in records:  # of each but the base and a right loop
+        routes = (record.routes[0], looped)
+        verdicts = {routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)}
+        about = (dataclasses.replace(record.conditions, prompts="made"), [(record.asked, *pair) for pair in verdicts.items()])
+        RunStore(tmp_path / "verdicts").write(f"made-{record.id}", *about)
+    made = [
+        dataclasses.replace(
+            record,
+            conditions=dataclasses.replace(record.conditions, prompts="made"),
+            routes=(record.routes[0], looped),
+            chosen=looped,
+            control_routes=(),
+            verdicts={record.routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)},
+        )
+        for record in records
+    ]
+    write_shard(path.parent, 0, made)
     for preset in ("paper", "default"):
         with pytest.raises(InputError, match=r"all 8 right routes have loops, which routers do not decide: search without") as caught:
             train(tiny, tmp_path, dataclasses.replace(TRAIN, preset=preset))
         assert "\n" not in str(caught.value)
 
 
-ONLY_A_LOOP = {"rewards": (0.0, 1.0), "margins": (0.0, 1.0), "acc": (False, True), "acc_norm": (False, True), "base_correct": False}
-
-
 def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):
-    """On a dense matrix alone the first step computes nothing, and finds what it finds when all is computed."""
+    """On a dense matrix alone the first step computes nothing; nor does a second training, whatever its steps are."""
     search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
-    options = StaticConfig(candidates=100, steps=1, confirm=0)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingData, "score", lambda *args, **kwargs: pytest.fail("scored again"))
-        looked_up = train(tiny, tmp_path, options)
-    found = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
-    (tmp_path / "train" / "static" / "candidates.json").unlink()
-    monkeypatch.setattr(Matrix, "__len__", lambda self: 0)  # as if rows did not match
-    computed = train(tiny, tmp_path, options)
-    assert looked_up.route == computed.route
-    again = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())
-    values = [{row["route"]: row["margins"] for row in kept["candidates"]} for kept in (found, again)]
-    assert values[0].keys() == values[1].keys()
-    for route in values[0]:
-        np.testing.assert_allclose(values[0][route], values[1][route], atol=2e-4)
+        patch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
+        looked_up = train(tiny, tmp_path, StaticConfig(candidates=100, steps=1, confirm=0))
+    table = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())["candidates"]
+    matrix = TrainingData(tiny, tmp_path).matrix()
+    gains = dict(zip(map(str, matrix.routes), matrix.mixed_gains(0.5).mean(0), strict=True))
+    assert {row["route"] for row in table} == gains.keys()
+    assert all(row["gain"] == pytest.approx(gains[row["route"]]) for row in table)
+    assert looked_up.route is not None
+    twice = train(tiny, tmp_path, StaticConfig(candidates=4, steps=3, confirm=0))
+    with monkeypatch.context() as patch:
+        patch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
+        assert train(tiny, tmp_path, StaticConfig(candidates=4, steps=3, confirm=0)).route == twice.route
 
 
 def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
@@ -724,7 +736,7 @@ def test_questions_are_found_from_another_folder(tiny, data, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     training_data = TrainingData(tiny, own / "run")
     assert training_data.fit_tasks[0].questions
-    assert [len(questions) for _, questions in training_data.tune(2)] == [2]
+    assert [len(ask.questions) for ask in training_data.tune(2)] == [2]
     rows = evaluate(tiny, ["base"], [TASK], own / "run", EVALUATE).rows
     assert rows[0].n
     with pytest.raises(InputError, match=r"sums\.jsonl: no such file"):
@@ -851,10 +863,9 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
     assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"
     more = [Route.full(L).edit(0, 0).edit(1, 2), Route.full(L).edit(1, 0).edit(3, 2), ROUTES[0]]
-    for splits, counted in ((("fit",), 0), (("fit", "calibrate"), 2)):
-        name = "-".join(splits)
-        search(tiny, [TASK], dataclasses.replace(SEARCH, splits=splits), tmp_path / "run", data, routes=more, list_name=name)
-        assert earlier(ROUTES[1]) == found.earlier + counted
+    [manifest] = path_manifests(tmp_path / "run").values()
+    search(tiny, [TASK], manifest.search_config, tmp_path / "run", data, routes=more)
+    assert earlier(ROUTES[1]) == found.earlier + 2
     size, thresholds = 2 * tiny.hidden_size, [Point(1e9), Point(0.0), Point(-1e9)]
     codebook = Codebook([Route.full(L), ROUTES[1]], plain_selector(1, size, [0.0], torch.ones(size, 1)), thresholds)
     first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
@@ -866,23 +877,9 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
 
 
 def record(routes: list[str], margins: list[float]) -> RouteRecord:
-    right = [margin > 0 for margin in margins]
-    return RouteRecord(
-        TASK,
-        "q",
-        4,
-        right[0],
-        margins[0],
-        Route.parse(routes[0]),
-        tuple(map(Route.parse, routes)),
-        tuple(map(float, right)),
-        tuple(margins),
-        tuple(right),
-        tuple(right),
-        0,
-        "f",
-        "loglik",
-    )
+    """One whose routes are right where their margins are above 0, or none."""
+    found = {Route.parse(text): verdict(not margin <= 0, margin) for text, margin in zip(routes, margins, strict=True)}
+    return made_record(routes=tuple(found), verdicts=found, chosen=Route.parse(routes[0]))
 
 
 def test_soft_targets_by_hand():
@@ -892,7 +889,7 @@ def test_soft_targets_by_hand():
     assert target[1] == pytest.approx([1 - low, low, 0], abs=1e-6)
     assert target[2] == pytest.approx([0, 1, 0])
     assert target.sum(1) == pytest.approx(np.ones(4))
-    no_margins = soft_target(dataclasses.replace(record(["1111", "1011"], [1.0, 1.0]), margins=(np.nan, np.nan)), 0.5)
+    no_margins = soft_target(record(["1111", "1011"], [np.nan, np.nan]), 0.5)
     assert no_margins[1] == pytest.approx([0.5, 0.5, 0])
 
 

@@ -27,11 +27,12 @@ from drllm.reporting.drawing import need_extras
 from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import to_html
 from drllm.reporting.parts import Heading, Paragraph, RouteBrowser, Table
+from drllm.runs.answers import read_answers, write_answers
 from drllm.runs.records import read_records, write_shard
-from drllm.runs.verdicts import read_verdicts, write_verdicts
 from drllm.tasks import load_task, texts_digest
 from drllm_research.paper import charts
 from pages import look_at, needs_chromium
+from record_factory import write_verdicts
 
 pytestmark = pytest.mark.long
 
@@ -139,10 +140,10 @@ def test_routes_differ_in_their_loops():
 
 
 def test_a_route_that_is_none_is_refused(asked: Path):
-    path = asked / "evaluate" / "tune" / "routers" / "piqa.parquet"
-    verdicts = read_verdicts(path)
-    write_verdicts(path, dataclasses.replace(verdicts, routes=["0-2,1-9x", *verdicts.routes[1:]]))
-    with pytest.raises(ArtifactError, match=r"routers/piqa\.parquet has an unreadable route \(cannot read route '0-2,1-9x'"):
+    path = asked / "evaluate" / "tune" / "answers.parquet"
+    found = read_answers(path)["routers", "piqa"]
+    write_answers(path, {("routers", "piqa"): dataclasses.replace(found, routes=["0-2,1-9x", *found.routes[1:]])})
+    with pytest.raises(ArtifactError, match=r"answers\.parquet has an unreadable route \(cannot read route '0-2,1-9x'"):
         report.report(asked)
 
 
@@ -180,7 +181,10 @@ def test_files_that_an_evaluation_did_not_ask_are_not_of_it(asked: Path):
 
 
 def test_where_the_base_was_not_asked_nothing_is_better_or_worse(asked: Path):
-    shutil.rmtree(asked / "evaluate" / "tune" / "base")
+    path = asked / "evaluate" / "tune" / "answers.parquet"
+    answers = read_answers(path)
+    path.unlink()
+    write_answers(path, {place: found for place, found in answers.items() if place[0] != "base"})
     tell(asked, texts={})
     text = report.report(asked).read_text()
     assert "base unknown, routers right" in text
@@ -192,13 +196,16 @@ def test_a_route_of_another_length_is_refused(asked: Path):
     for row in summary["rows"]:
         row["n_layers"] = 5
     tell(asked, rows=summary["rows"])
-    with pytest.raises(ArtifactError, match=r"tune/base/arc_easy\.parquet has a route of 4 blocks: evaluate again"):
+    with pytest.raises(ArtifactError, match=r"tune/answers\.parquet has a route of 4 blocks: evaluate again"):
         report.report(asked)
 
 
 def test_labels_of_two_models_are_not_tabled_together(asked: Path):
     folder = asked / "search" / "piqa"
-    records = [dataclasses.replace(record, fingerprint="beef") for record in read_records(folder)]
+    records = [
+        dataclasses.replace(record, conditions=dataclasses.replace(record.conditions, weights="beef")) for record in read_records(folder)
+    ]
+    write_verdicts(asked, records, "beef")
     for path in folder.glob("*.parquet"):
         path.unlink()
     write_shard(folder, 0, records)
@@ -222,7 +229,7 @@ def test_figures_are_valid_plotly_and_hold_the_numbers_of_the_csv(asked: Path):
 
     text = report.report(asked).read_text()
     plots = [json.loads(found) for found in re.findall(r'<script type="application/json" id="[^"]+">(.*?)</script>', text)]
-    assert len(plots) == 5
+    assert len(plots) == 4
     for plot in plots:
         Figure(plot)  # refuses an unknown trace or a wrong value
         assert all(axis["title"]["text"] for name, axis in plot["layout"].items() if name.startswith("xaxis"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -13,26 +12,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from drllm import ArtifactError, EvaluateConfig, InputError, Route
 from drllm.core import text
 from drllm.core.files import write_json, write_text
-from drllm.evaluation.answers import Request, answer
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
 from drllm.reporting.chart import Chart, Heat
 from drllm.reporting.figures import label_distribution, usage_map
 from drllm.reporting.plots import as_plotly
+from drllm.runs.answers import Answers, write_answers
 from drllm.runs.load import load_run
 from drllm.runs.manifest import Manifest, check_manifest
-from drllm.runs.records import RouteRecord, write_shard
+from drllm.runs.records import write_shard
+from drllm.runs.store import Asked
 from drllm.runs.summary import Summary, SummaryRow
 from drllm.runs.summary import rows_of as rows_of_summary
-from drllm.scoring.verdict import Verdict
-from drllm.tasks import get_task
-from record_factory import record
+from record_factory import record, write_verdicts
 
 pytestmark = pytest.mark.long
 
@@ -48,7 +45,7 @@ BEHAVIOUR = {
     "routers": (lambda n: n % 2 == 0 or n < 4, lambda n: "1211" if n % 3 == 0 else "1011"),
     "shuffled": (lambda n: n % 3 == 0, lambda n: "1211" if n % 3 == 1 else "1011"),
 }
-PICTURES = ("accuracy_seconds_tune", "accuracy_tune", "label_distribution", "training", "usage_tune")
+PICTURES = ("accuracy_tune", "label_distribution", "training", "usage_tune")
 
 
 TASKS = ("arc_easy", "piqa")
@@ -62,24 +59,13 @@ def write_search(run: Path, tasks: tuple[str, ...] = TASKS) -> None:
         full, short = Route.full(L), Route.parse("1012")
         for shard in range(2):
             records = [
-                RouteRecord(
-                    task=task,
-                    id=f"{task}-{n}",
-                    n_choices=4,
-                    base_correct=n == 0,
-                    base_margin=0.5,
-                    chosen=[full, short, None][n],
-                    routes=(full, short),
-                    rewards=(float(n == 0), float(n == 1)),
-                    margins=(0.5, -0.5),
-                    acc=(None,) * 2,
-                    acc_norm=(None,) * 2,
-                    seed=0,
-                    fingerprint="f00d",
-                    reward="loglik",
+                replace(
+                    record(task, base=float(n == 0), others=(float(n == 1),), routes=(full, short), chosen=[full, short, None][n]),
+                    asked=Asked(task, "fit", f"{task}-{n}", f"{task} {shard} {n}"),
                 )
                 for n in range(3)
             ]
+            write_verdicts(run, records, f"{task}-{shard}")
             write_shard(folder, shard, records)
 
 
@@ -93,31 +79,19 @@ def write_training(run: Path, policies: tuple[str, ...] = ("routers",)) -> None:
         write_text(run / "train" / policy / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
-class FakeScorer:
-    """Gives out verdicts and routes that stand ready, so that the real writer of per-question files can be used without a model."""
-
-    def __init__(self, right, route):
-        self.right, self.route = right, route
-
-    def score_policy(self, questions, policy, known=None):
-        numbers = [question.number for question in questions]
-        return [Verdict(self.right(n), margin=math.nan) for n in numbers], [Route.parse(self.route(n)) for n in numbers]
-
-
-def request_of(folder: Path, method: str, task: str) -> Request:
-    return Request(method, get_task(task), [], None, None, folder / method / f"{task}.parquet", {"key": "key"})
+def answers_of(right: Any, route: Any, n: int) -> Answers:
+    """What a method answers to so many questions."""
+    routes = [route(number) for number in range(n)]
+    passes, correct = [Route.parse(text).n_passes for text in routes], [bool(right(number)) for number in range(n)]
+    return Answers([f"q{number}" for number in range(n)], routes, passes, correct)
 
 
 def write_evaluation(
     run: Path, split: str = "tune", tasks: tuple[str, ...] = TASKS, behaviour: Any = BEHAVIOUR, routed: Any = ROUTED, n: int = N
 ) -> Summary:
     folder = run / "evaluate" / split
-    questions = [SimpleNamespace(number=n, example=SimpleNamespace(id=f"q{n}")) for n in range(n)]
-    answers = {
-        (method, task): answer(FakeScorer(*does), questions, None, request_of(folder, method, task))  # type: ignore[arg-type]
-        for method, does in behaviour.items()
-        for task in tasks
-    }
+    answers = {(method, task): answers_of(*does, n) for method, does in behaviour.items() for task in tasks}
+    write_answers(folder / "answers.parquet", answers)
     rows = rows_of_summary(list(behaviour), tasks, answers, routed.n_layers, EvaluateConfig(split=split, n_resamples=200))  # type: ignore[arg-type]
     summary = Summary(split=split, reference="base", model=routed.base_id, fingerprint=routed.fingerprint, tasks=list(tasks), rows=rows)
     summary = summary.changed(dropped={"arc_easy": {"tune": 3}, "piqa": {}})
@@ -245,8 +219,6 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
     summary = write_evaluation(tmp_path)
     summary = summary.changed(rows=[row for row in summary.rows if row.method in ("base", "static")])
     write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary.to_json())
-    for path in (tmp_path / "evaluate" / "tune" / "routers").iterdir():
-        path.unlink()
     text = markdown_of(tmp_path)
     assert "routers" not in text
     assert "No evaluated method sends two prompts along different routes" in text
@@ -256,10 +228,9 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
 def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
     folder = tmp_path / "search" / "piqa"
     check_manifest(folder, Manifest.of({"task": "piqa", "model": "tiny"}))
-    full = Route.full(L)
-    write_shard(
-        folder, 0, [RouteRecord("piqa", "q", 2, False, -1.0, None, (full,), (0.0,), (-1.0,), (None,), (None,), 0, "f00d", "loglik")]
-    )
+    lost = record("piqa", base=0.0, others=())
+    write_verdicts(tmp_path, [lost])
+    write_shard(folder, 0, [lost])
     text = markdown_of(tmp_path)
     assert "the search kept no route" in text
     assert "| piqa | 1 | 0 | 0 | 0.0 |  | 0 | 0 | 0 |  |" in text
@@ -274,7 +245,7 @@ def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
         (lambda run: (run / "search" / "piqa" / "_plan.json").write_text(""), "_plan.json is not readable JSON"),
         (lambda run: (run / "search" / "piqa" / "shard-00000.parquet").write_bytes(b"PAR1"), "shard-00000.parquet is not a readable"),
         (lambda run: (run / "train" / "routers" / "metrics.jsonl").write_text("{}\n{"), "metrics.jsonl is not readable JSON lines"),
-        (lambda run: (run / "evaluate" / "tune" / "routers" / "piqa.parquet").write_bytes(b"x"), "piqa.parquet is not a readable file"),
+        (lambda run: (run / "evaluate" / "tune" / "answers.parquet").write_bytes(b"x"), "answers.parquet is not a readable shard"),
         (lambda run: (run / "run.json").write_text("[{"), "run.json is not readable JSON"),
     ],
 )
@@ -388,43 +359,14 @@ def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
         drawing.need_extras()
 
 
-def test_what_an_earlier_evaluation_left_is_shown_where_it_still_compares(run: Path):
-    """`evaluate` writes a summary of its own methods and tasks; a page shows every method whose verdicts pair with the base's."""
+def test_the_report_is_of_the_latest_evaluation_of_a_split(run: Path):
+    """An earlier call's answers stay in the file; to show them again, evaluate them together, which asks nothing anew."""
     write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
     page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
-    assert "**static: " in page, "the latest evaluation leads"
-    row = next(line for line in page.splitlines() if line.startswith("| all | routers |"))
-    assert "| 24 | +16.7 (" in row, "made from the verdict files, as evaluate makes it"
-    assert "| all | shuffled |" in page
-    assert "Routes of 1 comparisons of earlier evaluations" in page
-    write_evaluation(run, tasks=("piqa",), behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
-    assert "### Tune-other-tasks split" in page, "what the latest did not ask stands beside it"
-    assert "| tune-other-tasks | Tasks that earlier calls" in page
-    # Of other questions than the base's there are no pairs.
-    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
-    for path in (run / "evaluate" / "tune").glob("base/*.parquet"):
-        path.unlink()
-    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"]}, n=N - 2)
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "**static: " in page
     assert "| all | routers |" not in page
-    assert "a policy trained anew since: routers." in page
-    assert "| all | shuffled |" not in page
-
-
-def test_verdicts_of_a_policy_that_has_been_trained_again_are_left_out(run: Path):
-    folder = run / "evaluate" / "tune"
-    for task in TASKS:
-        path = folder / "routers" / f"{task}.parquet"
-        table = pq.read_table(path)
-        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
-    (run / "routers").mkdir()
-    write_json(run / "routers" / "drllm_config.json", {"policy": "routers", "base_id": "tiny"})
-    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
-    assert "| all | routers |" not in page
-    assert "a policy trained anew since: routers." in page
-    assert "| all | shuffled |" not in page
+    write_evaluation(run)
+    assert "| all | routers |" in report.report(run).with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
@@ -485,26 +427,7 @@ def test_without_loops_no_page_speaks_of_them(run: Path):
 
 def test_labels_of_looped_routes_are_counted_as_blocks_that_run_more_than_once():
     full = Route.full(L)
-    looped = replace(loops_record := record(), routes=(full, full.loop(1, 2, times=3)), chosen=full.loop(1, 2, times=3))
-    assert loops_record.routes[0] == full
+    looped = record(routes=(full, full.loop(1, 2, times=3)), chosen=full.loop(1, 2, times=3))
     chart = label_distribution({"arc_easy": [looped]})
     assert isinstance(chart, Chart)
     assert chart.rows == (("arc_easy", "skip", 0), ("arc_easy", "execute", 2), ("arc_easy", "repeat", 2))
-
-
-def test_two_versions_of_a_policy_are_no_method(run: Path):
-    path = run / "evaluate" / "tune" / "routers" / "piqa.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"policy": b"what it was"}), path)
-    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
-    assert "| all | routers |" not in page
-    assert "| all | shuffled |" not in page
-    assert "a policy trained anew since: routers." in page
-
-
-def test_a_method_that_was_asked_of_some_tasks_alone_is_named(run: Path):
-    (run / "evaluate" / "tune" / "routers" / "piqa.parquet").unlink()
-    write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
-    assert "asked of some of the tasks alone: routers (arc_easy)." in page.replace("\\_", "_")

@@ -31,10 +31,10 @@ from drllm.methods.base import get_method, method_names
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
+from drllm.runs.answers import Answers, read_answers
 from drllm.runs.manifest import read_manifest
 from drllm.runs.names import check_methods, owner_of
 from drllm.runs.records import read_records
-from drllm.runs.verdicts import read_verdicts
 from drllm.tasks import grading
 from drllm_research.paper import claims, published, tables
 from drllm_research.paper.ablations import SearchWith
@@ -109,7 +109,7 @@ def test_every_table_and_figure_is_on_the_page(bench, page):
         assert f">{exhibit.title}</h2>" in html
         assert f"drllm reproduce {exhibit.name} --model tiny" in section(page, exhibit.title)
     pictures = re.findall(r"!\[.*\]\((.*)\.png\)", page)
-    assert len(pictures) == len(set(pictures)) == 13
+    assert len(pictures) == len(set(pictures)) == 12
     for name in pictures:
         assert (bench.folder / "all" / f"{name}.png").stat().st_size > 5000
         assert (bench.folder / "all" / f"{name}.csv").is_file()
@@ -167,10 +167,15 @@ def test_claims_stand_together_with_their_commands(bench, page):
         assert command in told
 
 
+def answers_of(bench: Bench, split: str) -> dict[tuple[str, str], Answers]:
+    """By method and task."""
+    return read_answers(bench.setup.run.answers(split))
+
+
 def test_figures_are_those_of_the_files(bench, page):
     text = section(page, EXHIBITS["table3"].title)
     for task in LEARNED:
-        rows = read_verdicts(bench.setup.out / "evaluate" / f"tune-first-{bench.setup.n_compared()}" / "routers" / f"{task}.parquet").rows
+        rows = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", task].rows
         accuracy = 100 * sum(row["correct"] for row in rows) / len(rows)
         passes = sum(row["n_passes"] for row in rows) / len(rows)
         assert re.search(rf"\| {task} \| routers \| {accuracy:.1f} .*\| {passes:.2f} of {L} \|", text)
@@ -179,13 +184,13 @@ def test_figures_are_those_of_the_files(bench, page):
     assert "| questions learned from | 40 | 4,000 |" in searched
     assert f"| of which mend a wrong answer, % | {100 * sum(found.mended for found in labels) / 40:.1f} | 30.0 |" in searched
     passes = [list(map(float, row[2:3])) for row in rows_of(bench.folder / "all" / "usage_by_block.csv") if row[0] == "arc_easy"]
-    routes = [Route.parse(row["route"]) for row in read_verdicts(bench.setup.out / "evaluate/tune-first-20/routers/arc_easy.parquet").rows]
+    routes = [Route.parse(row["route"]) for row in answers_of(bench, "tune-first-20")["routers", "arc_easy"].rows]
     assert [value for (value,) in passes] == pytest.approx([sum(route[block] for route in routes) / len(routes) for block in range(L)])
 
 
 def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
     """Of all, of those with an answer and of those without, by hand from the file of verdicts."""
-    verdicts = read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{PASSAGES}.parquet")
+    verdicts = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", PASSAGES]
     assert len(verdicts.f1) == len(verdicts.ids) > 5
     has_answer = [(int(name.rpartition("-")[2]) - 1) % 3 != 0 for name in verdicts.ids]
     cells = ["", ""]
@@ -194,7 +199,7 @@ def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
         exact, f1 = (100 * sum(float(column[at]) for at in chosen) / len(chosen) for column in (verdicts.correct, verdicts.f1))
         cells += [str(len(chosen)), f"{exact:.1f}", f"{f1:.1f}"]
     assert f"| {PASSAGES} | routers | {' | '.join(cells[2:-1])} |" in section(page, EXHIBITS["table4"].title)
-    assert not read_verdicts(bench.setup.out / f"evaluate/tune-first-{bench.setup.n_compared()}/routers/{OUTSIDE}.parquet").f1
+    assert not answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", OUTSIDE].f1
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -610,18 +615,6 @@ def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(
     assert not (tmp_path / "search").exists()
 
 
-def test_verdict_files_say_what_they_can_be_compared_with(bench):
-    split = bench.run(in_domain(bench.setup)).split
-    files = {
-        name: read_verdicts(bench.setup.out / "evaluate" / split / name / f"{LEARNED[0]}.parquet")
-        for name in ("base", "routers", "shuffled")
-    }
-    assert len({file.metadata["comparable"] for file in files.values()}) == 1
-    assert files["routers"].metadata["policy"] == policy_digest(bench.setup.out / "routers")
-    other = read_verdicts(bench.setup.out / "evaluate" / split / "base" / f"{LEARNED[1]}.parquet")
-    assert other.metadata["comparable"] != files["base"].metadata["comparable"], "other questions"
-
-
 def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
     passes = {"small": [20] * 9, "a": [31] * 60, "b": [31] * 60}
 
@@ -655,18 +648,14 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
 def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice):
     """By hand from the files of verdicts: each reader's gain, a task weighing as much as the other, and the shares of forms."""
     made, page = read_twice
-    files = {
-        (method, task): read_verdicts(made.setup.run.verdicts("tune-first-16", method, task))
-        for method in ("base", "routers")
-        for task in made.setup.tasks
-    }
+    files = {(method, task): answers_of(made, "tune-first-16")[method, task] for method in ("base", "routers") for task in made.setup.tasks}
     gains = [
         np.mean(
             [np.mean(getattr(files["routers", task], reader)) - np.mean(getattr(files["base", task], reader)) for task in made.setup.tasks]
         )
         for reader in ("strict", "lenient")
     ]
-    asked = np.mean([files["routers", task].forms.count("asked") / len(files["routers", task].ids) for task in made.setup.tasks])
+    asked = np.mean([files["routers", task].form.count("asked") / len(files["routers", task].ids) for task in made.setup.tasks])
     line = next(line for line in page.splitlines() if line.startswith("| routers |") and line.count("|") == 7)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     expected = [*gains, gains[0] - gains[1]]
@@ -679,7 +668,7 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
     made, page = read_twice
     means = []
     for method in ("base", "routers"):
-        files = [read_verdicts(made.setup.run.verdicts("tune-first-16", method, task)) for task in made.setup.tasks]
+        files = [answers_of(made, "tune-first-16")[method, task] for task in made.setup.tasks]
         means.append(np.mean([np.mean(np.array(found.passes) * np.array(found.n_new)) for found in files]))
         assert all(2 <= n <= 15 for found in files for n in found.n_new)
     assert f"| layers a query, over prompt and generated tokens | {means[0]:.1f} | {means[1]:.1f} |" in page

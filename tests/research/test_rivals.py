@@ -30,6 +30,7 @@ from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
 from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 from rote import answering
 from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
+from scored import score_policy
 
 pytestmark = pytest.mark.long
 
@@ -162,9 +163,7 @@ def test_scores_are_those_of_plain_forwards(tiny):
     policy = random_gates(FlexiDepth, tiny, 1)
     packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
     examples = load_examples(tiny)
-    answers = [
-        scorer.score_policy([scorer.question(get_task(TASK), example) for example in examples], policy) for scorer in (packed, apart)
-    ]
+    answers = [policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in examples]) for scorer in (packed, apart)]
     for one, other in zip(*(verdicts for verdicts, _ in answers), strict=True):
         assert one.margin == pytest.approx(other.margin, abs=1e-3)
     assert all(1 < depth.n_passes < L and not depth.is_full for depth in answers[0][1])
@@ -232,8 +231,8 @@ def test_the_oracle_by_hand(tiny, data):
     loaded = load_task(TASK, data)
     asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:20]]
     verdicts, routes = Oracle(ROUTES).answer(scorer, asked)
-    base = scorer.score_policy(asked, None)[0]
-    each = [scorer.score_policy(asked, RoutePolicy(route))[0] for route in ROUTES]
+    base = score_policy(scorer, asked, None)[0]
+    each = [score_policy(scorer, asked, RoutePolicy(route))[0] for route in ROUTES]
     for place, (verdict, route) in enumerate(zip(verdicts, routes, strict=True)):
         right = [other for other, found in zip(ROUTES, each, strict=True) if found[place].correct]
         assert verdict.correct == (base[place].correct or bool(right))
@@ -307,7 +306,7 @@ def test_open_gates_on_attention_answer_as_the_base(reward):
     examples = PROMPTS if reward == "letter" else [dataclasses.replace(one, choices=(), answer="5", task="gsm8k") for one in PROMPTS]
     scorer = GeneratedScorer(routed, reward, 600, to_the_end=True)
     asked = [scorer.question(task, example) for example in examples]
-    base, _ = scorer.score_policy(asked, None)
+    base = [verdicts[0] for verdicts in scorer.score_all(asked, [Route.full(routed.n_layers)])]
     found, depths = MindSkip.new(routed.n_layers, routed.hidden_size, 0, 1, 0).answer(scorer, asked)
     assert found == base
     assert all(depth.n_passes == pytest.approx(routed.n_layers, rel=0.1) for depth in depths)

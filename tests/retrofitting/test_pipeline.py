@@ -9,17 +9,18 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.evaluation.answers import baseline_routes
+from drllm.evaluation.baselines import baseline_routes
 from drllm.methods.static import StaticConfig
 from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
-from drllm.runs.merge import merge_records
+from drllm.runs.answers import read_answers
+from drllm.runs.merge import merge_runs
+from drllm.runs.merge import rows_of as rows_of_store
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_path
 from drllm.runs.summary import Summary, SummaryRow
@@ -106,16 +107,18 @@ def test_training_leaves_the_base_alone(trained, tiny):
 def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, tiny, data, plain):
     """Its accuracies are those of a computation without drllm; a route is taken only where it gains; without a test, the best one is."""
     table = {row["route"]: row for row in json.loads((run / "train" / "static" / "candidates.json").read_text())["candidates"]}
-    fit = load_task(TASK, data).examples["fit"]
+    fit, full = load_task(TASK, data).examples["fit"], Route.full(L)
+    found = collections.defaultdict(dict)
+    for row in rows_of_store(run).to_pylist():
+        found[row["id"]][row["route"]] = row["margin_acc_norm"]
     assert len(table) > 2
     for text, row in table.items():
         assert row["n"] == len(fit)
-        assert row["accuracy"] == pytest.approx(np.mean([plain.verdict(example, Route.parse(text))[1] for example in fit]))
-        margins, base = np.array(row["margins"]), np.array(table["1" * L]["margins"])
-        turned = np.array(row["right"]) - np.array(table["1" * L]["right"])
-        # Rounded to four digits there, and the spread is of the search's own margins.
+        answers = [found[example.id] for example in fit]
+        turned = np.array([plain.verdict(example, Route.parse(text))[1] - plain.verdict(example, full)[1] for example in fit])
+        margins = np.array([one[text] - one[str(full)] for one in answers])
         spread = np.std([record.base_margin for record in read_records(run / "search")])
-        assert row["gain"] == pytest.approx(np.mean(0.5 * np.clip((margins - base) / spread, -1, 1) + 0.5 * turned), abs=1e-3)
+        assert row["gain"] == pytest.approx(np.mean(0.5 * np.clip(margins / spread, -1, 1) + 0.5 * turned), abs=1e-6)
     route = json.loads((trained / "static" / "policy.json").read_text())["route"]
     assert route == "1" * L or table[route]["gain"] > 0
     untested = train(tiny, run, StaticConfig(steps=1, confirm=0)).route
@@ -129,7 +132,7 @@ def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_th
     for name, part in {"a": rows[:40], "b": rows[40:]}.items():
         search(tiny, [TASK], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
     out = tmp_path / "both"
-    merge_records([tmp_path / "a", tmp_path / "b"], out)
+    merge_runs([tmp_path / "a", tmp_path / "b"], out)
     policy = train(tiny, out, "static")
     n_records = len(read_records(out / "search"))
     assert n_records == sum(len(read_records(tmp_path / name / "search")) for name in "ab")
@@ -144,7 +147,7 @@ def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_th
     fresh = [row | {"part": "validation", "id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
     summary = evaluate(tiny, ["static"], [TASK], out, EVALUATE, write_rows(tmp_path / "eval.jsonl", again + fresh))
     assert summary
-    answered = pq.read_table(next((out / "evaluate").rglob("base/*.parquet")))["id"].to_pylist()
+    answered = read_answers(next((out / "evaluate").rglob("answers.parquet")))["base", TASK].ids
     assert answered
     assert all(name.startswith("new ") for name in answered)
     (tmp_path / "b.jsonl").write_text((tmp_path / "b.jsonl").read_text().replace('"choices": ["', '"choices": ["9'))
@@ -153,7 +156,7 @@ def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_th
 
 
 def test_an_unfinished_search_is_not_trained_on(run, tiny, tmp_path):
-    copy_run(run, tmp_path, "search")
+    copy_run(run, tmp_path, "search", "verdicts")
     shard_path(tmp_path / "search" / TASK, 0).unlink()
     with pytest.raises(ArtifactError, match=r"search of arc_easy in .*arc_easy is unfinished \(8 of \d+ questions\)"):
         train(tiny, tmp_path, TRAIN)
@@ -186,7 +189,7 @@ def test_a_search_that_found_nothing_right_is_not_trained_on(tiny, data, tmp_pat
     search(tiny, [TASK], SearchConfig(n_simulations=1, limit=4, reward="letter", max_new_tokens=2), tmp_path, data)
     records = read_records(tmp_path / "search")
     assert [record.chosen for record in records] == [None] * 4
-    assert {value for record in records for value in (*record.acc, *record.acc_norm)} == {None}
+    assert {value for record in records for one in record.verdicts.values() for value in (one.acc, one.acc_norm)} == {None}
     with pytest.raises(ArtifactError, match="kept no route"):
         train(tiny, tmp_path, TRAIN)
 
@@ -195,7 +198,7 @@ def test_a_search_that_found_nothing_right_is_not_trained_on(tiny, data, tmp_pat
 
 
 def rows_of(folder: Path, method: str) -> list[dict]:
-    return pq.ParquetFile(folder / "evaluate" / "tune" / method / f"{TASK}.parquet").read().to_pylist()
+    return read_answers(folder / "evaluate" / "tune" / "answers.parquet")[method, TASK].rows
 
 
 def row_of(summary: Summary, method: str, task: str = TASK) -> SummaryRow:
@@ -213,8 +216,7 @@ def test_every_method_answers_the_same_questions_as_a_plain_computation(summary,
         for row in rows:
             route = Route.parse(row["route"])
             assert row["n_passes"] == route.n_passes
-            assert (row["correct_acc"], row["correct_acc_norm"]) == plain.verdict(tune[row["id"]], route)
-            assert row["correct"] == row["correct_acc_norm"]
+            assert row["correct"] == plain.verdict(tune[row["id"]], route)[1]
             seen[row["correct"]] += 1
         assert row_of(summary, method).accuracy == pytest.approx(sum(row["correct"] for row in rows) / len(rows))
     assert {row["route"] for row in rows_of(trained, "base")} == {"1" * L}
@@ -295,28 +297,29 @@ def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):
 
 
 def test_evaluating_again_reads_back(summary, trained, tiny, data, tmp_path, monkeypatch):
-    scored = []
-    score_policy = LoglikScorer.score_policy
-    monkeypatch.setattr(LoglikScorer, "score_policy", lambda self, *args: scored.append(args[1]) or score_policy(self, *args))
+    asked = []
+    submit = LoglikScorer.submit
+    monkeypatch.setattr(LoglikScorer, "submit", lambda self, handle, route: asked.append(route) or submit(self, handle, route))
     assert evaluate(tiny, METHODS, [TASK], trained, EVALUATE, data) == summary
-    assert scored == []
-    # Other routers: they and their controls are scored again, base and static are not.
-    copy_run(trained, tmp_path, "search", "static", "routers", "evaluate")
+    assert asked == []
+    # Other routers: only what they and their controls decide is asked, and no route of the base or static.
+    copy_run(trained, tmp_path, "search", "verdicts", "decided", "static", "routers")
     other = Routers(RouterConfig(L, 32, n_windows=4, width=16), seed=5)
     tiny.policy = other
     tiny.save_pretrained(tmp_path / "routers")
     tiny.policy = None
     again = evaluate(tiny, METHODS, [TASK], tmp_path, EVALUATE, data)
-    assert len(scored) == 3
+    assert 0 < len(asked) <= 3 * again.rows[0].n
+    assert Route.full(L) not in asked
     assert {row.method: row.mean_passes for row in again.rows}["base"] == L
     # Other questions under the same ids: everything is.
-    scored.clear()
+    asked.clear()
     rows = questions()
     for row in rows:
         row["answer"] = (row["answer"] + 1) % 3
-    copy_run(trained, tmp_path / "b", "static", "routers", "evaluate")
-    evaluate(tiny, METHODS, [TASK], tmp_path / "b", EVALUATE, write_rows(tmp_path / data.name, rows))
-    assert len(scored) == 5
+    copy_run(trained, tmp_path / "b", "static", "routers", "verdicts", "decided")
+    found = evaluate(tiny, METHODS, [TASK], tmp_path / "b", EVALUATE, write_rows(tmp_path / data.name, rows))
+    assert asked.count(Route.full(L)) == found.rows[0].n
 
 
 def test_controls_bring_the_routers_along_and_the_base_is_always_there(summary, trained, tiny, data):
@@ -367,7 +370,7 @@ def test_an_evaluation_question_that_was_fitted_on_is_dropped_and_counted(tiny, 
     asked = [row | {"part": "test"} for row in questions()] + [{**questions(61)[60], "part": "test"}]
     other = write_rows(tmp_path / "other.jsonl", asked)
     found = evaluate(tiny, [], [TASK], tmp_path / "b", EvaluateConfig(split="test", n_resamples=100), other)
-    ids = {row["id"] for row in pq.ParquetFile(tmp_path / "b" / "evaluate" / "test" / "base" / f"{TASK}.parquet").read().to_pylist()}
+    ids = {*read_answers(tmp_path / "b" / "evaluate" / "test" / "answers.parquet")["base", TASK].ids}
     assert not ids & {example.id for example in searched["fit"]}
     assert {"q60"} | {example.id for example in searched["test"]} <= ids
     assert found.dropped[TASK]["test"] >= len(searched["fit"])
@@ -396,9 +399,9 @@ def test_a_policy_of_other_weights_is_not_evaluated(summary, trained, data):
 
 def test_a_corrupt_answer_file_is_refused(summary, trained, tiny, data, tmp_path):
     copy_run(trained, tmp_path, "search", "evaluate")
-    path = tmp_path / "evaluate" / "tune" / "base" / f"{TASK}.parquet"
+    path = tmp_path / "evaluate" / "tune" / "answers.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ArtifactError, match=r"is not a readable file of verdicts.*: delete it and evaluate again"):
+    with pytest.raises(ArtifactError, match=r"answers.parquet is not a readable shard .*: delete it and run the same command again"):
         evaluate(tiny, [], [TASK], tmp_path, EVALUATE, data)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from drllm.core.config import SearchConfig
 from drllm.core.route import Route
 from drllm.runs.kept import kept_in, kept_of
 from drllm.runs.records import RouteRecord, write_shard
-from record_factory import record
+from record_factory import record, write_verdicts
 
 BASE, OTHER = Route([1, 1]), Route([1, 0])
 
@@ -22,16 +21,7 @@ def visited(kinds: str) -> list[RouteRecord]:
     """Records in order: "r" right already, "m" mended, "w" wrong on every path."""
     chosen = {"r": BASE, "m": OTHER, "w": None}
     return [
-        dataclasses.replace(
-            record(name=f"{place}{kind}"),
-            base_correct=kind == "r",
-            chosen=chosen[kind],
-            routes=(BASE, OTHER),
-            rewards=(float(kind == "r"), float(kind == "m")),
-            margins=(float("nan"),) * 2,
-            acc=(None,) * 2,
-            acc_norm=(None,) * 2,
-        )
+        record(name=f"{place}{kind}", base=float(kind == "r"), others=(float(kind == "m"),), routes=(BASE, OTHER), chosen=chosen[kind])
         for place, kind in enumerate(kinds)
     ]
 
@@ -86,9 +76,11 @@ def test_it_is_the_authors_rule(kinds, n, share):
 
 def test_shards_behind_a_missing_one_are_not_looked_at(tmp_path: Path):
     records, config = visited("rwmrr"), SearchConfig(keep=3)
-    write_shard(tmp_path, 0, records[:2])
-    write_shard(tmp_path, 2, records[4:])
-    assert (len(kept_in(tmp_path, config).visited), kept_in(tmp_path, config).is_enough) == (2, False)
-    write_shard(tmp_path, 1, records[2:4])
-    assert [one.id for one in kept_in(tmp_path, config).records] == ["0r", "2m", "3r"]
-    assert len(kept_in(tmp_path, config).visited) == 4
+    folder = tmp_path / "search" / "arc_easy"
+    write_verdicts(tmp_path, records)
+    write_shard(folder, 0, records[:2])
+    write_shard(folder, 2, records[4:])
+    assert (len(kept_in(folder, config).visited), kept_in(folder, config).is_enough) == (2, False)
+    write_shard(folder, 1, records[2:4])
+    assert [one.id for one in kept_in(folder, config).records] == ["0r", "2m", "3r"]
+    assert len(kept_in(folder, config).visited) == 4

@@ -12,9 +12,10 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.runs.label_stats import Flips, describe, render
 from drllm.runs.records import FINITE, Check, RouteRecord
+from drllm.runs.store import Verdict
 from drllm.searching.presets import make_tree
 from drllm.searching.prior import random_routes
-from record_factory import ROUTES, control, record
+from record_factory import ROUTES, control, record, verdict
 
 BASE, SKIPS_FIRST, REPEATS_THIRD, SKIPS_TWO = ROUTES  # 1111, 0111, 1121, 1001
 
@@ -118,24 +119,14 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_
             tree.tell(route, told[route], luck.gauss(0.2 if told[route] else -0.2, 0.01))
         blind = random_routes(n_layers, n_tries, config, seed=number)
         found.append(
-            RouteRecord(
-                task="arc_easy",
-                id=str(number),
-                n_choices=4,
-                base_correct=False,
-                base_margin=-0.2,
-                chosen=tree.chosen,
+            record(
+                name=str(number),
+                others=tuple(map(float, list(told.values())[1:])),
                 routes=tuple(told),
-                rewards=tuple(map(float, told.values())),
-                margins=(0.0,) * len(told),
-                acc=(None,) * len(told),
-                acc_norm=(None,) * len(told),
-                seed=0,
-                fingerprint="f00d",
-                reward="loglik",
+                chosen=tree.chosen,
                 control_routes=tuple(blind),
-                control_correct=tuple(luck.random() < share for _ in blind),
-                control_margins=(0.0,) * n_tries,
+                # As told, or drawn with the same probability.
+                verdicts={route: verdict(luck.random() < share) for route in blind if route not in told},
             )
         )
     (row,) = describe(found)
@@ -178,7 +169,7 @@ def test_a_check_of_one_metric_is_compared_with_that_metric():
     """The search went by acc_norm, which had the base wrong; by acc it was right, and in float32 both are as they were."""
     verdicts = {"fp32:acc": True, "fp32:acc_norm": False, "template:acc": False}
     checks = tuple(check(BASE, name, correct) for name, correct in verdicts.items())
-    told = record(base=0.0, others=(), checks=checks, acc=(True,), acc_norm=(False,))
+    told = record(base=0.0, others=(), checks=checks, verdicts={BASE: Verdict(False, acc=True, acc_norm=False)})
     (row,) = describe([told])
     assert {name: flips.base_changed for name, flips in row.flips.items()} == {"fp32:acc": 0, "fp32:acc_norm": 0, "template:acc": 1}
 

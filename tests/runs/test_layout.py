@@ -22,11 +22,11 @@ FILES = (
     "stages.json",
     "_plan.json",
     "_prior.json",
-    "_sweep.json",
     "metrics.jsonl",
     "candidates.json",
     "knob.json",
     "summary.json",
+    "answers.parquet",
     "results.json",
     "routes.jsonl",
     "metrics.json",
@@ -37,7 +37,7 @@ FILES = (
     "drllm_export.json",
 )
 BY_TASK = ("samples_",)  # how names of files begin that differ by task
-FOLDERS = ("search", "paths", "train", "evaluate", "harness", "report", "reproduce")
+FOLDERS = ("search", "paths", "verdicts", "decided", "train", "evaluate", "harness", "report", "reproduce")
 
 
 def spelled(source: str) -> Iterator[tuple[int, str]]:
@@ -83,13 +83,14 @@ def test_names_on_disk_stay():
         run.finished,
         run.search("t"),
         run.matrix("t"),
-        run.matrix("t", "more"),
+        run.verdicts,
+        run.decided,
         run.policy("p"),
         run.training("p"),
         run.features,
         run.evaluation("tune"),
         run.summary("tune"),
-        run.verdicts("tune", "p", "t"),
+        run.answers("tune"),
         run.harness("tune", "a+b"),
         run.report,
         run.reproduction,
@@ -100,13 +101,14 @@ def test_names_on_disk_stay():
         "r/pipeline.json",
         "r/search/t",
         "r/paths/t",
-        "r/paths/t.more",
+        "r/verdicts",
+        "r/decided",
         "r/p",
         "r/train/p",
         "r/train/features",
         "r/evaluate/tune",
         "r/evaluate/tune/summary.json",
-        "r/evaluate/tune/p/t.parquet",
+        "r/evaluate/tune/answers.parquet",
         "r/harness/tune/a+b",
         "r/report",
         "r/reproduce",
@@ -122,14 +124,13 @@ def test_what_stands_in_a_run_folder_is_found(tmp_path):
         run.policy("b") / CONFIG_FILE,
         run.policy("a") / CONFIG_FILE,
         run.summary("tune"),
-        run.verdicts("tune", "a", "t.1"),
+        run.answers("tune"),
         run.training("a") / layout.METRICS_FILE,
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert [path.name for path in run.policies()] == ["a", "b"]
     assert run.summaries() == [run.summary("tune")]
-    assert run.all_verdicts() == {("tune", "a", "t.1"): run.verdicts("tune", "a", "t.1")}
     assert run.metrics() == [run.training("a") / layout.METRICS_FILE]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,24 @@ def test_a_manifest_cleans_what_a_killed_process_left(tmp_path):
     left.write_bytes(b"half")
     check_manifest(tmp_path, Manifest.of(PLAN))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["_plan.json", "shard-00000.parquet"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
+        theirs, dead = (tmp_path / f"shard-00001.parquet.{pid}{TEMPORARY_SUFFIX}" for pid in (other.pid, 2**22 + 1))
+        for path in (theirs, dead):
+            path.write_bytes(b"half")
+        check_manifest(tmp_path, Manifest.of(PLAN))
+        other.kill()
+    assert (theirs.exists(), dead.exists()) == (True, False)
+
+
+def test_listed_routes_are_added_to_those_that_stand_there(tmp_path):
+    check_manifest(tmp_path, Manifest.of({**PLAN, "paths": ["1111", "0111"]}))
+    found = check_manifest(tmp_path, Manifest.of({**PLAN, "paths": ["1111", "1121"]}))
+    assert found.paths == read_manifest(tmp_path).paths == ["1111", "0111", "1121"]
+    with pytest.raises(ArtifactError, match=r"paths = a list of 3, now it is None"):
+        check_manifest(tmp_path, Manifest.of(PLAN))
 
 
 def test_shards_without_a_manifest_are_adopted_by_none(tmp_path):

@@ -1,8 +1,7 @@
-"""Shards and exports are plain Parquet: Arrow, pandas, DuckDB and datasets read them without drllm."""
+"""The store is plain Parquet: Arrow, pandas, DuckDB and datasets read it without drllm."""
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
@@ -10,76 +9,49 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from drllm.runs.merge import export_records
 from fences import fences
-from record_factory import ROUTES, full_record, record, task_folder
+from record_factory import full_record, record, task_folder
 
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 
 
 def readable(tmp_path: Path) -> Path:
-    """The `search` folder of two tasks as a search leaves it, manifests and prior among the shards; one without verdicts."""
-    search = tmp_path / "run" / "search"
-    task_folder(search / "arc_easy", [full_record(f"q{n}") for n in range(3)])
-    bare = {"chosen": None, "acc": (None,), "acc_norm": (None,), "base_margin": math.nan, "margins": (math.nan,), "reward": "boxed"}
-    task_folder(search / "gsm8k", [record("gsm8k", "q0", others=(), n_choices=0, **bare)], 1)
-    (search / "arc_easy" / "_prior.json").write_text("{}")
-    return search
-
-
-def float16_file(tmp_path: Path) -> Path:
-    """An export with float16 margins."""
-    export_records(task_folder(tmp_path / "one", [full_record()], 1), tmp_path / "small.parquet", float16=True)
-    return tmp_path / "small.parquet"
+    """The store of a run with two tasks."""
+    task_folder(tmp_path / "run" / "search" / "arc_easy", [full_record(f"q{n}") for n in range(3)])
+    task_folder(tmp_path / "run" / "search" / "piqa", [record("piqa", "q0", others=())], 1)
+    return tmp_path / "run" / "verdicts"
 
 
 def test_shards_are_one_dataset_for_arrow(tmp_path):
-    search = readable(tmp_path)
-    shards = sorted(search.glob("*/shard-*.parquet"))
-    assert len({pq.read_schema(path).remove_metadata() for path in shards}) == 1
-    table = ds.dataset(search).to_table()
-    assert sorted(zip(table["task"].to_pylist(), table["id"].to_pylist(), strict=True)) == [
-        ("arc_easy", "q0"),
-        ("arc_easy", "q1"),
-        ("arc_easy", "q2"),
-        ("gsm8k", "q0"),
+    store = readable(tmp_path)
+    assert len({pq.read_schema(path).remove_metadata() for path in store.glob("*.parquet")}) == 1
+    table = ds.dataset(store).to_table()
+    assert sorted({*zip(table["task"].to_pylist(), table["id"].to_pylist(), strict=True)}) == [
+        *(("arc_easy", f"q{n}") for n in range(3)),
+        ("piqa", "q0"),
     ]
-    assert table["routes"].to_pylist()[0] == [str(route) for route in ROUTES[:2]]
+    assert len(table) == 13
 
 
 def test_shards_are_one_table_for_pandas(tmp_path):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
-    search = readable(tmp_path)
-    table = pandas.read_parquet(search)  # the manifests among the shards begin with _, which Arrow passes over
-    assert sorted(table["id"]) == ["q0", "q0", "q1", "q2"]
-    assert table["chosen"].isna().sum() == 1
-    first = table.iloc[0]
-    assert list(first["routes"]) == ["1111", "0111"]
-    assert first["checks"][1]["check"] == "template:acc"
-    small = float16_file(tmp_path)
-    assert pandas.read_parquet(small)["base_margin"].dtype == "float16"
+    table = pandas.read_parquet(readable(tmp_path))
+    assert table["margin_acc"].isna().sum() == 3
+    assert table[table["route"] == "0111"]["acc_norm"].tolist() == [True] * 3
 
 
 def test_shards_are_one_table_for_duckdb(tmp_path):
     duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
-    search = readable(tmp_path)
-    assert duckdb.sql(f"SELECT task, count(*) FROM '{search}/*/*.parquet' GROUP BY task ORDER BY task").fetchall() == [
-        ("arc_easy", 3),
-        ("gsm8k", 1),
-    ]
-    rows = f"SELECT unnest(routes) AS route, unnest(rewards) = 1 AS correct FROM '{search}/*/*.parquet'"
-    assert duckdb.sql(f"SELECT route, sum(correct) FROM ({rows}) GROUP BY route ORDER BY route").fetchall() == [("0111", 3), ("1111", 0)]
-    small = float16_file(tmp_path)
-    assert duckdb.sql(f"SELECT control_margins[1], checks[1].\"check\" FROM '{small}'").fetchall() == [(-2.5, "fp32:acc")]
+    rows = f"SELECT task, count(*), count(margin_acc) FROM '{readable(tmp_path)}/*.parquet' GROUP BY task ORDER BY task"
+    assert duckdb.sql(rows).fetchall() == [("arc_easy", 12, 9), ("piqa", 1, 1)]
 
 
 def test_shards_are_one_dataset_for_datasets(tmp_path):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    search = readable(tmp_path)
-    table = datasets.load_dataset("parquet", data_files=f"{search}/*/*.parquet", split="train", cache_dir=str(tmp_path / "cache"))
-    assert sorted(table["id"]) == ["q0", "q0", "q1", "q2"]
-    assert table[0]["routes"] == ["1111", "0111"]
-    assert table[0]["checks"][0]["check"] == "fp32:acc"
+    files = f"{readable(tmp_path)}/*.parquet"
+    table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert len(table) == 13
+    assert {row["strict"] for row in table} == {None}
 
 
 @pytest.mark.parametrize("name", ["datasets", "pandas", "duckdb"])

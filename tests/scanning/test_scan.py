@@ -24,12 +24,12 @@ from drllm.cli.main import main
 from drllm.core.errors import InputError
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import read_manifest
+from drllm.runs.merge import rows_of
 from drllm.runs.provenance import read_jobs
-from drllm.runs.records import read_records
 from drllm.runs.scan_result import CLAIM_LEAD, ELSEWHERE, LEAD, RANDOM, WINNER, read_map, read_scan
 from drllm.scanning.claims import claim
 from drllm.scanning.measure import by_chance
-from drllm.scanning.questions import Bench, as_begun, choose, least_sure_first
+from drllm.scanning.questions import Questions, choose, least_sure_first
 from drllm.scanning.spans import candidates
 from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
@@ -50,44 +50,47 @@ def scanned(data, tmp_path_factory) -> Path:
     return out
 
 
-def records_of(folder: Path) -> list:
-    return read_records(RunFolder(folder).matrices)
+def answers_of(run: Path) -> dict[str, dict[Route, dict]]:
+    """By question id and route, what the run's store holds."""
+    found: dict[str, dict[Route, dict]] = {}
+    for row in rows_of(run).to_pylist():
+        found.setdefault(row["id"], {})[Route.parse(row["route"], runs.L)] = row
+    return found
 
 
-def test_rounds_ask_all_then_the_better_ones_on_new_questions(scanned):
-    folder = RunFolder(scanned).scan
-    rounds = [records_of(folder.round(number)) for number in (1, 2, 3)]
-    n_routes = [{len(record.routes) - 1 for record in found} for found in rounds]
-    assert n_routes == [{29}, {15}, {9}]
-    assert [len(found) for found in rounds] == [4, 4, 8]
-    margins = {record.id: abs(record.base_margin) for record in records_of(folder.base)}
-    assert max(margins[record.id] for found in rounds[:2] for record in found) <= min(margins[record.id] for record in rounds[2])
-    names = [{record.id for record in found} for found in rounds]
-    assert len(set.union(*names)) == 16, "no question twice"
-    assert all({record.split for record in found} == {"fit"} for found in rounds)
-    fresh = {record.id for record in records_of(folder.fresh)}
-    assert len(fresh) == 10
-    assert not fresh & set.union(*names)
-    assert {record.id for record in records_of(folder.random)} == set.union(*names)
+def test_rounds_ask_all_then_the_better_ones_on_new_questions(scanned, data):
+    raced, fresh = ([example.id for _, example in part] for part in choose(runs.model(), {runs.TASK: load_task(runs.TASK, data)}, SMALL))
+    answers, cells = answers_of(scanned), read_map(RunFolder(scanned).scan)
+    full, pool = Route.full(runs.L), [Route.parse(cell.route, runs.L) for cell in cells]
+    assert {row["split"] for found in answers.values() for row in found.values()} == {"fit"}
+    assert answers.keys() == {*raced, *fresh}
+    assert (len(raced), len(fresh)) == (16, 10)
+    order = sorted(raced, key=lambda name: abs(answers[name][full]["margin_acc_norm"]))  # those the base is least sure of come first
+    assert all({full, *pool} <= answers[name].keys() for name in order[:4])
+    for cell, route in zip(cells, pool, strict=True):
+        assert all(route in answers[name] for name in order[: cell.questions])
+    assert [sum(cell.questions >= n for cell in cells) for n in (4, 8, 16)] == [29, 15, 9]
+    winners = {Route.parse(row.route, runs.L) for row in read_scan(RunFolder(scanned).scan).in_group(WINNER)}
+    assert all(winners < answers[name].keys() for name in fresh)
+    assert all(len(answers[name]) < 20 for name in fresh)
 
 
-def test_the_result_is_what_the_records_say(scanned):
-    folder = RunFolder(scanned).scan
+def test_the_result_is_what_the_store_says(scanned, data):
+    folder, answers, full = RunFolder(scanned).scan, answers_of(scanned), Route.full(runs.L)
+    raced, fresh = ([example.id for _, example in part] for part in choose(runs.model(), {runs.TASK: load_task(runs.TASK, data)}, SMALL))
     result, cells = read_scan(folder), read_map(folder)
     assert len(cells) == 29
     assert sorted({cell.questions for cell in cells}) == result.sizes == [4, 8, 16]
-    found = [record for number in (1, 2, 3) for record in records_of(folder.round(number))]
     for row in result.in_group(WINNER):
         route = Route.parse(row.route, runs.L)
-        gains = [record.rewards[record.routes.index(route)] - record.base_correct for record in found]
-        assert row.raced is not None
-        assert row.raced.mean == pytest.approx(np.mean(gains))
+        for names, measured in ((raced, row.raced), (fresh, row.fresh)):
+            gains = [float(answers[name][route]["acc_norm"]) - answers[name][full]["acc_norm"] for name in names]
+            assert measured is not None
+            assert measured.mean == pytest.approx(np.mean(gains))
+            assert measured.low <= measured.mean <= measured.high
         (cell,) = [cell for cell in cells if cell.route == row.route]
+        assert row.raced is not None
         assert cell.accuracy == pytest.approx(row.raced.mean)
-        gains = [record.rewards[record.routes.index(route)] - record.base_correct for record in records_of(folder.fresh)]
-        assert row.fresh is not None
-        assert row.fresh.mean == pytest.approx(np.mean(gains))
-        assert row.fresh.low <= row.fresh.mean <= row.fresh.high
     shape = [(row.kind, row.last - row.first) for row in result.in_group(WINNER)]
     assert sorted((row.kind, row.last - row.first) for row in result.in_group(RANDOM)) == sorted(shape)
     assert [row.group for row in result.means] == [WINNER, RANDOM, LEAD, ELSEWHERE, CLAIM_LEAD]
@@ -119,10 +122,11 @@ def test_the_cost_is_told_before_and_after(data, tmp_path, caplog):
 
 def test_the_cost_is_the_nodes_of_the_tries(scanned):
     folder = RunFolder(scanned).scan
-    cost = read_scan(folder).cost
-    forwards = [block_runs(records_of(folder.round(number))[0].routes) / runs.L for number in (1, 2, 3)]
+    cost, cells, full = read_scan(folder).cost, read_map(folder), Route.full(runs.L)
+    raced = [[full, *(Route.parse(cell.route, runs.L) for cell in cells if cell.questions >= n)] for n in (4, 8, 16)]
+    forwards = [block_runs(routes) / runs.L for routes in raced]
     assert cost.race == pytest.approx(16 + sum(n * part for n, part in zip((4, 4, 8), forwards, strict=True)))
-    whole = [Route.full(runs.L), *(one.route for one in candidates(runs.L, SMALL.kinds, SMALL.strength))]
+    whole = [full, *(one.route for one in candidates(runs.L, SMALL.kinds, SMALL.strength))]
     assert cost.full == pytest.approx(16 * block_runs(whole) / runs.L)
 
 
@@ -142,13 +146,14 @@ def changed(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(scanned, data, tmp_path):
     """Killed when it has written so many files: in the race, between its rounds, and while measuring again."""
-    for last in (2, 8, 14, 20):
+    for last in (2, 4, 6, 8):
         out = tmp_path / str(last)
         status = _killed_after(last, out, data)
         assert status == signal.SIGKILL
         assert not RunFolder(out).scan.result.is_file()
         scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
-        assert changed(runs.folder_bytes(scanned / "scan"), runs.folder_bytes(out / "scan")) == []
+        for part in ("scan", "verdicts"):
+            assert changed(runs.folder_bytes(scanned / part), runs.folder_bytes(out / part)) == []
 
 
 def _killed_after(last: int, out: Path, data: Path) -> int:
@@ -205,8 +210,7 @@ def test_without_a_race_only_the_claim_is_measured_beside_the_same_change_elsewh
 def test_a_claim_against_the_same_change_elsewhere_is_question_by_question(data, tmp_path):
     result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=[CLAIM])
     found = claim(CLAIM, SMALL)
-    records = records_of(RunFolder(tmp_path).scan.claimed(found.name))
-    ours = np.array([[record.rewards[record.routes.index(route)] for route in found.routes] for record in records])
+    ours = np.array([[float(one[route]["acc_norm"]) for route in found.routes] for one in answers_of(tmp_path).values()])
     lead = result.mean_of(CLAIM_LEAD, str(CLAIM))
     assert lead is not None
     assert lead.fresh is not None
@@ -310,11 +314,12 @@ def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor,
         (both / task / "train.jsonl").write_text("\n".join(half) + "\n")
     tasks, data = [runs.TASK, "arc_challenge"], both
     scan(routed, tasks, SMALL, tmp_path / "one", data)
-    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two" / "scan", executor))
+    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two", executor))
     killed.start()
     scan(routed, tasks, SMALL, tmp_path / "two", data, resources=Resources(executor=executor, workers=2))
     assert not killed.is_alive(), "a worker was killed amid the scan"
-    assert changed(runs.folder_bytes(tmp_path / "one" / "scan"), runs.folder_bytes(tmp_path / "two" / "scan")) == []
+    for part in ("scan", "verdicts"):
+        assert changed(runs.folder_bytes(tmp_path / "one" / part), runs.folder_bytes(tmp_path / "two" / part)) == []
 
 
 def _kill_a_worker(folder: Path, executor: str) -> None:
@@ -322,19 +327,6 @@ def _kill_a_worker(folder: Path, executor: str) -> None:
     while len(found := replicas(executor)) < 2 or not list(folder.rglob("*.parquet")):
         time.sleep(0.01)
     os.kill(found[0], signal.SIGKILL)
-
-
-def test_a_scan_that_began_with_threads_goes_on_with_them(data, tmp_path):
-    routed = runs.model()
-    scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[Route.full(routed.n_layers).loop(0, 1)])
-    (manifest,) = (tmp_path / "scan").glob("claimed-*/paths/*/_plan.json")
-    folder = manifest.parents[2]
-    for threads, wanted in ((2, ("local", 2)), (1, ("auto", 0)), (None, ("auto", 0))):
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"threads": threads}))
-        found = as_begun(Resources(), folder)
-        assert (found.executor, found.threads) == wanted
-        assert as_begun(Resources(threads=3), folder) == Resources(threads=3)
-    assert as_begun(Resources(), tmp_path / "none") == Resources()
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------------
@@ -441,7 +433,7 @@ def test_a_dry_run_says_what_the_scan_will_cost_and_leaves_nothing(saved, data, 
 
 
 def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monkeypatch):
-    asked, asking = [], Bench.ask
+    asked, asking = [], Questions.ask
 
     def second_fails(self, *arguments):
         asked.append(arguments)
@@ -450,7 +442,7 @@ def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monke
         return asking(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "ask", second_fails)
+        patch.setattr(Questions, "ask", second_fails)
         assert main(command(saved, data, tmp_path / "a")) == 130
     assert capsys.readouterr().err.endswith("drllm: interrupted; finished work is kept, the same command resumes\n")
     assert read_jobs(tmp_path / "a")[-1]["status"] == "interrupted"

@@ -25,6 +25,7 @@ from drllm.scoring.trie import Node, bytes_of
 from drllm.tasks import Example, f1_score, get_task
 from drllm.tasks.wording import WORDINGS
 from rote import answering, by_rote, rote_example
+from scored import score_policy
 
 pytestmark = pytest.mark.long
 
@@ -146,13 +147,13 @@ def test_base_models_without_a_template_get_the_text_of_the_messages(family):
         scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=6)
         assert scorer.prompt_format == "raw"
         questions = [scorer.question(ARC, example) for example in EXAMPLES]
-        verdicts, routes = scorer.score_policy(questions, GivenRoutes(ROUTES[:4]))
+        verdicts, routes = score_policy(scorer, questions, GivenRoutes(ROUTES[:4]))
         assert routes == ROUTES[:4]
         for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
             prompt = ARC.letter_prompt(example, OURS) + "\n\n"
             whole = routed.generate([prompt], policy=route, max_new_tokens=6, do_sample=False)[0].text or ""
             assert whole.startswith(str(verdict.text))
-        assert scorer.score_policy(questions, None)[0] == scorer.score_policy(questions, RoutePolicy(ROUTES[0]))[0]
+        assert score_policy(scorer, questions, None)[0] == score_policy(scorer, questions, RoutePolicy(ROUTES[0]))[0]
     assert GeneratedScorer(routed, "letter").prompt_format == "chat"
 
 
@@ -177,7 +178,7 @@ def test_half_a_character_settles_nothing():
     routed = by_rote()
     example = replace(rote_example("5", 4), choices=("v", "w", "x", "y", "z"))
     scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=5)
-    (verdict,), _ = scorer.score_policy([scorer.question(ARC, example)], None)
+    (verdict,), _ = score_policy(scorer, [scorer.question(ARC, example)], None)
     whole = alone(routed, example, ROUTES[0], n_new=5)
     assert whole == "E)٣ "
     assert ARC.read(example, whole, "letter").lenient is False
@@ -418,7 +419,7 @@ ODD = {
 def test_odd_questions_get_the_verdict_of_their_answer(example):
     routed = answering("llama")
     scorer = GeneratedScorer(routed, "letter", 600)
-    verdicts, _ = scorer.score_policy([scorer.question(ARC, example)], RoutePolicy(ROUTES[3]))
+    verdicts, _ = score_policy(scorer, [scorer.question(ARC, example)], RoutePolicy(ROUTES[3]))
     whole = alone(routed, example, ROUTES[3])
     assert verdicts[0].text is not None
     assert whole.startswith(verdicts[0].text)
@@ -445,7 +446,7 @@ def test_a_prompt_and_its_answer_must_fit_the_context():
     scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=20)
     room = 171 - 20 - scorer.question(ARC, replace(EXAMPLES[0], question="")).n_tokens
     fits = scorer.question(ARC, replace(EXAMPLES[0], question="w" * room))
-    assert len(scorer.score_policy([fits], RoutePolicy(ROUTES[5]))[0]) == 1
+    assert len(score_policy(scorer, [fits], RoutePolicy(ROUTES[5]))[0]) == 1
     with pytest.raises(InputError, match="plus 20 new ones exceeds the context of 171"):
         scorer.question(ARC, replace(EXAMPLES[0], question="w" * (room + 1)))
 
@@ -478,7 +479,7 @@ def test_an_answer_may_not_end_before_the_wording_lets_it():
     scorer = GeneratedScorer(by_rote(), "letter", 600, prompts="authors", to_the_end=True)
     assert (scorer.wording, scorer.reader, scorer.max_new_tokens) == (WORDINGS["instruct"], "strict", 10)
     example = rote_example("2", 1)
-    (verdict,), _ = scorer.score_policy([scorer.question(ARC, example)], None)
+    (verdict,), _ = score_policy(scorer, [scorer.question(ARC, example)], None)
     (output,) = by_rote().generate(
         [asked(ARC.letter_prompt(example, WORDINGS["instruct"]))], max_new_tokens=10, min_new_tokens=2, do_sample=False
     )
@@ -513,6 +514,6 @@ def test_searches_stop_reading_where_comparisons_go_on():
     examples = [rote_example(first, 0) for first in "124"]
     for to_the_end, lengths in ((True, [10, 2, 10]), (False, [0, 0, 0])):
         scorer = GeneratedScorer(by_rote(), "letter", 600, to_the_end=to_the_end)
-        verdicts, _ = scorer.score_policy([scorer.question(ARC, example) for example in examples], None)
+        verdicts, _ = score_policy(scorer, [scorer.question(ARC, example) for example in examples], None)
         assert [verdict.n_new for verdict in verdicts] == lengths
         assert [(verdict.strict, verdict.lenient) for verdict in verdicts] == [(False, True), (False, False), (False, False)]

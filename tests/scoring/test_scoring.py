@@ -25,11 +25,11 @@ from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.packing import PackedPrompt, encode_choice, make_batch, pack_choices, separate_choices, split_steps
-from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.scorer import questions_digest, scorer_of
 from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task, get_task
 from reference import path_model
+from scored import score_policy
 
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")
@@ -138,36 +138,16 @@ def test_a_policy_scores_each_question_under_its_own_route(family, raw):
     scorer = LoglikScorer(routed, 200)
     questions = [scorer.question(ARC, example) for example in EXAMPLES]
     routes = ROUTES[: len(EXAMPLES)]
-    scores, reported = scorer.score_policy(questions, GivenRoutes(routes))
+    scores, reported = score_policy(scorer, questions, GivenRoutes(routes))
     assert reported == routes
     for got, route, example in zip(scores, routes, EXAMPLES, strict=True):
         assert_logliks(got, expected_logliks(family, route, example))
-    scores, reported = scorer.score_policy(questions, RoutePolicy(ROUTES[4]))
+    scores, reported = score_policy(scorer, questions, RoutePolicy(ROUTES[4]))
     assert reported == [ROUTES[4]] * len(EXAMPLES)
     assert_logliks(scores[3], expected_logliks(family, ROUTES[4], EXAMPLES[3]))
-    scores, reported = scorer.score_policy(questions, None)
+    scores, reported = score_policy(scorer, questions, None)
     assert reported == [Route.full(L)] * len(EXAMPLES)
     assert_logliks(scores[2], expected_logliks(family, Route.full(L), EXAMPLES[2]))
-
-
-def test_what_is_known_is_looked_up_and_what_is_computed_becomes_known(monkeypatch):
-    _, routed = base_and_routed("llama")
-    scorer = LoglikScorer(routed, 200)
-    questions = [scorer.question(ARC, example) for example in EXAMPLES]
-    policies = [None, RoutePolicy(ROUTES[4]), GivenRoutes([ROUTES[4], *ROUTES[:4]])]
-    expected = score_policies(scorer, questions, policies)
-    asked, score = [], scorer.score
-    monkeypatch.setattr(scorer, "score", lambda pairs: asked.append(len(pairs)) or score(pairs))
-    wrong = replace(expected[0][0][1], correct=not expected[0][0][1].correct)
-    known = {("b", "1" * L): wrong}  # told apart from what would be computed
-    found = score_policies(scorer, questions, policies, known)
-    assert asked == [len(EXAMPLES) * 3 - 2], "a route that two policies take is asked once, a known one not at all"
-    assert found[0][0][1] == wrong
-    expected[0][0][1] = wrong
-    assert found == expected
-    assert len(known) == len(EXAMPLES) * 3 - 1
-    assert score_policies(scorer, questions, policies, known) == expected
-    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -178,12 +158,12 @@ def test_routers_decide_from_the_context_alone(family):
     routers.tensors["w2"] = routers.tensors["w2"] * 30
     scorer = LoglikScorer(routed, 300)
     questions = [scorer.question(ARC, example) for example in EXAMPLES]
-    _, routes = scorer.score_policy(questions, routers)
+    _, routes = score_policy(scorer, questions, routers)
     assert len(set(routes)) > 1
     others = [scorer.question(ARC, replace(example, choices=("zzzz", "?", "qqq"), answer=0)) for example in EXAMPLES]
-    assert scorer.score_policy(others, routers)[1] == routes
+    assert score_policy(scorer, others, routers)[1] == routes
     for example, question, route in zip(EXAMPLES, questions, routes, strict=True):
-        assert scorer.score_policy([question], routers)[1] == [route]
+        assert score_policy(scorer, [question], routers)[1] == [route]
         assert routed.generate([ARC.loglik_prompt(example)[0]], policy=routers, max_new_tokens=1)[0].route == route
 
 
@@ -197,7 +177,7 @@ def test_permuting_the_choices_permutes_their_scores(order, route):
     moved = replace(example, choices=tuple(example.choices[place] for place in order))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loglik, "loglik_verdict", lambda totals, question, metric: Raw(tuple(totals)))
-        scores, _ = scorer.score_policy([scorer.question(ARC, example), scorer.question(ARC, moved)], RoutePolicy(route))
+        scores, _ = score_policy(scorer, [scorer.question(ARC, example), scorer.question(ARC, moved)], RoutePolicy(route))
     assert_logliks(scores[1], [scores[0].logliks[place] for place in order])
     assert len({round(score, 3) for score in scores[0].logliks}) == 4
 
@@ -208,7 +188,7 @@ def test_a_context_that_ends_in_a_blank_gives_it_to_the_choices(raw):
     scorer = LoglikScorer(routed)
     question = scorer.question(task, EXAMPLES[0])
     assert byte_tokenizer().decode(list(question.context_ids)) == "What melts ice? So:"
-    got = scorer.score_policy([question], RoutePolicy(ROUTES[4]))[0][0]
+    got = score_policy(scorer, [question], RoutePolicy(ROUTES[4]))[0][0]
     assert_logliks(got, expected_logliks("llama", ROUTES[4], EXAMPLES[0], task))
 
 
@@ -242,7 +222,7 @@ def test_choices_that_merge_with_the_context_are_cut_as_in_lm_eval(raw):
         question = scorer.question(ARC, example)
         assert tokenizer.decode(list(question.context_ids)) == "Question: Which?\nAnswer:"
         assert all(sequence.n_context == len(question.context_ids) for sequence in question.sequences)
-        got = scorer.score_policy([question], RoutePolicy(ROUTES[4]))[0][0]
+        got = score_policy(scorer, [question], RoutePolicy(ROUTES[4]))[0][0]
         assert_logliks(got, plain_logliks(twin, tokenizer, *ARC.loglik_prompt(example)))
 
 
@@ -342,12 +322,12 @@ def test_the_scorer_normalises_by_characters_of_the_choice():
     question = scorer.question(ARC, example)
     assert question.n_chars == (5, 1)
     first, second = expected_logliks("llama", Route.full(L), example)
-    verdict = scorer.score_policy([question], None)[0][0]
+    verdict = score_policy(scorer, [question], None)[0][0]
     assert verdict.acc == verdict.correct == (first >= second)
     assert verdict.acc_norm == (first / 5 >= second / 1)
     assert verdict.margin == pytest.approx(first - second, abs=1e-3)
     normal = LoglikScorer(routed, metric="acc_norm")
-    assert normal.score_policy([normal.question(ARC, example)], None)[0][0].margin == pytest.approx(first / 5 - second, abs=1e-3)
+    assert score_policy(normal, [normal.question(ARC, example)], None)[0][0].margin == pytest.approx(first / 5 - second, abs=1e-3)
 
 
 def test_a_task_gets_the_scorer_that_can_judge_it():
@@ -387,7 +367,7 @@ ODD = {
 def test_odd_questions_get_the_verdict_of_their_log_likelihoods(example, packed):
     _, routed = base_and_routed("llama")
     scorer = LoglikScorer(routed, 300, packed=packed)
-    verdict = scorer.score_policy([scorer.question(ARC, example)], RoutePolicy(ROUTES[4]))[0][0]
+    verdict = score_policy(scorer, [scorer.question(ARC, example)], RoutePolicy(ROUTES[4]))[0][0]
     totals = expected_logliks("llama", ROUTES[4], example)
     per_char = [total / max(len(choice), 1) for total, choice in zip(totals, example.choices, strict=True)]
     for scores, margin, correct in ((totals, verdict.margin_acc, verdict.acc), (per_char, verdict.margin_acc_norm, verdict.acc_norm)):
@@ -452,7 +432,7 @@ def test_a_question_that_just_fits_is_scored(family, packed, limit):
     scorer = LoglikScorer(routed, packed=packed)
     n_fixed = len("Question: \nAnswer:") + len(" abc")
     fits = replace(EXAMPLES[0], question="w" * (limit - n_fixed), choices=("abc", "x"))
-    assert len(scorer.score_policy([scorer.question(ARC, fits)], RoutePolicy(ROUTES[4]))[0]) == 1
+    assert len(score_policy(scorer, [scorer.question(ARC, fits)], RoutePolicy(ROUTES[4]))[0]) == 1
     with pytest.raises(InputError, match=f"a prompt of {limit + 1} tokens"):
         scorer.question(ARC, replace(fits, question=fits.question + "w"))
 

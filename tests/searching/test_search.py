@@ -18,15 +18,15 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
+from drllm.runs.shards import Shards
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior, SweepAnswers, random_routes
+from drllm.searching.prior import EditPrior, random_routes
 from drllm.searching.runner import question_seed, read_routes
 from drllm.searching.verify import Verifier
-from drllm.searching.worker import Job, Worker
 from drllm.tasks import load_task
-from runs import SEARCH, TASK, TRAIN, L, Plain, copy_run, folder_bytes, model, questions, write_rows
+from runs import SEARCH, TASK, TRAIN, L, Plain, acc_norm, copy_run, folder_bytes, matrix, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -77,14 +77,14 @@ def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tm
     for name, record in records.items():
         assert record.routes[0] == Route.full(L)
         assert record.base_correct == bool(record.rewards[0])
-        assert (record.task, record.n_choices, record.reward, record.split) == (TASK, len(fit[name].choices), "loglik", "fit")
+        assert (record.task, record.reward, record.split) == (TASK, "loglik", "fit")
         assert (record.fingerprint, record.seed) == (tiny.fingerprint, 0)
         assert len(set(record.routes)) == len(record.routes) <= 11
-        for route, reward, acc, acc_norm in zip(record.routes, record.rewards, record.acc, record.acc_norm, strict=True):
-            assert (acc, acc_norm) == plain.verdict(fit[name], route)
-            assert reward == float(acc_norm)
-            n_checked[acc_norm] += 1
-        # Read back margins are float32, in which the tree's comparisons come out as in float64.
+        for route, reward in zip(record.routes, record.rewards, strict=True):
+            found = record.verdicts[route]
+            assert (found.acc, found.acc_norm) == plain.verdict(fit[name], route)
+            assert reward == float(found.acc_norm)
+            n_checked[found.acc_norm] += 1
         tree = make_tree(L, config, question_seed(0, TASK, name), prior)
         for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
             assert tree.ask() == route
@@ -127,7 +127,8 @@ def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
     search(model(), [TASK], SearchConfig(n_simulations=2, limit=3, reward="letter", max_new_tokens=2, sweep_questions=2), tmp_path, data)
     for record in read_records(tmp_path / "search"):
         assert record.reward == "letter"
-        assert sorted(record.verified(Route.full(L))) == ["fp32", *(f"rotated:{by}" for by in range(1, record.n_choices))]
+        n_choices = next(len(row["choices"]) for row in questions() if row["id"] == record.id)
+        assert sorted(record.verified(Route.full(L))) == ["fp32", *(f"rotated:{by}" for by in range(1, n_choices))]
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -135,7 +136,7 @@ def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
     """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
     config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3, sweep_questions=2)
     search(model(), [TASK], config, tmp_path / "whole", data)
-    copy_run(tmp_path / "whole", tmp_path / "torn", "search")
+    copy_run(tmp_path / "whole", tmp_path / "torn", "search", "verdicts")
     shard_path(tmp_path / "torn" / "search" / TASK, lost).unlink()
     search(model(), [TASK], config, tmp_path / "torn", data)
     assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(tmp_path / "whole" / "search")
@@ -194,20 +195,22 @@ def test_neither_pool_nor_memory_changes_a_byte_in_bfloat16(data, tmp_path):
     assert folder_bytes(tmp_path / "wide" / "search") == folder_bytes(tmp_path / "narrow" / "search")
 
 
-def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, monkeypatch):
+def test_no_more_paths_of_a_matrix_are_under_way_than_fit_in_memory(tiny, data, tmp_path, monkeypatch):
     """What is under way cannot be evicted."""
     routes = tuple(map(Route, itertools.product((0, 1, 2), repeat=L)))
-    loaded = load_task(TASK, data)
-    group = [("fit", example) for example in loaded.examples["fit"]]
-    job, resources = Job(loaded.task, SearchConfig(), routes=routes), Resources(pool_size=4 * len(group), cache_bytes=1)
-    peaks, found = [], []
-    for at_once in (LoglikScorer.at_once, sys.maxsize):
+    peaks, collect = {}, LoglikScorer.collect
+    for name, at_once in (("few", LoglikScorer.at_once), ("all", sys.maxsize)):
         monkeypatch.setattr(LoglikScorer, "at_once", at_once)
-        worker = Worker(tiny, job, resources)
-        found += [records for _, records in worker.search([(0, group)])]
-        peaks.append(worker.scorer.runner.peak_bytes)
-    assert 4 * peaks[0] < peaks[1]
-    assert str(found[0]) == str(found[1])
+
+        def noting(self, name=name):
+            peaks[name] = max(peaks.get(name, 0), self.runner.peak_bytes)
+            return collect(self)
+
+        monkeypatch.setattr(LoglikScorer, "collect", noting)
+        resources = Resources(pool_size=200, cache_bytes=1)
+        search(tiny, [TASK], SearchConfig(max_step_tokens=600), tmp_path / name, data, routes=routes, resources=resources)
+    assert 2 * peaks["few"] < peaks["all"]
+    assert str(matrix(tmp_path / "few")) == str(matrix(tmp_path / "all"))
 
 
 class Notes(Reporter):
@@ -221,7 +224,7 @@ class Notes(Reporter):
 
 
 def test_a_search_says_how_far_the_questions_under_way_are(tiny, data, tmp_path):
-    config = replace(SEARCH, limit=4, group_size=4, n_simulations=5, verify=False)
+    config = replace(SEARCH, limit=4, group_size=4, n_simulations=5, verify=False, sweep_questions=0)
     with reporting_to(notes := Notes()):
         search(tiny, [TASK], config, tmp_path, data)
     told = [re.fullmatch(r"\((\d+) of at most (\d+) routes judged on the questions under way\)", note) for note in notes.found if note]
@@ -248,7 +251,7 @@ def test_group_size_does_not_change_what_is_asked(run, tiny, data, tmp_path):
 
 
 def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeypatch):
-    copy_run(run, tmp_path, "search")
+    copy_run(run, tmp_path, "search", "verdicts")
     folder = tmp_path / "search" / TASK
     shard_path(folder, 1).unlink()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
@@ -278,9 +281,9 @@ def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_
     records = read_records(whole / "search")
     n_looped = collections.Counter()
     for record in records:
-        for route, acc_norm in zip(record.routes, record.acc_norm, strict=True):
-            assert acc_norm == plain.verdict(fit[record.id], route)[1], str(route)
-            n_looped[acc_norm] += not route.is_in_place
+        for route, right in zip(record.routes, acc_norm(record), strict=True):
+            assert right == plain.verdict(fit[record.id], route)[1], str(route)
+            n_looped[right] += not route.is_in_place
         for route, right in zip(record.control_routes, record.control_correct, strict=True):
             assert right == plain.verdict(fit[record.id], route)[1], str(route)
         for route in {record.routes[0], record.chosen} - {None}:
@@ -288,7 +291,7 @@ def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_
             assert (found["fp32:acc"], found["fp32:acc_norm"]) == plain.verdict(fit[record.id], route)
     assert min(n_looped[True], n_looped[False]) >= 5
     assert any(not route.is_in_place for route in records[0].control_routes), "blind routes have loops, too"
-    copy_run(whole, tmp_path / "torn", "search")
+    copy_run(whole, tmp_path / "torn", "search", "verdicts")
     shard_path(tmp_path / "torn" / "search" / TASK, 0).unlink()
     search(tiny, [TASK], config, tmp_path / "torn", data)
     assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(whole / "search")
@@ -317,9 +320,9 @@ def test_a_list_of_loops_gives_a_dense_matrix(tiny, data, fit, plain, tmp_path):
     (tmp_path / "loops.txt").write_text(LOOPS)
     routes = read_routes(tmp_path / "loops.txt")
     search(tiny, [TASK], options(limit=9), tmp_path, data, routes=routes)
-    for record in read_records(tmp_path / "paths"):
+    for record in matrix(tmp_path):
         assert list(map(str, record.routes)) == ["1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1-3"]
-        assert record.acc_norm == tuple(plain.verdict(fit[record.id], route)[1] for route in routes)
+        assert acc_norm(record) == tuple(plain.verdict(fit[record.id], route)[1] for route in routes)
 
 
 def test_generated_answers_along_loops_are_those_of_the_model_itself(tiny, data, tmp_path):
@@ -329,7 +332,7 @@ def test_generated_answers_along_loops_are_those_of_the_model_itself(tiny, data,
     routes = read_routes(tmp_path / "loops.txt")
     search(tiny, [TASK], config, tmp_path / "a", data, routes=routes)
     search(tiny, [TASK], config, tmp_path / "b", data, routes=routes[::-1])
-    together, reverse = (read_records(tmp_path / name / "paths") for name in "ab")
+    together, reverse = (matrix(tmp_path / name) for name in "ab")
     for one, other in zip(together, reverse, strict=True):
         assert len(one.routes) == len(routes)
         assert dict(zip(one.routes, one.rewards, strict=True)) == dict(zip(other.routes, other.rewards, strict=True))
@@ -341,21 +344,25 @@ def test_generated_answers_along_loops_are_those_of_the_model_itself(tiny, data,
 def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
     config = options(splits=("fit", "calibrate", "tune"), limit=9)
     search(tiny, [TASK], config, tmp_path, data, routes=ROUTES)
-    records = read_records(tmp_path / "paths")
+    records = matrix(tmp_path)
     loaded = load_task(TASK, data)
     expected = {example.id: (split, example) for split in config.splits for example in loaded.select(split, 9)}
     assert {record.id: record.split for record in records} == {name: split for name, (split, _) in expected.items()}
     assert len({record.split for record in records}) == 3
     for record in records:
         assert list(map(str, record.routes)) == ["1111", "1121", "0111", "1212", "1100"]
-        assert record.acc_norm == tuple(plain.verdict(expected[record.id][1], route)[1] for route in record.routes)
+        assert acc_norm(record) == tuple(plain.verdict(expected[record.id][1], route)[1] for route in record.routes)
         assert (record.control_routes, record.checks) == ((), ())
         right = [route for route, reward in zip(record.routes, record.rewards, strict=True) if reward]
         assert (record.chosen.n_passes if record.chosen else None) == min((route.n_passes for route in right), default=None)
     assert not (tmp_path / "paths" / TASK / "_prior.json").exists()
     assert not (tmp_path / "search").exists()
-    with pytest.raises(ArtifactError, match=r"paths = a list of 5, now it is a list of 1"):
-        search(tiny, [TASK], config, tmp_path, data, routes=ROUTES[:1])
+    search(tiny, [TASK], config, tmp_path, data, routes=[Route.parse("2111"), *ROUTES[:1]])
+    more = matrix(tmp_path)
+    assert [list(map(str, record.routes)) for record in more] == [["1111", "1121", "0111", "1212", "1100", "2111"]] * len(records)
+    assert [record.margins[:5] for record in more] == [record.margins for record in records]
+    with pytest.raises(ArtifactError, match=r"config.metric = 'acc_norm', now it is 'acc'"):
+        search(tiny, [TASK], replace(config, metric="acc"), tmp_path, data, routes=ROUTES[:1])
 
 
 @pytest.mark.parametrize(
@@ -430,7 +437,7 @@ def test_records_of_other_settings_are_not_mixed(run, tiny, data, change, messag
 def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tmp_path):
     with pytest.raises(ArtifactError, match="fingerprint"):
         search(model(seed=1), [TASK], SEARCH, run, data)
-    copy_run(run, tmp_path, "search")
+    copy_run(run, tmp_path, "search", "verdicts")
     rows = questions()
     fit = load_task(TASK, data).examples["fit"][0].id
     next(row for row in rows if row["id"] == fit)["choices"][1] = "17 or 18"
@@ -445,21 +452,23 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 9}, {"reward": "letter"}, {"checks": ()}, {"control_routes": (), "control_correct": (), "control_margins": ()}],
+    [{"seed": 9}, {"checks": ()}, {"control_routes": ()}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
     """As one of an earlier drllm, which had no control and no checks, would be."""
-    copy_run(run, tmp_path, "search")
+    copy_run(run, tmp_path, "search", "verdicts")
     path = shard_path(tmp_path / "search" / TASK, 0)
-    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in read_shard(path)])
+    records = read_shard(path)
+    path.unlink()
+    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in records])
     shard_path(tmp_path / "search" / TASK, 1).unlink()
     with pytest.raises(ArtifactError, match=r"shard-00000.parquet holds records made with other settings, or by an earlier drllm"):
         search(tiny, [TASK], SEARCH, tmp_path, data)
 
 
 def test_a_broken_prior_is_refused(run, tiny, data, tmp_path):
-    copy_run(run, tmp_path, "search")
+    copy_run(run, tmp_path, "search", "verdicts")
     shard_path(tmp_path / "search" / TASK, 0).unlink()
     (tmp_path / "search" / TASK / "_prior.json").write_text('{"weights": []}')
     with pytest.raises(ArtifactError, match=r"_prior.json is not readable .*: delete it and run the search again"):
@@ -475,27 +484,22 @@ def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
 
 def test_a_sweep_that_was_interrupted_resumes_and_finds_the_same_prior(tiny, data, tmp_path, monkeypatch):
     config = options(n_simulations=1, sweep_questions=20, limit=24, group_size=24)
-    search(tiny, [TASK], config, tmp_path / "whole", data)
-    asked: list[int] = []
-    keep = SweepAnswers.keep
+    whole, folder = search(tiny, [TASK], config, tmp_path / "whole", data), tmp_path / "cut"
+    write, written = Shards.write, []
 
-    def kept(self, verdicts):
-        keep(self, verdicts)
-        asked.append(len(verdicts))
-        if len(asked) == 1:
+    def cut(self, name, rows):
+        write(self, name, rows)
+        written.append(len(rows))
+        if len(written) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(SweepAnswers, "keep", kept)
-    folder = tmp_path / "cut"
+    monkeypatch.setattr(Shards, "write", cut)
     with pytest.raises(KeyboardInterrupt):
         search(tiny, [TASK], config, folder, data)
-    [swept] = folder.rglob("_sweep.json")
-    assert len(json.loads(swept.read_text())) == 8
+    assert not list(folder.rglob("_prior.json"))
     search(tiny, [TASK], config, folder, data)
-    assert asked == [8, 8, 4], "the first eight are not asked again"
-    assert not swept.exists()
-    priors = [next(place.rglob("_prior.json")).read_bytes() for place in (folder, tmp_path / "whole")]
-    assert priors[0] == priors[1]
+    for part in ("search", "verdicts"):
+        assert folder_bytes(folder / part) == folder_bytes(whole / part)
 
 
 def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(tiny, data, tmp_path):
@@ -508,7 +512,7 @@ def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(ti
 
     with reporting_to(Heard()):
         search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
-    assert heard == [(f"single edits {TASK}", 8, 10), (f"single edits {TASK}", 10, 10), (f"search {TASK}", 12, 12)]
+    assert [one for one in heard if one[1] == one[2]] == [(f"single edits {TASK}", 10, 10), (f"search {TASK}", 12, 12)]
     heard.clear()
     with reporting_to(Heard()):
         search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)

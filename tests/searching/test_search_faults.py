@@ -21,12 +21,12 @@ from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.cli.main import main
 from drllm.core.errors import ArtifactError, InputError
 from drllm.model.routed import RoutedModel as _Routed
-from drllm.runs.merge import merge_records
+from drllm.runs.merge import merge_runs
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, read_shard, shard_indices, shard_path
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
-from runs import TASK, TRAIN, L, folder_bytes, model, questions, write_rows
+from runs import TASK, TRAIN, L, copy_run, folder_bytes, matrix, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -67,14 +67,13 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
     assert loaded.dropped["duplicate"] == 1
     config = SearchConfig(n_simulations=3, sweep_questions=2, splits=("fit", "calibrate"))
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
-    records = {record.id: record for record in read_records(tmp_path / "paths")}
+    records = {record.id: record for record in matrix(tmp_path)}
     manifest = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
     assert manifest["skipped"] == dict.fromkeys(
         ("much too long", "even: longer", "too long by a choice"), "a prompt that, with its answer, exceeds the context of 256 tokens"
     )
     expected = {row["id"] for row in odd_rows()} - {"again"} - manifest["skipped"].keys()
     assert records.keys() == expected
-    assert records["twenty choices"].n_choices == 20
     for record in records.values():
         assert all(margin == margin for margin in record.margins), record.id  # none is nan
     assert f"{TASK}: 3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens" in caplog.messages
@@ -88,7 +87,7 @@ def test_equal_choices_are_right_when_the_first_of_them_is_the_gold(tmp_path):
     rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
     data = write_rows(tmp_path / "odd.jsonl", rows)
     search(model(), [TASK], SearchConfig(splits=("fit", "calibrate")), tmp_path, data, routes=[Route.full(L)])
-    records = {record.id: record for record in read_records(tmp_path / "paths")}
+    records = {record.id: record for record in matrix(tmp_path)}
     second, first = records["equal choices"], records["equal choices, the first"]
     assert (second.base_correct, first.base_correct) == (False, True)
     assert second.base_margin == first.base_margin == 0
@@ -193,7 +192,7 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
     whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    fsync, left = os.fsync, [5]  # the manifest, the sweep, the prior, two shards
+    fsync, left = os.fsync, [7]  # the manifest, the sweep, the prior, verdicts and records of two groups
 
     def full(descriptor: int) -> None:
         left[0] -= 1
@@ -205,7 +204,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_pat
     monkeypatch.setattr(drllm.core.files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device") as error:
         search(model(), [TASK], SMALL, out, data, resources=Resources(pool_size=1))
-    assert Path(error.value.filename).name.startswith("shard-")
+    assert Path(error.value.filename).name.startswith("search-")
     assert shard_indices(out / "search" / TASK) == [1, 2]
     assert not list(out.rglob("*.partial"))
     monkeypatch.setattr(drllm.core.files.os, "fsync", fsync)
@@ -238,7 +237,7 @@ def test_an_unreadable_shard_is_refused_before_the_work_goes_on(data, tmp_path, 
     damaged[(column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1] ^= 1
     for content in (b"", whole[: len(whole) // 2], b"not parquet at all", bytes(damaged)):
         shard_path(folder, 1).write_bytes(content)
-        with pytest.raises(ArtifactError, match=r"shard-00001\.parquet .*: delete it and run the search again"):
+        with pytest.raises(ArtifactError, match=r"shard-00001\.parquet .*: delete it and run the same command again"):
             search(model(), [TASK], SMALL, tmp_path, data)
         assert not shard_path(folder, 0).exists(), "refused before anything was searched"
     shard_path(folder, 1).unlink()
@@ -250,6 +249,7 @@ def test_a_shard_of_another_model_or_other_questions_is_refused_before_the_work_
     search(model(), [TASK], SMALL, tmp_path / "run", data)
     folder = tmp_path / "run" / "search" / TASK
     search(model(1), [TASK], SMALL, tmp_path / "other", data)
+    copy_run(tmp_path / "other", tmp_path / "run", "verdicts")
     whole, other_questions = shard_path(folder, 1).read_bytes(), shard_path(folder, 2).read_bytes()
     shard_path(folder, 0).unlink()
     for foreign in (shard_path(tmp_path / "other" / "search" / TASK, 1).read_bytes(), other_questions):
@@ -404,17 +404,19 @@ def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterr
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     whole = folder_bytes(tmp_path / "whole" / "search")
+    verdicts = folder_bytes(tmp_path / "whole" / "verdicts")
     n_shards = len(shard_indices(tmp_path / "whole" / "search" / TASK))
     assert n_shards == 3
-    (merged,) = merge_records([tmp_path / "whole"], tmp_path / "whole-merged")
+    merge_runs([tmp_path / "whole"], tmp_path / "whole-merged")
     for number, moment in enumerate(found["moments"]):
         assert (moment["signal"], moment["resumed"]) == (9, 0), moment
         out = tmp_path / f"killed-{number}"
         assert folder_bytes(out / "search") == whole, moment
+        assert folder_bytes(out / "verdicts") == verdicts, moment
         (job,) = read_jobs(out)
         assert job["tasks"][TASK]["resumed_groups"] == moment["shards"]
-        merge_records([out], tmp_path / f"merged-{number}")
-        assert read_records(tmp_path / f"merged-{number}") == read_records(merged.folder)
+        merge_runs([out], tmp_path / f"merged-{number}")
+        assert folder_bytes(tmp_path / f"merged-{number}" / "verdicts") == folder_bytes(tmp_path / "whole-merged" / "verdicts")
     assert len({moment["shards"] for moment in found["moments"]}) >= 3, "the moments lie all over the search"
 
 
@@ -433,5 +435,5 @@ def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
     by_id = {record.id: record for record in read_records(tmp_path / "whole" / "search")}
     assert len(found) >= 10
     assert all(str(record) == str(by_id[record.id]) for record in found)
-    merge_records([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     assert [str(record) for record in read_records(tmp_path / "both" / "search")] == [str(record) for record in found]

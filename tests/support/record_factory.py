@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from drllm.core.route import Route
 from drllm.runs.manifest import Manifest, check_manifest
-from drllm.runs.records import RECORD_SPLITS, Check, RouteRecord, write_shard
+from drllm.runs.records import RECORD_SPLITS, Check, RouteRecord, store_of, write_shard
+from drllm.runs.store import Asked, Conditions, Verdict
 
 ROUTES = tuple(Route.parse(text) for text in ("1111", "0111", "1121", "1001"))
+CONDITIONS = Conditions("f00d", "torch.float32", "loglik", "", "cpu, 512 tokens a step")
 PLAN = {
     "task": "arc_easy",
     "data": None,
@@ -27,39 +29,68 @@ PLAN = {
 }
 
 
-def record(task: str = "arc_easy", name: str = "q1", base: float = 0.0, others: tuple[float, ...] = (1.0,), **changes: Any) -> RouteRecord:
-    """A record whose last right route is chosen; `changes` replace any other field."""
+def verdict(correct: bool, margin: float = math.nan) -> Verdict:
+    """Of choices, the same by both metrics."""
+    margin = np.float32(margin).item()
+    return Verdict(correct, margin, correct, correct, None, margin, margin)
+
+
+def record(
+    task: str = "arc_easy",
+    name: str = "q1",
+    base: float = 0.0,
+    others: tuple[float, ...] = (1.0,),
+    split: str = "fit",
+    fingerprint: str = "f00d",
+    reward: str = "loglik",
+    routes: Sequence[Route] = (),
+    verdicts: dict[Route, Verdict] | None = None,
+    **changes: Any,
+) -> RouteRecord:
+    """A record whose last right route is chosen; `changes` replace any other field, `verdicts` are added."""
     rewards = (base, *others)
-    routes = ROUTES[: len(rewards)]
+    routes, conditions = tuple(routes) or ROUTES[: len(rewards)], replace(CONDITIONS, weights=fingerprint, reward=reward)
     chosen = next((route for route, reward in zip(routes[::-1], rewards[::-1], strict=True) if reward == 1.0), None)
-    verdicts = tuple(reward == 1.0 for reward in rewards)
-    margins = tuple(np.float32(reward - 0.3).item() for reward in rewards)
-    made = RouteRecord(task, name, 4, base == 1.0, margins[0], chosen, routes, rewards, margins, verdicts, verdicts, 5, "f00d", "loglik")
-    return replace(made, **changes)
+    found = {route: verdict(reward == 1.0, reward - 0.3) for route, reward in zip(routes, rewards, strict=True)} | (verdicts or {})
+    asked = Asked(task, split, name, f"{task}:{name}")
+    return replace(RouteRecord(asked, conditions, "acc_norm", 5, chosen, routes, found), **changes)
 
 
-def full_record(name: str = "q1", **changes: Any) -> RouteRecord:
+def full_record(name: str = "q1", verdicts: dict[Route, Verdict] | None = None, **changes: Any) -> RouteRecord:
     """A record with a control, checks, and margins that do not exist."""
     return record(
         name=name,
+        verdicts={ROUTES[3]: verdict(False, -2.5), ROUTES[2]: verdict(True)} | (verdicts or {}),
         control_routes=(ROUTES[3], ROUTES[2]),
-        control_correct=(False, True),
-        control_margins=(-2.5, math.nan),
         checks=(Check(ROUTES[0], "fp32:acc", True, 0.25), Check(ROUTES[1], "template:acc", False, math.nan)),
-        **{"strict": (False, False), "lenient": (False, True), "forms": ("other", "asked")} | changes,
+        **changes,
     )
 
 
 def control(*correct: bool) -> dict[str, Any]:
-    """The fields of a control with these verdicts."""
-    return {"control_routes": ROUTES[1 : len(correct) + 1], "control_correct": correct, "control_margins": (0.5,) * len(correct)}
+    """The fields of a control with these verdicts, along routes that no search of these records tries."""
+    routes = tuple(Route.parse(text) for text in ("2111", "1211", "1112", "2211", "1122")[: len(correct)])
+    return {"control_routes": routes, "verdicts": {route: verdict(one, 0.5) for route, one in zip(routes, correct, strict=True)}}
+
+
+def write_verdicts(run: Path, records: Sequence[RouteRecord], name: str = "made") -> None:
+    """Their verdicts into a run's store."""
+    by_conditions: dict[Conditions, list[Any]] = {}
+    for one in records:
+        by_conditions.setdefault(one.conditions, []).extend((one.asked, route, found) for route, found in one.verdicts.items())
+    for index, (conditions, rows) in enumerate(by_conditions.items()):
+        store_of(run / "search" / "task").write(f"{name}-{index}", conditions, rows)
 
 
 def task_folder(folder: Path, records: Sequence[RouteRecord], n_shards: int = 2, **changes: Any) -> Path:
-    """A finished task folder, as a search writes it, with `changes` to the manifest."""
-    ids = [one.id for one in records]
-    values = {**PLAN, "task": records[0].task, "fingerprint": records[0].fingerprint, "ids": ids, **changes}
-    check_manifest(folder, Manifest.of(values))
+    """A finished task folder, as a search writes it, with `changes` to the manifest; its verdicts go to the store of the run above."""
+    asked = [one.asked for one in records]
+    about = {"ids": [one.id for one in asked], "asked": [one.question for one in asked], "splits": [one.split for one in asked]}
+    first = records[0]
+    about |= {"conditions": asdict(first.conditions), "counts": first.counts, "fingerprint": first.fingerprint, "task": first.task}
+    check_manifest(folder, Manifest.of({**PLAN, **about, **changes}))
+    run = folder.resolve().parents[1]
+    write_verdicts(run, records, f"{folder.parent.name}-{folder.name}")
     size = -(-len(records) // n_shards)
     for index in range(n_shards):
         write_shard(folder, index, records[index * size : (index + 1) * size])
@@ -81,35 +112,34 @@ def any_route(draw: Any, n_layers: int) -> Route:
 
 
 @st.composite
+def any_verdict(draw: Any) -> Verdict:
+    """Of choices, or of a generated answer with or without two readers."""
+    kind = draw(st.sampled_from(["compared", "read", "plain"]))
+    flag = st.booleans()
+    if kind == "compared":
+        acc, acc_norm, plain, normal = draw(flag), draw(flag), draw(reals), draw(reals)
+        return Verdict(acc_norm, normal, acc, acc_norm, None, plain, normal, broken=draw(flag))
+    if kind == "read":
+        lenient, n_new = draw(flag), draw(st.integers(0, 99))
+        return Verdict(lenient, strict=draw(flag), lenient=lenient, form=draw(st.sampled_from(["asked", "unclosed", "other"])), n_new=n_new)
+    return Verdict(draw(flag), f1=draw(st.just(math.nan) | st.floats(0, 1, width=32)))
+
+
+@st.composite
 def any_record(draw: Any) -> RouteRecord:
     """Every field at its widest: any text, nan and infinite margins, empty and full controls and checks."""
     n, n_control, layers = draw(st.integers(1, 6)), draw(st.integers(0, 3)), draw(st.integers(1, 40))
     route = any_route(layers)
-    routes = (Route.full(layers), *draw(st.lists(route, min_size=n - 1, max_size=n - 1)))
-
-    def entries(strategy: Any, size: int) -> tuple[Any, ...]:
-        return tuple(draw(st.lists(strategy, min_size=size, max_size=size)))
-
-    read = {"strict": entries(st.booleans(), n), "lenient": entries(st.booleans(), n), "forms": entries(texts, n)}
+    routes = tuple(dict.fromkeys((Route.full(layers), *draw(st.lists(route, min_size=n - 1, max_size=n - 1)))))
+    control_routes = tuple(draw(st.lists(route, min_size=n_control, max_size=n_control)))
     return RouteRecord(
-        task=draw(texts),
-        id=draw(texts),
-        n_choices=draw(st.integers(0, 9)),
-        base_correct=draw(st.booleans()),
-        base_margin=draw(reals),
+        asked=Asked(draw(texts), draw(st.sampled_from(RECORD_SPLITS)), draw(texts), draw(texts)),
+        conditions=Conditions(*(draw(texts) for _ in range(5))),
+        counts="acc_norm",
+        seed=draw(st.integers(0, 2**63 - 1)),
         chosen=draw(st.none() | st.sampled_from(routes)),
         routes=routes,
-        rewards=entries(reals, n),
-        margins=entries(reals, n),
-        acc=entries(st.none() | st.booleans(), n),
-        acc_norm=entries(st.none() | st.booleans(), n),
-        seed=draw(st.integers(0, 2**63 - 1)),
-        fingerprint=draw(texts),
-        reward=draw(texts),
-        split=draw(st.sampled_from(RECORD_SPLITS)),
-        control_routes=entries(route, n_control),
-        control_correct=entries(st.booleans(), n_control),
-        control_margins=entries(reals, n_control),
+        verdicts={one: verdict(draw(st.booleans()), draw(reals)) for one in (*routes, *control_routes)},
+        control_routes=control_routes,
         checks=tuple(draw(st.lists(st.builds(Check, route, texts, st.booleans(), reals), max_size=3))),
-        **draw(st.sampled_from([{}, read])),
     )

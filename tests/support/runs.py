@@ -11,6 +11,8 @@ import torch
 import families
 from byte_tokens import byte_tokenizer
 from drllm import EvaluateConfig, Route, RoutedModel, RoutersConfig, SearchConfig
+from drllm.runs.manifest import path_manifests
+from drllm.runs.records import RouteRecord, read_matrix
 from reference import path_model
 
 L = families.N_BLOCKS
@@ -59,6 +61,16 @@ def copy_run(source: Path, target: Path, *parts: str) -> Path:
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def matrix(run: Path) -> list[RouteRecord]:
+    """The records of a run's dense matrices, task by task."""
+    return [record for folder, manifest in path_manifests(run).items() for record in read_matrix(folder, manifest)]
+
+
+def acc_norm(record: RouteRecord) -> tuple[bool | None, ...]:
+    """Of a record's routes, by character-normalised log-likelihood."""
+    return tuple(record.verdicts[route].acc_norm for route in record.routes)
 
 
 class Plain:

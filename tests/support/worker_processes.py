@@ -15,9 +15,6 @@ EXECUTORS = [pytest.param("processes", marks=pytest.mark.long), pytest.param("ra
 
 def replicas(executor: str, driver: int = 0) -> list[int]:
     """Process ids of the workers: of Ray's here, or of a driver's own children (default: of this process)."""
-    if executor == "ray":
-        whose = ["-f", "^ray::(Replica|Answerer)"]
-    else:
-        whose = ["-P", str(driver or os.getpid()), "-f", "drllm.model.process_pool"]
+    whose = ["-f", "^ray::Replica"] if executor == "ray" else ["-P", str(driver or os.getpid()), "-f", "drllm.model.process_pool"]
     found = subprocess.run(["pgrep", *whose], capture_output=True, text=True, check=False).stdout
     return [int(line) for line in found.split()]

@@ -101,7 +101,7 @@ def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Verdicts of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.core.files import write_json
-    from drllm.evaluation.answers import baseline_routes
+    from drllm.evaluation.baselines import baseline_routes
     from drllm_research.methods.oracle_policy import Oracle
 
     asked = questions_of(routed, arguments, setting, arguments.limit)
@@ -159,10 +159,10 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
 
 def questions_of(routed: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
     """The questions that a setting asks, of the split in the arguments."""
-    from drllm.runs.manifest import path_manifests
+    from drllm.runs.merge import rows_of
 
-    manifests = [manifest for folder in arguments.scan for manifest in path_manifests(folder / "scan" / "base").values()]
-    scanned = {(manifest.task, name) for manifest in manifests for name in manifest.ids}
+    # Of a scan's folder: all that it asked.
+    scanned = {(row["task"], row["id"]) for folder in arguments.scan for row in rows_of(folder).select(["task", "id"]).to_pylist()}
     return Asked(routed, SETTINGS[setting], arguments.split, arguments.run, arguments.data, limit, scanned)
 
 
@@ -181,7 +181,7 @@ def read_before(path: Path, policy_digest: str) -> bool:
 
 def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list[Any]:
     """A method's own routes, dealt to other prompts of the same task."""
-    from drllm.evaluation.answers import baseline_routes
+    from drllm.evaluation.baselines import baseline_routes
 
     dealt, names = list(routes), np.array(tasks)
     for task in dict.fromkeys(tasks):
@@ -196,7 +196,7 @@ def evaluate_only(asked: Asked, policy: Any, path: Path, policy_digest: str) -> 
     verdicts, depths = [], []
     for name, scorer, questions in asked.parts:
         for start in range(0, len(questions), 64):
-            found, spent = scorer.score_policy(questions[start : start + 64], policy)
+            found, spent = policy.answer(scorer, questions[start : start + 64])
             verdicts += [verdict.correct for verdict in found]
             depths += spent
         print(f"{path.name} {name}: {len(questions)} questions", flush=True)

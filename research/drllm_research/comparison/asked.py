@@ -49,13 +49,12 @@ class Asked:
                 tasks that the matrix does not hold are judged.
             scanned: task and id of questions by which routes were found; left out of what test is made of where there is no test part.
         """
-        from drllm.methods.checked_records import lists_by_task
         from drllm.runs.manifest import path_manifests
         from drllm.tasks import drop_overlaps, load_task
 
         names = list(dict.fromkeys((*of.apart, *of.asked)))
         loaded = drop_overlaps({name: load_task(name, data) for name in names}, list(of.apart))
-        lists = lists_by_task(path_manifests(run))
+        matrices = {manifest.task: (folder, manifest) for folder, manifest in path_manifests(run).items()}
         self.routed, self.split, self.run, self.limit, self.reward, self.scanned = routed, split, run, limit, of.reward, scanned
         self.most_common: dict[str, float] = {}  # accuracy of one answer to all, where every question has the same choices
         self.without_test_part: list[str] = []
@@ -63,26 +62,26 @@ class Asked:
         self.known: dict[tuple[str, str, str], bool] = {}  # by task, id and route
         self.made_of: dict[Key, str] = {}  # of each task and id: the digest of the question
         for name in of.asked:
-            self._ask(loaded[name], lists.get(name, []))
+            self._ask(loaded[name], matrices.get(name))
         self.tasks = [name for name, _, questions in self.parts for _ in questions]
         self.ids = [question.example.id for _, _, questions in self.parts for question in questions]
         self.prompts = [question.context_ids for _, _, questions in self.parts for question in questions]
         self._features: dict[int, Any] = {}
 
-    def _ask(self, loaded: Any, lists: Sequence[Any]) -> None:
+    def _ask(self, loaded: Any, matrix: Any) -> None:
         """Take the questions of a task, and what its matrix says of them."""
         from drllm.core.config import EvaluateConfig
-        from drllm.methods.checked_records import checked_questions, joined_records, manifest_scorer
+        from drllm.methods.checked_records import checked_questions, checked_records, manifest_scorer
         from drllm.scoring.scorer import questions_digest, scorer_of
 
         name, seen = loaded.task.name, {}
-        if lists:  # judged as in the matrix
-            folder, manifest = lists[0]
+        if matrix is not None:  # judged as in the matrix
+            folder, manifest = matrix
             if manifest.dtype != str(self.routed.model.dtype):
                 raise SystemExit(f"{folder} was evaluated in {manifest.dtype}, this is {self.routed.model.dtype}: give another --run")
             scorer: Any = manifest_scorer(self.routed, manifest)
             made_of = checked_questions(scorer, folder, manifest)
-            seen = {record.id: record for record in joined_records(self.routed, lists).values() if record.split == "tune"}
+            seen = {record.id: record for record in checked_records(self.routed, folder, manifest).values() if record.split == "tune"}
             self.made_of |= {(name, i): questions_digest([made_of[i]]) for i in seen}
         else:
             scorer = scorer_of(self.routed, loaded.task, EvaluateConfig(reward=self.reward))

@@ -8,8 +8,8 @@ from typing import Any
 
 from drllm.core.route import Route
 from drllm.core.text import p_value, points
+from drllm.runs.answers import read_answers
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
-from drllm.runs.verdicts import read_verdicts
 from drllm.stats.paired import decided, holm
 from drllm_research.paper.published import PAPER
 from drllm_research.paper.stages import ROUTERS, Bench, Evaluate
@@ -23,7 +23,7 @@ CORRECT, STRICT, LENIENT = "correct", "strict", "lenient"  # columns of verdicts
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
     """The verdict and route of every question."""
     summary = bench.run(stage)
-    return read_verdicts(bench.setup.run.verdicts(summary.split, method, task)).rows
+    return read_answers(bench.setup.run.answers(summary.split))[method, task].rows
 
 
 def pooled(summary: Summary, method: str) -> SummaryRow:

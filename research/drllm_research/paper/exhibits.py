@@ -53,8 +53,8 @@ def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
 
 
 def comparison(summary: Summary, caption: str) -> Table:
-    """Every row of an evaluation; its seconds are of one run each."""
-    return by_task(summary, f"{caption} Seconds are of one run each, beside whatever else the machine did; table 7 has paired times.")
+    """Every row of an evaluation."""
+    return by_task(summary, caption)
 
 
 def last_scores(bench: Bench, policy: str) -> tuple[dict[str, str], bool]:

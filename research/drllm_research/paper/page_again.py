@@ -25,10 +25,10 @@ import torch
 
 from drllm.core.config import Resources
 from drllm.reporting.chart import Chart
+from drllm.runs.answers import read_answers
 from drllm.runs.manifest import search_manifests
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, rows_of
-from drllm.runs.verdicts import read_verdicts
 from drllm_research.paper import charts, figures, run, tables
 from drllm_research.paper.config import ReproduceConfig
 from drllm_research.paper.setup import TASKS, Setup
@@ -62,8 +62,8 @@ class Kept(Bench):
         config = stage.config(self.setup)
         folder = self.setup.out / "evaluate" / config.folder
         n_layers = json.loads((folder / "summary.json").read_text())["rows"][0]["n_layers"]
-        methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if (folder / method).is_dir()]
-        files = {(method, task): read_verdicts(folder / method / f"{task}.parquet") for method in methods for task in stage.tasks}
+        files = read_answers(folder / "answers.parquet")
+        methods = [method for method in dict.fromkeys((BASE, *stage.methods)) if any(name == method for name, _ in files)]
         rows = rows_of(methods, stage.tasks, files, n_layers, config)
         return Summary(split=config.folder, reference=BASE, model=self.setup.model, tasks=list(stage.tasks), rows=rows)
 
@@ -102,7 +102,7 @@ def main() -> None:
     setup = Setup(given.model, TASKS, given.out, "", ReproduceConfig(ablated=given.ablated), (), Resources(threads=given.threads))
     bench = Kept(routed, setup)
     scores, kept = kept_scores(given.out / "scores.json"), tables.labels(bench)[-1].kept
-    n_layers = len(read_verdicts(next(given.out.glob("evaluate/*/base/*.parquet"))).routes[0])
+    n_layers = len(next(iter(read_answers(next(given.out.glob("evaluate/*/answers.parquet"))).values())).routes[0])
     for module in (tables, figures):
         module.last_scores = scores  # type: ignore[attr-defined]
     figures._probabilities = kept_probabilities(given.out / "page" / "probabilities.csv", kept, n_layers)

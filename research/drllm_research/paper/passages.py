@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from drllm.core.text import percent
 from drllm.reporting.parts import Part, Table
-from drllm.runs.verdicts import Verdicts, read_verdicts
+from drllm.runs.answers import Answers, read_answers
 from drllm.tasks import get_task, load_task
 from drllm_research.paper.stages import Bench, Evaluate
 
@@ -24,9 +24,9 @@ def _rows(bench: Bench, stage: Evaluate, task: str) -> list[tuple[str, ...]]:
     folder = bench.run(stage).split
     examples = load_task(task, bench.setup.data or None).examples[stage.split]
     has_answer = {example.id: bool(example.choices) for example in examples}
-    found = []
+    found, answers = [], read_answers(bench.setup.run.answers(folder))
     for method in bench.there(stage.methods):
-        verdicts = read_verdicts(bench.setup.run.verdicts(folder, method, task))
+        verdicts = answers[method, task]
         kinds = [[at for at, name in enumerate(verdicts.ids) if has_answer[name] is kind] for kind in (True, False)]
         everything = range(len(verdicts.ids))
         shares = [_shares(verdicts, places) for places in (everything, *kinds)]
@@ -34,7 +34,7 @@ def _rows(bench: Bench, stage: Evaluate, task: str) -> list[tuple[str, ...]]:
     return found
 
 
-def _shares(verdicts: Verdicts, places: Sequence[int]) -> tuple[str, str, str]:
+def _shares(verdicts: Answers, places: Sequence[int]) -> tuple[str, str, str]:
     """How many questions, and their mean exact match and F1 in percent; blanks where there are none."""
     if not places:
         return "0", "", ""

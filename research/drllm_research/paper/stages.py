@@ -176,7 +176,7 @@ class Train(Stage):
         config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
         key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
         if self.n_tune:
-            key.append([texts_digest(question.example for question in questions) for _, questions in training_data.tune(self.n_tune)])
+            key.append([texts_digest(question.example for question in ask.questions) for ask in training_data.tune(self.n_tune)])
         memo, key = bench.memo, key_of(key)
         found = (memo.find(self.name, key) or {}).get("result")
         is_whole = (folder / CONFIG_FILE).is_file()  # written last
@@ -270,7 +270,7 @@ class Clock(Stage):
 
     def _prompts(self, bench: Bench) -> list[list[int]]:
         """Tune questions of every task, which no router learned from, in an order drawn once."""
-        found = [list(question.context_ids) for _, questions in bench.training_data.tune(PROMPTS) for question in questions]
+        found = [list(question.context_ids) for ask in bench.training_data.tune(PROMPTS) for question in ask.questions]
         if not found:
             raise InputError(f"{', '.join(bench.setup.tasks)} have no tune question to generate from: give data with a validation part")
         random.Random(bench.setup.config.seed).shuffle(found)

@@ -101,7 +101,9 @@ class GatedPolicy(Policy):
 
     def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
         """Verdicts and depths."""
-        return (score_gated if isinstance(scorer, LoglikScorer) else generate_gated)(scorer, self, questions)
+        if isinstance(scorer, LoglikScorer):
+            return score_gated(scorer, self, questions)
+        return generate_gated(scorer, self, questions)
 
     @contextlib.contextmanager
     def installed(self, routed: RoutedModel, step: Step) -> Iterator[None]:

@@ -12,7 +12,6 @@ from drllm.core.options import Options, option
 from drllm.core.route import Route
 from drllm.methods.base import Method, pass_limit
 from drllm.runs.layout import STEPS_FILE
-from drllm.runs.memo import read_kept
 
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
@@ -27,22 +26,19 @@ class TaleConfig(Options):
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: TaleConfig, folder: Path) -> Policy:
-    """Each step scores every single deletion; those done stand in `folder/steps.json`, for any budget to go on from."""
-    path, key = folder / STEPS_FILE, f"{training_data.key}:{routed.model.dtype}:{config.questions}"
-    # Of an earlier training on the same questions: the base, then the best deletion of each step.
-    done: list[dict[str, Any]] = (read_kept(path, key, "delete it and train again") or {"steps": []})["steps"]
+    """Each step scores every single deletion; those done stand in `folder/steps.json`."""
+    done: list[dict[str, Any]] = []  # the base, then the best deletion of each step
     current, best = Route.full(routed.n_layers), 0.0
     limit = 1 if config.budget == 1 else pass_limit(config.budget, routed.n_layers)
     for at in itertools.count():
-        if at == len(done):
-            options = [current.edit(block, 0) for block, action in enumerate(current) if action] if at else [current]
-            accuracies = training_data.score(options, config.questions, f"tale, step {at}" if at else "tale, the base")[0].mean(0)
-            place = int(accuracies.argmax())
-            done.append({"route": str(options[place]), "accuracy": float(accuracies[place])})
-            write_json(path, {"key": key, "steps": done})
+        options = [current.edit(block, 0) for block, action in enumerate(current) if action] if at else [current]
+        accuracies = training_data.score(options, config.questions, f"tale, step {at}" if at else "tale, the base")[0].mean(0)
+        place = int(accuracies.argmax())
+        done.append({"route": str(options[place]), "accuracy": float(accuracies[place])})
+        write_json(folder / STEPS_FILE, {"steps": done})
         if at and config.budget == 1 and done[at]["accuracy"] < best:
             break
-        current, best = Route.parse(done[at]["route"]), max(best, done[at]["accuracy"])
+        current, best = options[place], max(best, done[at]["accuracy"])
         if current.n_passes <= limit:
             break
     return training_data.constant(current)

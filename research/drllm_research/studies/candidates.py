@@ -29,7 +29,8 @@ import numpy as np
 
 from drllm import Route, SearchConfig
 from drllm.methods.static import combine
-from drllm.runs.records import read_records
+from drllm.runs.manifest import path_manifests, read_manifest
+from drllm.runs.records import read_matrix
 from drllm.searching.edits import EditSpace
 from drllm.searching.prior import random_routes, sweep_routes
 
@@ -40,10 +41,8 @@ CLIP = 0.1  # standard deviations of a task's margins
 def gains_by_task(run: Path) -> dict[str, dict[Route, float]]:
     """Mean gain over the base of each route on each task, in spreads of the task's margins; fit questions only."""
     found = {}
-    for folder in sorted((run / "paths").iterdir()):
-        if "." in folder.name:  # a further list of routes
-            continue
-        records = [record for record in read_records(folder) if record.split == "fit"]
+    for folder, manifest in path_manifests(run).items():
+        records = [record for record in read_matrix(folder, manifest) if record.split == "fit"]
         spread = float(np.std([record.base_margin for record in records]))
         by_route: dict[Route, list[float]] = defaultdict(list)
         for record in records:
@@ -118,7 +117,8 @@ def combined(run: Path, tasks: list[str], n: int, budget: float) -> list[Route]:
     """Pairs and triples of the routes of a dense matrix, by the sum of their gains on the fit questions of some tasks."""
     by_task = []
     for task in tasks:
-        records = [record for record in read_records(run / "paths" / task) if record.split == "fit"]
+        folder = run / "paths" / task
+        records = [record for record in read_matrix(folder, read_manifest(folder)) if record.split == "fit"]
         margins = np.array([record.margins for record in records])
         spread = np.std(margins[:, 0])
         by_task.append(np.clip((margins - margins[:, :1]) / spread, -1, 1).mean(0))

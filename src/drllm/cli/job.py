@@ -31,7 +31,7 @@ class Job:
 
     def config(self, section: str, prefix: str = "", **unless_given: Any) -> Any:
         """The configuration of one section, a job's or a method's: command line over YAML over defaults, those named here first."""
-        given = unless_given | self.settings.sections.get(section, {})
+        given = {**unless_given, **self.settings.sections.get(section, {})}
         return build(section_class(section), given, self.arguments, prefix)
 
     def need(self, name: str) -> Any:

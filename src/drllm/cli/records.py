@@ -1,4 +1,4 @@
-"""Describe search records (info), merge those of several runs (merge), or write them to one file (export).
+"""Show what runs have asked (info), merge runs (merge), or write rows into one file (export).
 
 example:
   drllm records info runs/a
@@ -12,8 +12,10 @@ from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.route import Route
+from drllm.core.text import table_text
 
 ACTIONS = ("info", "merge", "export")
+FILTERS = ("task", "split", "reward", "route", "dtype")  # as of `drllm.runs.merge`
 
 
 def run(job: Job) -> Lines:
@@ -22,35 +24,35 @@ def run(job: Job) -> Lines:
     if action not in ACTIONS:
         raise InputError(f"unknown action {action!r}{did_you_mean(action, ACTIONS)}; choose from {', '.join(ACTIONS)}")
     if not folders:
-        raise InputError(f"no folder: write `drllm records {action} FOLDER`, a run folder or one of its task folders")
-    if arguments.float16 and action != "export":
-        raise InputError(f"--float16 is for `drllm records export`: leave it out of {action}")
+        raise InputError(f"no folder: write `drllm records {action} FOLDER`, a run folder")
+    where = {name: given.split(";") for name in FILTERS if (given := getattr(arguments, name)) is not None}
+    if action == "merge" and where:
+        raise InputError(f"--{next(iter(where))} picks rows to show or export: leave it out of merge")
     if action == "info" and arguments.out is not None:
         raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
     if action == "export" and len(folders) > 1:
         raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
-    from drllm.runs.merge import export_records, merge_records, record_groups, task_folders
+    from drllm.runs.merge import OVERVIEW, export_rows, merge_runs, overview, rows_of
 
     if action == "merge":
-        for part in merge_records(folders, Path(job.need("out"))):
-            again = f", {part.n_again} given again" if part.n_again else ""
-            yield f"{part.folder}: {part.n_records} records, folders: {part.n_sources}{again}"
+        for part in merge_runs(folders, Path(job.need("out"))):
+            again = f", {part.n_again:,} given again" if part.n_again else ""
+            yield f"{part.folder}: {part.n:,} rows, from {part.n_sources} runs{again}"
         return
     if action == "export":
         out = Path(job.need("out"))
-        yield f"{out}: {export_records(folders[0], out, arguments.float16)} rows"
+        yield f"{out}: {export_rows(rows_of(folders[0], where), out):,} rows"
         return
     from drllm.runs.label_stats import describe, render
+    from drllm.runs.layout import RunFolder
+    from drllm.runs.manifest import search_manifests
+    from drllm.runs.records import iterate_records
 
     for folder in folders:
-        for where, found in record_groups(folder).items():
-            for fingerprint in sorted({record.fingerprint for record in found}):
-                one = [record for record in found if record.fingerprint == fingerprint]
-                rewards, splits = (", ".join(sorted({getattr(record, name) for record in one})) for name in ("reward", "split"))
-                yield f"{where}: weights {fingerprint}, reward {rewards}, split {splits}"
-                yield render(describe(one)) + "\n"
-        if folder.is_dir():
-            yield from sweeps(task_folders(folder))
+        yield table_text(OVERVIEW, overview(rows_of(folder, where)), str(folder)) + "\n"
+        if folder.is_dir() and (searched := search_manifests(folder)):
+            yield render(describe(iterate_records(RunFolder(folder).searches))) + "\n"
+            yield from sweeps(searched)
 
 
 def sweeps(folders: Iterable[Path]) -> Lines:
@@ -64,8 +66,9 @@ def sweeps(folders: Iterable[Path]) -> Lines:
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: copy into one run folder; export: write one file")
-    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders or task folders; for info and export also a single shard")
+    parser.add_argument("action", metavar="ACTION", help="info: print tables; merge: the rows of several runs in a new one; export: a file")
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="run folders; for info and export also a single shard")
     parser.add_argument("--out", metavar="NEW", help="merge: a new run folder; export: a file, .parquet, .csv or .jsonl")
-    parser.add_argument("--float16", action="store_true", help="export: margins of a .parquet file as float16")
+    for name in FILTERS:
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"info, export: rows of this {name} alone; of several: A;B")
     add_common(parser)

@@ -23,15 +23,14 @@ def run(job: Job) -> Lines:
     from drllm.runs.label_stats import describe, render
     from drllm.runs.layout import RunFolder
     from drllm.runs.records import iterate_records
-    from drllm.searching.runner import check_list_name, check_splits, read_routes, search
+    from drllm.searching.runner import check_splits, read_routes, search
 
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
     check_splits(config.splits, routes is not None)
-    check_list_name(job.arguments.list, routes is not None)
     if job.arguments.dry_run:
         yield from _dry_run(job, job.load(model), tasks, config, routes)
         return
-    search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources, job.arguments.list)
+    search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources)
     place = RunFolder(Path(out))
     folder = place.searches if routes is None else place.matrices
     if routes is None:
@@ -56,8 +55,8 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "search")
     add_section(parser, "resources", about="where and how it runs; no record depends on them")
-    listed = "evaluate the routes of a file, one a line as digits or a path, on every question instead of searching"
+    listed = (
+        "evaluate the routes of a file, one a line as digits or a path, on every question instead of searching; a later list adds to it"
+    )
     parser.add_argument("--paths", metavar="FILE", help=listed)
-    named = "name of that list; needed to add routes to a run that has a list already"
-    parser.add_argument("--list", metavar="NAME", default="", help=named)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)

@@ -79,6 +79,16 @@ def read_json_lines(path: Path, advice: str) -> list[tuple[int, Any]]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Delete what killed processes left behind."""
+    """Delete what killed processes left behind; what another process of this machine writes now stays."""
     for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        writer = path.name.removesuffix(TEMPORARY_SUFFIX).rpartition(".")[2]
+        if not (writer.isdecimal() and int(writer) != os.getpid() and _is_alive(int(writer))):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True

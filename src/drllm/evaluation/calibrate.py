@@ -1,18 +1,16 @@
 """`calibrate()`: test a trained policy for a guarantee on questions that served nothing else."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from drllm.core.config import GuaranteeConfig, Split, to_dict
+from drllm.core.config import GuaranteeConfig, Resources, Split, to_dict
 from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.methods.checked_records import manifest_scorer
 from drllm.model.routed import RoutedModel
@@ -21,13 +19,11 @@ from drllm.policies.policy import Policy
 from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
-from drllm.scoring.route_prediction import score_policies
+from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.scorer import askable
-from drllm.scoring.verdict import Known
 from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
 from drllm.tasks import LoadedTask, question_key
 
-CHUNK = 64  # questions between two steps of the progress bar
 TUNE_QUESTIONS = 200  # a task, that order the tests
 
 
@@ -38,8 +34,8 @@ def calibrate(
     config: GuaranteeConfig,
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
-    known: Mapping[Split, dict[str, Known]] | None = None,
     as_it_is: bool = False,
+    resources: Resources | None = None,
 ) -> tuple[Policy, Guarantee]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
@@ -50,9 +46,9 @@ def calibrate(
         run: the run folder; its manifests say which tasks, from where, and how their answers are judged.
         tasks: those of the run to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
-        known: verdicts by split and task that are looked up instead of computed; those that are computed join them.
         as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
             flattered by a choice.
+        resources: executor, workers and threads; default `Resources()`.
 
     Returns:
         The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
@@ -69,8 +65,8 @@ def calibrate(
     loaded = load_unseen(run, {name: data_of(run, manifest.data) for name, manifest in by_task.items()})
     of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
     seen: set[str] = set()
-    with running(run, "calibrate", to_dict(config), argv) as entry:
-        answers_on = partial(answer_points, routed, of_task, points, seen, known or {})
+    with asking(routed, run, resources or Resources()) as bench, running(run, "calibrate", to_dict(config), argv) as entry:
+        answers_on = partial(answer_points, bench, of_task, points, seen)
         tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
         answered = answers_on(config.calibrate, config.calibrate_limit)
         base, *answers = answered.verdicts
@@ -103,18 +99,12 @@ class PointAnswers:
 
 
 def answer_points(
-    routed: RoutedModel,
-    tasks: dict[str, tuple[Manifest, LoadedTask]],
-    points: Sequence[Policy],
-    seen: set[str],
-    known: Mapping[Split, dict[str, Known]],
-    split: Split,
-    limit: int,
+    bench: Bench, tasks: dict[str, tuple[Manifest, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
 ) -> PointAnswers:
     """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
     found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
     for name, (manifest, loaded) in tasks.items():
-        scorer: Any = manifest_scorer(routed, manifest)
+        scorer = manifest_scorer(bench.routed, manifest)
         new = []
         for example in loaded.select(split, limit):
             key = question_key(example.question)
@@ -127,14 +117,10 @@ def answer_points(
         found.left_out.update(reasons.values())
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
         found.counts[name] = len(questions)
-        of_split = known[split].setdefault(name, Known()) if split in known else None
-        with Progress(f"{split} questions of {name}", len(questions)) as progress:
-            for start in range(0, len(questions), CHUNK):
-                chunk = questions[start : start + CHUNK]
-                for place, (mine, routes) in enumerate(score_policies(scorer, chunk, [None, *points], of_split)):
-                    found.verdicts[place] += [verdict.correct for verdict in mine]
-                    found.passes[place] += [route.n_passes for route in routes]
-                progress.advance(len(chunk))
+        ask = Ask(scorer, manifest.as_task, manifest.search_config, split, questions, ())
+        for place, (verdicts, routes) in enumerate(bench.answers(ask, [None, *points], f"{split} questions of {name}")):
+            found.verdicts[place] += [verdict.correct for verdict in verdicts]
+            found.passes[place] += [route.n_passes for route in routes]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Base, policies and blind baselines on the same held-out questions: one parquet file a method and task, one summary.
+"""Base, policies and blind baselines on the same held-out questions: what policies decide, then what that answers, and one summary.
 
 Blind baselines (always beside a learned policy): `random-NAME` keeps each prompt's numbers of skips, repeats and loops but moves them to
 random blocks; `shuffled-NAME` deals the policy's own routes to other prompts of the task. What a policy gains over its `shuffled` is the
@@ -15,16 +15,13 @@ from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.progress import say
-from drllm.core.route import Route
-from drllm.evaluation.answers import Request, answer, answer_on_workers, baseline_routes, shortest_first
+from drllm.evaluation.baselines import baseline_routes
 from drllm.methods.base import method_names
-from drllm.model.executors import opened, settled
-from drllm.model.pool import Workplace
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
 from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
+from drllm.runs.answers import Answers, write_answers
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import data_of, path_manifests, search_manifests
@@ -32,10 +29,9 @@ from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
 from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
-from drllm.runs.verdicts import Verdicts
+from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.scorer import Scorer, askable, said_left_out, scorer_of
-from drllm.scoring.verdict import Known
 from drllm.tasks import LoadedTask, texts_digest
 
 
@@ -48,7 +44,6 @@ def evaluate(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
-    known: dict[str, Known] | None = None,
 ) -> Summary:
     """Answer the same questions with every method and compare each with the base.
 
@@ -60,15 +55,13 @@ def evaluate(
         out: the run folder.
         config: split, reward, sizes; default `EvaluateConfig()`.
         data: a JSONL file to read the questions from; default where the search of that task read them.
-        resources: executor, workers and threads; default `Resources()`. On Ray each worker answers one task by one method at a time.
-        known: verdicts by task that are looked up instead of computed, in this process; those that are computed join them. No seconds are
-            stated then.
+        resources: executor, workers and threads; default `Resources()`.
 
     Returns:
         The summary, also written to `out/evaluate/<split>/summary.json` (`<split>-first-<limit>` with a limit): a row for each method and
         task, differences as fractions, paired 95 % bootstrap intervals (stratified by task in the pooled rows), McNemar's exact p.
     """
-    config, resources, run = config or EvaluateConfig(), resources or Resources(), RunFolder(Path(out))
+    config, run = config or EvaluateConfig(), RunFolder(Path(out))
     check_methods(methods, run.root, method_names())
     baselines = [name for name in dict.fromkeys(methods) if owner_of(name)]
     trained = dict.fromkeys([*(name for name in methods if name != BASE and not owner_of(name)), *map(owner_of, baselines)])
@@ -79,17 +72,13 @@ def evaluate(
     loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks}, config.split)
     read_from = {name: data or read_from.get(name) for name in tasks}
     config = _asked_as_searched(config, run)
-    comparison = _Comparison(routed, run, config, loaded, baselines, policies, known)
+    comparison = _Comparison(routed, run, config, loaded, baselines, policies)
     comparison.check_rewards()
-    resources = settled(routed, resources)
-    with opened(routed, resources) as place, running(run.root, "evaluate", to_dict(config), argv) as entry:
+    with asking(routed, run.root, resources or Resources()) as bench, running(run.root, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
-        entry["resources"] = to_dict(resources)
-        if place is None:
-            with torch_threads(resources.threads):
-                comparison.answer_here()
-        else:
-            comparison.answer_on_workers(place, resources)
+        entry["resources"] = to_dict(bench.resources)
+        comparison.answer(bench)
+        write_answers(run.answers(config.folder), comparison.answers)
         summary = comparison.summary(read_from)
         write_json(run.summary(config.folder), summary.to_json())
     for name in policies:
@@ -117,8 +106,7 @@ class _Comparison:
     loaded: dict[str, LoadedTask]
     baselines: list[str]
     policies: dict[str, Policy]
-    known: dict[str, Known] | None = None
-    answers: dict[tuple[str, str], Verdicts] = field(default_factory=dict)
+    answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # The base, then policies, then the baselines, which are made from their routes.
@@ -150,39 +138,29 @@ class _Comparison:
                 for loaded in self.loaded.values():
                     policy.answer(scorer_of(self.routed, loaded.task, self.config), [])
 
-    def request(self, method: str, task: str, questions: Sequence[Any]) -> Request:
-        """The method on the task; a baseline's owner has been answered."""
-        routes, owner = None, owner_of(method)
-        if owner:
-            theirs = [Route.parse(text) for text in self.answers[owner, task].routes]
-            routes = baseline_routes(method.partition("-")[0], theirs, f"{self.config.seed}:{task}")
-        saved = self.run.policy(method) if method in self.policies else None
-        path = self.run.verdicts(self.config.folder, method, task)
-        examples = [question.example for question in self.questions[task]]
-        made = Request(method, self.loaded[task].task, examples, saved, routes, path)
-        return replace(made, metadata=made.described(self.routed, self.config, questions))
+    def answer(self, bench: Bench) -> None:
+        """Every method on every task: routes first, the baselines' from their owners', then all answers together."""
+        routes: dict[str, dict[str, list[Any]]] = {}
+        asks: list[Ask] = []
+        for name, loaded in self.loaded.items():
+            # The shortest first, in this order for all methods.
+            questions = sorted(self.questions[name], key=lambda question: (question.n_tokens, question.example.id))
+            ask = Ask(self.scorers[name], loaded.task, self.config, self.config.split, questions, ())
+            routed = {BASE: None} | {method: policy for method, policy in self.policies.items() if not policy.evaluate_only}
+            mine = dict(zip(routed, bench.decide(ask, list(routed.values()), f"routes on {name}"), strict=True))
+            for method in self.baselines:
+                mine[method] = baseline_routes(method.partition("-")[0], mine[owner_of(method)], f"{self.config.seed}:{name}")
+            routes[name] = mine
+            asks.append(replace(ask, routes=list(zip(*mine.values(), strict=True))))
+        for ask, found in zip(asks, bench.ensure(asks, f"{len(self.methods)} methods"), strict=True):
+            for method, mine in routes[ask.task.name].items():
+                self._keep(method, ask, [one[route] for one, route in zip(found, mine, strict=True)], mine)
+            for method, policy in self.policies.items():
+                if policy.evaluate_only:
+                    self._keep(method, ask, *policy.answer(ask.scorer, ask.questions))
 
-    def answer_here(self) -> None:
-        """In this process, task by task."""
-        for name in self.loaded:
-            questions = sorted(self.questions[name], key=shortest_first)
-            scorer = self.scorers.pop(name)  # the states that it keeps go with it
-            for method in self.methods:
-                request = self.request(method, name, questions)
-                policy = self.policies.get(method) or request.policy(self.routed)
-                known = None if self.known is None else self.known.setdefault(name, Known())
-                self.answers[method, name] = answer(scorer, questions, policy, request, known)
-
-    def answer_on_workers(self, place: Workplace, resources: Resources) -> None:
-        """By workers: the base and policies, then the baselines, which take their owners' routes."""
-        questions = {name: sorted(asked, key=shortest_first) for name, asked in self.questions.items()}
-        for methods in ([BASE, *self.policies], self.baselines):
-            requests = [self.request(method, task, questions[task]) for task in self.loaded for method in methods]
-            answer_on_workers(place, self.routed, self.config, resources, requests)
-            for request in requests:
-                found = request.done()
-                assert found is not None, "the pool checks that the file is there"
-                self.answers[request.method, request.task.name] = found
+    def _keep(self, method: str, ask: Ask, verdicts: Sequence[Any], routes: Sequence[Any]) -> None:
+        self.answers[method, ask.task.name] = Answers.of([question.example.id for question in ask.questions], routes, verdicts)
 
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:
         """The table, and what its questions and policies were."""

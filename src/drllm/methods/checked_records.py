@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
 from drllm.runs.kept import kept_in
 from drllm.runs.manifest import Manifest, data_of
-from drllm.runs.records import RouteRecord, read_records
+from drllm.runs.records import RouteRecord, read_matrix, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of
 from drllm.tasks import load_task
 
@@ -23,9 +22,10 @@ def manifest_scorer(routed: RoutedModel, manifest: Manifest) -> Scorer:
 
 @dataclass(frozen=True)
 class CheckedTask:
-    """One task's records, with the routes of all its lists, and the questions they belong to, in the same order: the manifest's."""
+    """One task's records and the questions they belong to, in the same order: the manifest's."""
 
     name: str
+    manifest: Manifest
     records: list[RouteRecord]
     questions: list[Any]
     scorer: Scorer
@@ -37,15 +37,13 @@ class CheckedTask:
 
 
 def checked_tasks(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[CheckedTask]:
-    """The tasks of these folders, each checked against its manifests."""
+    """The tasks of these folders, each checked against its manifest."""
     tasks = []
-    for name, lists in lists_by_task(manifests).items():
-        folder, manifest = lists[0]
-        records = joined_records(routed, lists)
-        scorer = manifest_scorer(routed, manifest)
-        questions = checked_questions(scorer, folder, manifest)
+    for folder, manifest in manifests.items():
+        records, scorer = checked_records(routed, folder, manifest), manifest_scorer(routed, manifest)
+        found = checked_questions(scorer, folder, manifest)
         ids = [id for id in manifest.ids if id in records]  # all of them, unless a number was to be kept
-        tasks.append(CheckedTask(name, [records[id] for id in ids], [questions[id] for id in ids], scorer))
+        tasks.append(CheckedTask(manifest.task, manifest, [records[id] for id in ids], [found[id] for id in ids], scorer))
     return tasks
 
 
@@ -55,47 +53,18 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
     if manifest.fingerprint != weights:
         made_with = f"{manifest.model} (weights {manifest.fingerprint}), this model has weights {weights}"
         raise ArtifactError(f"the records in {folder} were made with {made_with}: train on the model that was searched")
-    records = {record.id: record for record in read_records(folder)}
-    if other := next((record for record in records.values() if record.fingerprint != weights), None):
+    found = read_records(folder) if manifest.paths is None else read_matrix(folder, manifest)
+    records = {record.id: record for record in found}
+    if other := next((record for record in found if record.fingerprint != weights), None):
         raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
     config = manifest.search_config
-    if config.keep and manifest.paths is None and (kept := kept_in(folder, config)).is_enough:
+    kept = kept_in(folder, config) if config.keep and manifest.paths is None else None
+    if kept is not None and kept.is_enough:
         return {record.id: record for record in kept.records}
     if missing := len(set(manifest.ids) - records.keys()):
         unfinished = f"is unfinished ({missing} of {len(manifest.ids)} questions)"
         raise ArtifactError(f"the search of {manifest.task} in {folder} {unfinished}: run the same search again")
-    if config.keep and manifest.paths is None:
-        return {record.id: record for record in kept_in(folder, config).records}
-    return records
-
-
-def lists_by_task(manifests: dict[Path, Manifest]) -> dict[str, list[tuple[Path, Manifest]]]:
-    """The folders of dense matrices by task: the first list of routes that was evaluated on it, then those added by `--list`."""
-    found: dict[str, list[tuple[Path, Manifest]]] = {}
-    for folder, manifest in manifests.items():
-        found.setdefault(manifest.task, []).append((folder, manifest))
-    return found
-
-
-def joined_records(routed: RoutedModel, lists: Sequence[tuple[Path, Manifest]]) -> dict[str, RouteRecord]:
-    """A task's records by id, each with the routes of all its lists; `ArtifactError` for lists of other questions or conditions."""
-    (first, manifest), *others = lists
-    joined = checked_records(routed, first, manifest)
-    for folder, other in others:
-        conditions = ("ids", "questions", "dtype", "device", "threads", "packed", "prompt_format", "prompts", "reader")
-        different = [name for name in conditions if getattr(other, name) != getattr(manifest, name)]
-        if {**other.config, "seed": 0} != {**manifest.config, "seed": 0}:
-            different.append("config")
-        if different:
-            problem = f"{folder} was evaluated on other {different[0]} than {first}"
-            raise ArtifactError(f"{problem}: evaluate all lists of a task with the same flags and data")
-        for name, record in checked_records(routed, folder, other).items():
-            before = joined[name]
-            new = [place for place, route in enumerate(record.routes) if route not in before.routes]
-            fields = ("routes", "rewards", "margins", "acc", "acc_norm")
-            both = {field: (*getattr(before, field), *(getattr(record, field)[place] for place in new)) for field in fields}
-            joined[name] = replace(before, **both)
-    return joined
+    return records if kept is None else {record.id: record for record in kept.records}
 
 
 def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[str, Any]:

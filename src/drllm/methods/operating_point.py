@@ -10,14 +10,11 @@ import numpy as np
 
 from drllm.core.errors import BudgetError, InputError
 from drllm.core.files import write_json
-from drllm.core.progress import Progress
 from drllm.methods.base import pass_limit
 from drllm.runs.layout import POINTS_FILE
 
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, TrainingData
-
-GROUP = 32  # questions whose states are kept at once
 
 
 def choose_point(
@@ -28,8 +25,6 @@ def choose_point(
     `cheaper` are further points, tried only if there is a budget. The table goes to `folder/knob.json`. Without tune questions, or with
     `n_questions` 0, the policy as it is.
     """
-    from drllm.scoring.route_prediction import score_policies
-
     (folder / POINTS_FILE).unlink(missing_ok=True)  # of an earlier training
     tune = training_data.tune(n_questions) if n_questions else []
     if not tune:
@@ -38,12 +33,9 @@ def choose_point(
         return policy
     points = [*policy.operating_points(), *(cheaper if budget < 1 else ())]
     answers: list[list[tuple[bool, float]]] = [[] for _ in points]  # verdict and passes of each question
-    with Progress("choose the operating point", sum(-(-len(questions) // GROUP) for _, questions in tune)) as progress:
-        for scorer, questions in tune:
-            for start in range(0, len(questions), GROUP):
-                for index, (verdicts, routes) in enumerate(score_policies(scorer, questions[start : start + GROUP], points)):
-                    answers[index] += [(verdict.correct, route.n_passes) for verdict, route in zip(verdicts, routes, strict=True)]
-                progress.advance(1)
+    for ask in tune:
+        for found, (verdicts, routes) in zip(answers, training_data.bench.answers(ask, points, "choose the operating point"), strict=True):
+            found += [(verdict.correct, route.n_passes) for verdict, route in zip(verdicts, routes, strict=True)]
     table: list[dict[str, Any]] = []
     for index, found in enumerate(answers):
         correct, passes = zip(*found, strict=True)

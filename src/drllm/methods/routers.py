@@ -133,9 +133,7 @@ def _right(record: RouteRecord) -> list[Route]:
 
 
 def _only_digits(record: RouteRecord) -> RouteRecord:
-    places = [place for place, route in enumerate(record.routes) if route.has_digits]
-    fields = ("routes", "rewards", "margins", "acc", "acc_norm")
-    return dataclasses.replace(record, **{name: tuple(getattr(record, name)[place] for place in places) for name in fields})
+    return dataclasses.replace(record, routes=tuple(route for route in record.routes if route.has_digits))
 
 
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from drllm.core.span import in_place
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.matrix import mixed_gain
 from drllm.runs.layout import CANDIDATES_FILE
-from drllm.runs.memo import key_of, read_kept
 
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
@@ -51,7 +50,8 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
     if config.use_tune:
         return training_data.constant(_best_of_matrix(training_data, config))
     ranked = rank_candidates(training_data, full, config)
-    scores = _KeptScores(training_data, full, config.margin_weight, folder / CANDIDATES_FILE)
+    held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
+    scored: dict[Route, np.ndarray] = {}
     limit = pass_limit(config.budget, routed.n_layers)
     current = full
     for _ in range(config.steps):
@@ -63,12 +63,14 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
         options = within[: config.candidates]
         if not options:
             break
-        gains = scores.gains([current, *options])
+        gains = gains_of(training_data, list(dict.fromkeys([full, current, *options])), config.margin_weight)
+        scored |= gains
+        _write(folder / CANDIDATES_FILE, scored)
         # Questions are held back only from a step that they are to confirm.
-        choosing = np.ones_like(scores.held_back) if needed or not config.confirm else ~scores.held_back
+        choosing = np.ones_like(held_back) if needed or not config.confirm else ~held_back
         best = max(options, key=lambda route: lower_mean(gains[route][choosing] - gains[current][choosing]))
         change = gains[best] - gains[current]
-        if not needed and not confirmed(change[choosing], change[scores.held_back], config.confirm):
+        if not needed and not confirmed(change[choosing], change[held_back], config.confirm):
             break
         current = best
     if current.n_passes > limit:
@@ -143,44 +145,18 @@ def is_held_back(prompt: Sequence[int]) -> bool:
     return int(json_digest(list(prompt))[:2], 16) % 2 == 1
 
 
-class _KeptScores:
-    """Gains of routes over the base on all fit questions, kept in a file from one call to the next."""
+def gains_of(training_data: TrainingData, routes: Sequence[Route], margin_weight: float) -> dict[Route, np.ndarray]:
+    """(N,) of each route, the base first: `mixed_gain` over the base on all fit questions."""
+    correct, margins = training_data.score(routes, label="static routes")
+    spread = [training_data.margin_spread[question.task.name] for task in training_data.fit_tasks for question in task.questions]
+    gains = mixed_gain(margins, correct, np.array(spread)[:, None], margin_weight)
+    return dict(zip(routes, gains.T, strict=True))
 
-    def __init__(self, training_data: TrainingData, full: Route, margin_weight: float, path: Path):
-        self.training_data, self.full, self.path, self.margin_weight = training_data, full, path, margin_weight
-        # Manifests hold digests of questions and answers, the metric and the reward.
-        manifests = (training_data.search_manifests or training_data.path_manifests).values()
-        self.key = key_of([str(training_data.routed.model.dtype), *(manifest.to_json() for manifest in manifests)])
-        self.held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
-        spread = [training_data.margin_spread[question.task.name] for task in training_data.fit_tasks for question in task.questions]
-        self.spread = np.array(spread)[:, None]
-        saved = read_kept(path, self.key, "delete it and train again") or {"candidates": []}
-        self.rows: dict[Route, dict[str, Any]] = {Route.parse(row["route"]): row for row in saved["candidates"]}
 
-    def gains(self, routes: list[Route]) -> dict[Route, np.ndarray]:
-        """(N,) of each route: `mixed_gain`."""
-        missing = [route for route in dict.fromkeys([self.full, *routes]) if route not in self.rows]
-        matrix = None if self.training_data.search_manifests else self.training_data.matrix()
-        if matrix is not None and len(matrix) == len(self.held_back):  # else some of its records are broken, and questions do not match
-            here = [route for route in missing if route in matrix.routes]
-            columns = matrix.at([matrix.routes.index(route) for route in here])
-            self._add(here, columns.correct, columns.margins)
-            missing = [route for route in missing if route not in here]
-        if missing:
-            self._add(missing, *self.training_data.score(missing, label="static routes"))
-        gains, base = {}, self.rows[self.full]
-        for route, row in self.rows.items():  # JSON has no nan: numpy makes one of None
-            margins, right = (np.array([base[name], row[name]], dtype=float).T for name in ("margins", "right"))
-            gains[route] = change = mixed_gain(margins, right, self.spread, self.margin_weight)[:, 1]
-            row |= {"n": len(change), "gain": float(change.mean()), "gain_se": _standard_error(change)}
-        write_json(self.path, {"key": self.key, "candidates": list(self.rows.values())})
-        return {route: gains[route] for route in routes}
-
-    def _add(self, routes: Sequence[Route], correct: np.ndarray, margins: np.ndarray) -> None:
-        for place, route in enumerate(routes):
-            shown = [None if math.isnan(value) else value for value in np.round(margins[:, place].astype(float), 4).tolist()]
-            right, accuracy = correct[:, place].astype(int).tolist(), float(correct[:, place].mean())
-            self.rows[route] = {"route": str(route), "accuracy": accuracy, "margins": shown, "right": right}
+def _write(path: Path, scored: dict[Route, np.ndarray]) -> None:
+    """Every route that was scored, with its gain and the gain's standard error."""
+    rows = [(str(route), len(gain), float(gain.mean()), _standard_error(gain)) for route, gain in scored.items()]
+    write_json(path, {"candidates": [dict(zip(("route", "n", "gain", "gain_se"), row, strict=True)) for row in rows]})
 
 
 def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:

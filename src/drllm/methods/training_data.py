@@ -10,19 +10,17 @@ import numpy as np
 
 from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.methods.checked_records import CheckedTask, checked_tasks, lists_by_task, manifest_scorer
+from drllm.methods.checked_records import CheckedTask, checked_tasks, manifest_scorer
 from drllm.methods.matrix import Matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
 from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
 from drllm.runs.records import RouteRecord
+from drllm.scoring.asking import Ask, Bench, asking_here
 from drllm.scoring.scorer import askable
 from drllm.tasks import load_task
-
-GROUP = 32  # questions whose states are kept at once
 
 
 class TrainingData:
@@ -39,6 +37,11 @@ class TrainingData:
             {folder: manifest for folder, manifest in found.items() if manifest.task in (self.only or known)} for found in (searched, dense)
         )
         self._matrices: dict[str, Matrix] = {}
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Where routes are asked that the run has no verdicts of."""
+        return asking_here(self.routed, self.run)
 
     @cached_property
     def tasks(self) -> list[CheckedTask]:
@@ -88,31 +91,32 @@ class TrainingData:
         """Of the fit prompts; None where the tasks differ in it, so that what learns from them takes both."""
         return _format_of(self.fit_tasks)
 
-    def tune(self, limit: int = 0) -> list[tuple[Any, list[Any]]]:
-        """Each task's tune questions with their scorer, at most `limit` of each; none where the data has none."""
+    def tune(self, limit: int = 0) -> list[Ask]:
+        """Each task's tune questions, at most `limit` of each, along no route yet; none where the data has none."""
         found = []
-        for (folder, manifest), *_ in lists_by_task(self.search_manifests or self.path_manifests).values():
+        for folder, manifest in (self.search_manifests or self.path_manifests).items():
             loaded = load_task(manifest.task, data_of(folder, manifest.parts[0].data))
             if loaded.examples["tune"]:
                 scorer = manifest_scorer(self.routed, manifest)
-                found.append((scorer, askable(scorer, loaded.task, loaded.select("tune", limit))[0]))
+                questions, _ = askable(scorer, loaded.task, loaded.select("tune", limit))
+                found.append(Ask(scorer, manifest.as_task, manifest.search_config, "tune", questions, [()] * len(questions)))
         return found
 
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
-        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
-        correct, margins = [], []
-        chosen = [(task.scorer, task.questions) for task in self.fit_tasks]
-        if limit:  # manifests are in the order of lengths: of every so many questions one, for all lengths to be there
-            chosen = [(scorer, questions[:: max(1, len(questions) // limit)][:limit]) for scorer, questions in chosen]
-        with Progress(label, sum(len(questions) for _, questions in chosen)) as progress:
-            for scorer, questions in chosen:
-                for start in range(0, len(questions), GROUP):
-                    group: Any = questions[start : start + GROUP]
-                    verdicts = [verdict for found in scorer.score_all(group, routes) for verdict in found]
-                    correct += [verdict.correct for verdict in verdicts]
-                    margins += [verdict.margin for verdict in verdicts]
-                    progress.advance(len(group))
+        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task.
+
+        The run keeps them, so that nothing is asked twice.
+        """
+        asks = []
+        for task in self.fit_tasks:
+            questions = task.questions
+            if limit:  # manifests are in the order of lengths: of every so many questions one, for all lengths to be there
+                questions = questions[:: max(1, len(questions) // limit)][:limit]
+            asked = (task.scorer, task.manifest.as_task, task.manifest.search_config, "fit", questions, [routes] * len(questions))
+            asks.append(Ask(*asked))
+        found = [verdicts[route] for part in self.bench.ensure(asks, label) for verdicts in part for route in routes]
         shape = (-1, len(routes))
+        correct, margins = [verdict.correct for verdict in found], [verdict.margin for verdict in found]
         return np.array(correct, dtype=bool).reshape(shape), np.array(margins, dtype=np.float32).reshape(shape)
 
     def matrix(self, split: str = "fit") -> Matrix:

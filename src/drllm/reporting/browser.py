@@ -58,7 +58,7 @@ def differs(run: Run, split: str, method: str) -> bool:
 
 
 def absent(run: Run, split: str) -> str:
-    """Which files of verdicts and routes that a split's summary names are not in the folder; empty where none is missing."""
+    """Which answers that a split's summary names are not in the folder; empty where none is missing."""
     summary = run.summaries[split]
     expected = dict.fromkeys((row.method, row.task) for row in summary.rows if row.task in summary.tasks)
     missing = [(method, task) for method, task in expected if (split, method, task) not in run.questions]
@@ -66,7 +66,7 @@ def absent(run: Run, split: str) -> str:
         return ""
     methods = ", ".join(dict.fromkeys(method for method, _ in missing))
     return (
-        f"{len(missing)} of the {len(expected)} verdict files of the {split} split are missing (`evaluate/{split}`, of {methods}): "
+        f"{len(missing)} of the {len(expected)} sets of answers of the {split} split are missing (`evaluate/{split}`, of {methods}): "
         "the table has their figures from the summary, but their routes and prompts cannot be shown."
     )
 

@@ -22,37 +22,27 @@ NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 LOOPS_SHOWN = 5
 UPPER_BOUNDS = ("oracle",)
-SECONDS = "seconds a question"
 KNOWN = (BASE, "static", "looped", "codebook", "routers", "paper", "promised")  # one for each colour
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 NO_LABELS = 0.5  # the lower end of a log scale of counts
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
 FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
-# A summary says how long each method took, not when: methods may have been timed in different calls.
-NO_FRONT = (
-    "Each method was timed by itself, maybe in another call and beside other work on the machine, and the seconds have no interval: "
-    "small differences of cost mean nothing, and no Pareto front is drawn. To compare costs, count passes."
-)
 
 
 Questions = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]  # rows of the per-question files by (split, method, task)
 
 
 def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
-    """Accuracy of each method with its Wilson interval against what it costs: passes a prompt, and seconds where they were measured."""
+    """Accuracy of each method with its Wilson interval against what it costs: passes a prompt."""
     split, rows = summary.split, summary.pooled
     if not rows:
         return [Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")]
     label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
-    charts: list[Chart | Paragraph] = [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label, "passes")]
-    if all(row.seconds > 0 for row in rows):
-        label, seconds = "seconds a question, decisions included (baselines are given their routes)", [row.seconds / row.n for row in rows]
-        charts.append(_accuracy(summary, f"accuracy_seconds_{split}", seconds, label, SECONDS))
-    return charts
+    return [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)]
 
 
-def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, unit: str) -> Chart:
-    """Accuracy against passes, with the Pareto front, or against seconds, without."""
+def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -> Chart:
+    """Accuracy against passes, with the Pareto front."""
     rows, tasks = summary.pooled, summary.tasks
     room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
     marks: list[Mark] = []
@@ -62,23 +52,22 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str, u
     for row, cost, aside in zip(rows, costs, _side_by_side(costs), strict=True):
         accuracy, shown = 100 * row.accuracy, display_name(row.method)
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
-        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} {unit}, n = {row.n}"
+        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} passes, n = {row.n}"
         marks.append(Spot(name=shown, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
         numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
         if row.method == summary.reference:
             marks.append(Level(y=accuracy, on_page=False))
         if not owner_of(row.method) and row.method not in UPPER_BOUNDS:
             judged.append((cost, accuracy))
-    if unit != SECONDS:
-        xs, ys = zip(*pareto_front(judged), strict=True)
-        marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks] if len(xs) > 1 else marks
+    xs, ys = zip(*pareto_front(judged), strict=True)
+    marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks] if len(xs) > 1 else marks
     sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
     columns = 4 if len(rows) <= NARROW else 3
     listed = ", ".join(tasks) if len(tasks) <= TITLED else f"{len(tasks)} tasks"
-    title = f"Accuracy against {unit}: {listed}, {summary.split} split, n = {n} questions"
-    caption = f"{INTERVALS} {NO_FRONT if unit == SECONDS else FRONT}"
-    header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", unit)
+    title = f"Accuracy against passes: {listed}, {summary.split} split, n = {n} questions"
+    caption = f"{INTERVALS} {FRONT}"
+    header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", "passes")
     # The marks that stand aside do not count for matplotlib's own limits. Of a browser's axis half of the room is an inch, or so.
     x = Axis(label, limits=(min(costs) - room, max(costs) + room), inch=0.5 * room)
     limits = 100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2

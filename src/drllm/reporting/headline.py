@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from drllm.core.text import p_value, with_interval
 from drllm.reporting.figures import UPPER_BOUNDS
 from drllm.reporting.parts import Bullets, Folded, Part, Table
-from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.load import Run
 from drllm.runs.names import owner_of
 from drllm.runs.summary import Summary, SummaryRow, mean_over_tasks
@@ -59,13 +58,8 @@ def judged(summary: Summary) -> list[str]:
 
 
 def by_size(run: Run) -> dict[str, Summary]:
-    """The summaries, those of most questions first: they tell most; earlier evaluations of other tasks come last."""
-
-    def order(item: tuple[str, Summary]) -> tuple[bool, int]:
-        split, summary = item
-        return split.endswith(OTHER_TASKS), -max((row.n for row in summary.rows), default=0)
-
-    return dict(sorted(run.summaries.items(), key=order))
+    """The summaries, those of most questions first: they tell most."""
+    return dict(sorted(run.summaries.items(), key=lambda item: -max((row.n for row in item[1].rows), default=0)))
 
 
 def headline(run: Run) -> list[Part]:
@@ -100,10 +94,10 @@ def _evenly(run: Run, compared: Compared) -> tuple[float, float, float, float] |
     return mean_over_tasks(ours, base)
 
 
-def _tells(run: Run, compared: Compared) -> tuple[bool, bool, bool, int, bool, bool]:
-    """The order of comparisons by how much they tell: first those of a policy, of the latest evaluation of its split, in domain, on many
-    questions, of routers, and of what looks at prompts."""
+def _tells(run: Run, compared: Compared) -> tuple[bool, bool, int, bool, bool]:
+    """The order of comparisons by how much they tell: first those of a policy, in domain, on many questions, of routers, and of what looks
+    at prompts."""
     row = compared.row
     in_domain = not run.manifests or set(compared.summary.tasks) <= set(run.manifests)
     is_policy = row.method not in UPPER_BOUNDS
-    return is_policy, row.method not in compared.summary.earlier, in_domain, row.n, row.method == "routers", row.distinct_routes != 1
+    return is_policy, in_domain, row.n, row.method == "routers", row.distinct_routes != 1

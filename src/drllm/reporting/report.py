@@ -19,7 +19,6 @@ from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
-from drllm.runs.earlier import OTHER_TASKS
 from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
@@ -113,7 +112,6 @@ def _results(run: Run) -> Iterator[Part]:
         whole = by_task(summary)
         pooled = tuple(row for row in whole.rows if row[0] == POOLED)
         yield from [Table(whole.header, pooled), Folded("By task", (whole,))] if len(whole.rows) > ROWS and pooled else [whole]
-        yield from map(Paragraph, run.left_out.get(split, ()))
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
             yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
         charts = figures.accuracy_charts(summary)
@@ -128,13 +126,12 @@ def _results(run: Run) -> Iterator[Part]:
 
 
 def _routes(run: Run) -> list[Part]:
-    """Where the routes of each method of a split's latest evaluation differ: those of all would make the page too long."""
-    compared = {split: methods for split, summary in by_size(run).items() if (methods := _latest(summary))}
+    """Where the routes of each method of a split differ."""
+    compared = {split: methods for split, summary in by_size(run).items() if (methods := judged(summary))}
     if not compared:
         return []
     parts: list[Part] = [Heading("Where routes differ")]
-    older = sum(len(judged(summary)) - len(_latest(summary)) for summary in run.summaries.values())
-    missing = [f"Routes of {older} comparisons of earlier evaluations are not shown here: they stand in `evaluate/`."] if older else []
+    missing: list[str] = []
     found: list[Part] = []
     for split, methods in compared.items():
         if routing := [method for method in methods if differs(run, split, method)]:
@@ -147,10 +144,6 @@ def _routes(run: Run) -> list[Part]:
         nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
         return [*parts, *map(Paragraph, (nothing, *missing))]
     return [*parts, Paragraph(ROUTES), *found, *map(Paragraph, missing)]
-
-
-def _latest(summary: Summary) -> list[str]:
-    return [method for method in judged(summary) if method not in summary.earlier]
 
 
 def _labels(run: Run) -> Iterator[Part]:
@@ -214,8 +207,7 @@ def _dropped(run: Run) -> Iterator[Part]:
     yield Heading("Dropped questions")
     dropped: dict[str, list[str]] = {}
     for split, summary in run.summaries.items():
-        if not split.endswith(OTHER_TASKS):  # what was dropped of those only their own evaluation knew
-            dropped.setdefault(_listed(summary.dropped) or "none", []).append(split)
+        dropped.setdefault(_listed(summary.dropped) or "none", []).append(split)
     for what, splits in dropped.items():
         yield Paragraph(f"Of the data of the {' and '.join(splits)} split{'s' * (len(splits) > 1)}: {what}.")
     if not run.summaries:

@@ -6,7 +6,7 @@ from drllm.core.text import display_name, p_value, percent, points, table_text
 from drllm.reporting import parts
 from drllm.runs.summary import Summary, SummaryRow
 
-HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes", "seconds")
+HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "McNemar p", "mean passes")
 
 
 def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
@@ -14,28 +14,21 @@ def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
     name = display_name(row.method)
     accuracy = f"{percent(row.accuracy)} ({percent(row.wilson_low)} to {percent(row.wilson_high)})"
     passes = f"{row.mean_passes:.2f} of {row.n_layers}"
-    seconds = f"{row.seconds:.1f}" if _known(row.seconds) else ""
     if row.method == reference or not _known(row.difference):
-        return name, accuracy, str(row.n), "", "", "", passes, seconds
-    return name, accuracy, str(row.n), row.change, f"{row.better} / {row.worse}", p_value(row.mcnemar_p), passes, seconds
+        return name, accuracy, str(row.n), "", "", "", passes
+    return name, accuracy, str(row.n), row.change, f"{row.better} / {row.worse}", p_value(row.mcnemar_p), passes
 
 
 def by_task(summary: Summary, caption: str = "") -> parts.Table:
     """The table of every row of a split, for a page."""
-    header, rows = _with_seconds(("task", *HEADER), [(row.task, *cells(row, summary.reference)) for row in summary.rows])
-    return parts.Table(header, tuple(rows), caption)
+    return parts.Table(("task", *HEADER), tuple((row.task, *cells(row, summary.reference)) for row in summary.rows), caption)
 
 
 def render(summary: Summary) -> str:
     """The table of one split for a terminal."""
     title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
-    text = table_text(*_with_seconds(HEADER, [cells(row, summary.reference) for row in summary.pooled]), title)
+    text = table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
     return "\n".join([text, *few_changed(summary)])
-
-
-def _with_seconds(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The same without the last column, where no row has seconds: verdicts were looked up."""
-    return (header, rows) if any(row[-1] for row in rows) else (header[:-1], [row[:-1] for row in rows])
 
 
 def few_changed(summary: Summary) -> list[str]:

@@ -101,5 +101,5 @@ def policy_rounding(routed: RoutedModel, data: TrainingData, policy: Policy) -> 
 
 def _prompts(data: TrainingData) -> list[list[int]]:
     """Tune questions of every task by turns, `ROUNDS` of each at most."""
-    by_task = [[list(question.context_ids) for question in questions] for _, questions in data.tune(ROUNDS)]
+    by_task = [[list(question.context_ids) for question in ask.questions] for ask in data.tune(ROUNDS)]
     return [prompt for turn in itertools.zip_longest(*by_task) for prompt in turn if prompt is not None]

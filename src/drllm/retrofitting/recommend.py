@@ -35,7 +35,6 @@ from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
-from drllm.retrofitting.known import known_verdicts
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
@@ -48,7 +47,6 @@ from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
-from drllm.scoring.verdict import Known
 from drllm.searching.runner import read_routes, search
 
 A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
@@ -163,11 +161,6 @@ class _Tries:
         self.stages.run("scan", to_dict(config), [self.run.scan.root], work)
 
     @cached_property
-    def known(self) -> dict[Any, dict[str, Known]]:
-        """Verdicts by split and task: those of the list, and whatever has been answered since."""
-        return known_verdicts(self.run.matrices)
-
-    @cached_property
     def routes(self) -> list[Route]:
         """The scan's best, those within the budget first, behind the base."""
         full = Route.full(self.routed.n_layers)
@@ -234,15 +227,15 @@ class _Tries:
         with under_policy(self.routed, policy):
             self.routed.save_pretrained(self.run.policy(name))
 
-    def _compare(self, split: Any, methods: Sequence[str], limit: int, is_last: bool = True) -> str:
-        """Name of the evaluation's folder, whose summary is that of the last comparison there. Known verdicts are not computed again."""
+    def _compare(self, split: Any, methods: Sequence[str], limit: int) -> str:
+        """Name of the evaluation's folder, whose summary is that of the last comparison there."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
         self.stages.run(
-            f"compare on {split}" if is_last else f"answer {split} questions",
+            f"compare on {split}",
             to_dict(config) | {"methods": list(methods)},
-            [self.run.evaluation(config.folder)] if is_last else [],
-            lambda: evaluate(*given, known=self.known.setdefault(split, {})).split,
+            [self.run.evaluation(config.folder)],
+            lambda: evaluate(*given).split,
         )
         return config.folder
 
@@ -252,11 +245,10 @@ class _Tries:
         policy = load_policy(self.run.policy(best.method), self.routed.identity)
         ask = partial(self._left.calibrate_questions, decides=policy.route is None)
         limit = self.stages.run("calibrate questions", {"policy": best.method}, [], ask)
-        self._compare("calibrate", [BASE, best.method], limit, is_last=False)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
-            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, known=self.known, as_it_is=True)
+            chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, True, self.of["resources"])
             shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
                 self._save(PROMISED, chosen)
@@ -283,7 +275,7 @@ class _Tries:
     @property
     def _left(self) -> TimeLeft:
         """Behind the list."""
-        return TimeLeft(self.stages, self.asked.minutes, self.sizes, self.run.matrices, len(self.routes) - 1, len(self.tasks))
+        return TimeLeft(self.stages, self.asked.minutes, self.sizes, self.run, len(self.routes) - 1, len(self.tasks))
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}

@@ -26,7 +26,7 @@ STEPS = (
     (LISTED,),
     (*(f"train {name}" for name in NAMES), "search"),
     ("compare on tune",),
-    ("answer calibrate questions", "promise", "compare on calibrate", "seconds of answers", "rounding"),
+    ("promise", "compare on calibrate", "seconds of answers", "rounding"),
     ("generate", "report"),
 )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from drllm.core.progress import say
 from drllm.retrofitting.sizes import CALIBRATE, SEARCHED, Sizes, calibrated_of, list_cost, tuned_of
 from drllm.retrofitting.stages import LISTED, Stages
-from drllm.runs.records import iterate_records
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import path_manifests
 
 
 @dataclass
@@ -18,20 +18,20 @@ class TimeLeft:
 
     Attributes:
         stages: those that are done, with what they took.
-        matrices: the list's records, of so many routes beside the base.
+        run: with the list, of so many routes beside the base.
     """
 
     stages: Stages
     minutes: float
     sizes: Sizes
-    matrices: Path
+    run: RunFolder
     n_routes: int
     n_tasks: int
 
     @cached_property
     def pace(self) -> float:
         """Seconds of a plain forward."""
-        return forward_seconds(self.matrices, self.stages.took[LISTED], self.n_routes)
+        return forward_seconds(self.run, self.stages.took[LISTED], self.n_routes)
 
     @property
     def seconds(self) -> float:
@@ -60,6 +60,6 @@ class TimeLeft:
         return found
 
 
-def forward_seconds(matrices: Path, seconds: float, n_routes: int) -> float:
-    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of these records."""
-    return seconds / (sum(1 for _ in iterate_records(matrices)) * list_cost(n_routes))
+def forward_seconds(run: RunFolder, seconds: float, n_routes: int) -> float:
+    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of it."""
+    return seconds / (sum(len(manifest.ids) for manifest in path_manifests(run.root).values()) * list_cost(n_routes))

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drllm.core.config import SearchConfig
-from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
+from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path, store_of
+from drllm.runs.store import Store
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ def kept_of(records: Iterable[RouteRecord], n: int, share: float) -> Kept:
     return Kept(kept, visited, False)
 
 
-def kept_in(folder: Path, config: SearchConfig) -> Kept:
+def kept_in(folder: Path, config: SearchConfig, store: Store | None = None) -> Kept:
     """What a task folder's shards keep so far; those behind a missing one are not looked at, since they may not be needed."""
     there = shard_indices(folder)
+    store = store or store_of(folder)
     in_order = [index for place, index in enumerate(there) if index == place]
-    return kept_of((record for index in in_order for record in read_shard(shard_path(folder, index))), config.keep, config.mend_share)
+    return kept_of(
+        (record for index in in_order for record in read_shard(shard_path(folder, index), store)), config.keep, config.mend_share
+    )

@@ -158,8 +158,9 @@ def _run_of(check: str) -> str:
 
 def _base_verdict(record: RouteRecord, check: str) -> bool:
     """The search's own verdict on the base, by the metric of a check; the search went by one of the two metrics it stores."""
-    by_metric = {"acc": record.acc[0], "acc_norm": record.acc_norm[0]}.get(check.partition(":")[2])
-    return record.base_correct if by_metric is None else by_metric
+    base = record.verdicts[record.routes[0]]
+    by_metric = {"acc": base.acc, "acc_norm": base.acc_norm}.get(check.partition(":")[2])
+    return base.correct if by_metric is None else by_metric
 
 
 Cells = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # of one table: title, header, rows

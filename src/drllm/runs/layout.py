@@ -8,14 +8,13 @@ from drllm.policies.saved_config import CONFIG_FILE
 # In a task folder, beside its shards.
 MANIFEST_FILE = "_plan.json"
 PRIOR_FILE = "_prior.json"
-SWEEP_FILE = "_sweep.json"  # answers of a sweep that is not done
 # In the folder of a training.
 METRICS_FILE = "metrics.jsonl"
 CANDIDATES_FILE = "candidates.json"
 POINTS_FILE = "knob.json"
 LOSSES_FILE, INFLUENCE_FILE, STEPS_FILE = "metrics.json", "influence.json", "steps.json"  # of gates, ShortGPT, TALE
 # In the folder of a comparison, or of one method in the harness.
-SUMMARY_FILE = "summary.json"
+SUMMARY_FILE, ANSWERS_FILE = "summary.json", "answers.parquet"
 RESULTS_FILE = "results.json"
 ROUTES_FILE = "routes.jsonl"
 SAMPLES_FILES = "samples_*.jsonl"  # one a task, whose name stands for the star
@@ -23,10 +22,10 @@ SAMPLES_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\
 PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduction
 EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
-_SCAN, _PAPER = "scan", "paper-search"
+_SCAN, _PAPER, _VERDICTS, _DECIDED = "scan", "paper-search", "verdicts", "decided"
 RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.
-TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _PAPER, "checkpoint", "features")
+TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _PAPER, _VERDICTS, _DECIDED, "checkpoint", "features")
 
 
 class RunFolder:
@@ -39,6 +38,7 @@ class RunFolder:
         under_way: seconds of the stage of a retrofit that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
         paper: the run folder of the paper's search, inside this one.
+        verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
         scan: the map of the model, and what it was made from.
@@ -51,6 +51,7 @@ class RunFolder:
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
         self.under_way = root / "under-way.json"
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
+        self.verdicts, self.decided = root / _VERDICTS, root / _DECIDED
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features = self.training("features")
         self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
@@ -61,9 +62,9 @@ class RunFolder:
         """The folder of a task's search: shards of records and their manifest."""
         return self.searches / task
 
-    def matrix(self, task: str, list_name: str = "") -> Path:
-        """A task's dense matrix, or of a further list of routes."""
-        return self.matrices / (f"{task}.{list_name}" if list_name else task)
+    def matrix(self, task: str) -> Path:
+        """What a task's dense matrix is of: which questions and routes."""
+        return self.matrices / task
 
     def policy(self, name: str) -> Path:
         """A trained policy's folder."""
@@ -81,9 +82,9 @@ class RunFolder:
         """The comparison of all methods on a split."""
         return self.evaluation(split) / SUMMARY_FILE
 
-    def verdicts(self, split: str, method: str, task: str) -> Path:
-        """One method's verdicts on one task (`drllm.runs.verdicts`)."""
-        return self.evaluation(split) / method / f"{task}.parquet"
+    def answers(self, split: str) -> Path:
+        """What every method decided and answered on a split (`drllm.runs.answers`)."""
+        return self.evaluation(split) / ANSWERS_FILE
 
     def harness(self, split: str, name: str) -> Path:
         """The comparison in lm-evaluation-harness on some tasks."""
@@ -105,11 +106,6 @@ class RunFolder:
         """The evaluations' comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
 
-    def all_verdicts(self) -> dict[tuple[str, str, str], Path]:
-        """Every file of verdicts, by (split, method, task)."""
-        paths = sorted(self.root.glob(f"{_EVALUATE}/*/*/*.parquet"))
-        return {(path.parent.parent.name, path.parent.name, path.stem): path for path in paths}
-
 
 class ScanFolder:
     """What a scan leaves in a run folder.
@@ -118,19 +114,8 @@ class ScanFolder:
         settings: what the scan was asked for.
         result, map: winners, random spans and costs; and every candidate with what it scored.
         best: routes of the last round, the best first, for `--paths`.
-        base: run folder of the base on the questions that choose.
-        random, fresh: run folders of the random spans on the questions that chose the winners, and of both on questions that chose nothing.
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.settings, self.result, self.map, self.best = root / "settings.json", root / "scan.json", root / "map.csv", root / "best.txt"
-        self.base, self.random, self.fresh = root / "base", root / "random", root / "fresh"
-
-    def round(self, number: int) -> Path:
-        """The run folder of one round of the race."""
-        return self.root / f"round-{number}"
-
-    def claimed(self, name: str) -> Path:
-        """The run folder of routes that somebody claims to help."""
-        return self.root / f"claimed-{name}"

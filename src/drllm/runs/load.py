@@ -9,7 +9,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, read_json_lines
 from drllm.core.route import Route
 from drllm.policies.saved_config import CONFIG_FILE
-from drllm.runs.earlier import OTHER_TASKS, with_earlier
+from drllm.runs.answers import read_answers
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest
 from drllm.runs.provenance import read_jobs
@@ -17,7 +17,6 @@ from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.records import RouteRecord, read_records
 from drllm.runs.scan_result import Cell, ScanResult, read_map, read_scan
 from drllm.runs.summary import Summary
-from drllm.runs.verdicts import read_verdicts
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,8 @@ class Run:
     manifests: the search manifest of each task.
     records: the search records of each task.
     epochs: the training metrics of each method, one mapping an epoch.
-    summaries: the evaluation summary of each split, with what earlier evaluations left (`drllm.runs.earlier`).
-    left_out: what they left and the summary is without, in lines, by split.
-    questions: rows of the per-question files by (split, method, task).
+    summaries: the evaluation summary of each split.
+    questions: rows of its answers by (split, method, task).
     policies: the configuration of each saved policy, by its name in the run.
     recommendation: which policy a retrofit says to deploy; None where none was asked.
     scan, map: what a scan found, and every candidate of it; None and empty without one.
@@ -43,7 +41,6 @@ class Run:
     records: dict[str, list[RouteRecord]]
     epochs: dict[str, list[dict[str, Any]]]
     summaries: dict[str, Summary]
-    left_out: dict[str, list[str]]
     questions: dict[tuple[str, str, str], list[dict[str, Any]]]
     policies: dict[str, dict[str, Any]]
     recommendation: Recommendation | None = None
@@ -61,19 +58,15 @@ def load_run(folder: Path) -> Run:
     records = {task: list(read_records(run.search(task))) for task in manifests}
     epochs = {path.parent.name: read_epochs(path.parent) for path in run.metrics()}
     summaries = {path.parent.name: read_summary(path) for path in run.summaries()}
-    files = {place: read_verdicts(path) for place, path in run.all_verdicts().items()}
-    left_out: dict[str, list[str]] = {}
-    for split in list(summaries):
-        found, left_out[split] = with_earlier(folder, summaries[split], files)
-        summaries |= found
     questions: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for split, summary in summaries.items():
-        layers = {row.n_layers for row in summary.rows}
+        path = run.answers(split)
+        answers, layers = read_answers(path) if path.is_file() else {}, {row.n_layers for row in summary.rows}
         for row in summary.rows:
-            if file := files.get(place := (split.removesuffix(OTHER_TASKS), row.method, row.task)):
-                questions[split, row.method, row.task] = file.rows
-                if odd := [n for n in _n_blocks(file.routes, run.verdicts(*place)) if n not in layers]:
-                    raise ArtifactError(f"{run.verdicts(*place)} has a route of {odd[0]} blocks: evaluate again")
+            if found := answers.get((row.method, row.task)):
+                questions[split, row.method, row.task] = found.rows
+                if odd := [n for n in _n_blocks(found.routes, path) if n not in layers]:
+                    raise ArtifactError(f"{path} has a route of {odd[0]} blocks: evaluate again")
     scanned = run.scan.result.is_file()
     if not (manifests or epochs or summaries or scanned):
         what = "no search, training or evaluation, and no finished scan"
@@ -82,7 +75,7 @@ def load_run(folder: Path) -> Run:
     recommendation = read_recommendation(run.recommendation)
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
     begun = run.scan.settings.is_file() and not scanned
-    read = (manifests, records, epochs, summaries, left_out, questions, policies, recommendation)
+    read = (manifests, records, epochs, summaries, questions, policies, recommendation)
     return Run(folder, read_jobs(folder), *read, *scan, begun)
 
 

@@ -10,12 +10,13 @@ from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json, remove_partials, write_json
 from drllm.core.text import type_name
 from drllm.runs.layout import MANIFEST_FILE, RunFolder
+from drllm.runs.store import Asked, Conditions
 from drllm.runs.stored import Stored
 from drllm.tasks.base import Kind, Task, get_task, own_task
 
 MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
 PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged manifest says of each it was merged from
-PLACE_KEYS = ("dtype", "device", "threads")  # how it was computed, not what
+PLACE_KEYS = ("dtype", "device", "threads", "conditions")  # how it was computed, not what
 _MISSING = object()
 
 
@@ -40,20 +41,20 @@ class Manifest(Stored):
         task: its name; kind: of a user's own task, "choice" or "math".
         source, data: what its questions were read from, in words, and the file or folder given for them.
         model, fingerprint: id of the base, and digest of its weights.
-        dtype, device, threads: how the records were computed; threads where they can flip a verdict.
-        packed: whether the choices of a question share one packed prompt.
+        dtype, device, threads: how it was computed; threads where they can flip a verdict.
         config: the `SearchConfig`, as JSON.
         prompt_format: "raw" or "chat"; prompts, reader: the wording that letters and boxed answers were asked for in, and whose verdict
             was the reward; empty for other rewards.
+        conditions, counts: under which its verdicts stand in the store, and which of a row's is the reward.
         questions, ids: digest of the questions, and their names in the order of the shards.
+        asked, splits: digest and split of each of them.
         skipped: by name, why a question was left out.
-        paths: the routes evaluated instead of a search, as text.
+        paths: the routes evaluated instead of a search, as text; a later call may add to them.
         control: the blind baseline's routes, as text.
-        decoded_rows: sequences a step of generated answers, where they share none across groups.
         merged: the task folders this was merged from.
     """
 
-    OPTIONAL: ClassVar = ("kind", "decoded_rows", "merged", "prompts", "reader")
+    OPTIONAL: ClassVar = ("kind", "merged", "prompts", "reader")
     PARTS: ClassVar = {"merged": MergedPart}
     task: str = ""
     kind: Kind | None = None
@@ -64,17 +65,19 @@ class Manifest(Stored):
     dtype: str = ""
     device: str = ""
     threads: int | None = None
-    packed: bool | None = None
     config: dict[str, Any] = field(default_factory=dict)
     prompt_format: str = ""
     prompts: str = ""
     reader: str = ""
+    conditions: dict[str, str] = field(default_factory=dict)
+    counts: str = ""
     questions: str = ""
     ids: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    splits: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     paths: list[str] | None = None
     control: list[str] = field(default_factory=list)
-    decoded_rows: int | None = None
     merged: list[MergedPart] | None = None
 
     @property
@@ -83,10 +86,20 @@ class Manifest(Stored):
         return own_task(self.task, self.kind) if self.kind else get_task(self.task)
 
     @property
+    def questions_asked(self) -> list[Asked]:
+        """Each question, as the store names it."""
+        return [Asked(self.task, *named) for named in zip(self.splits, self.ids, self.asked, strict=True)]
+
+    @property
     def search_config(self) -> SearchConfig:
         """The configuration, asking as the records were asked: what does not name a wording was asked in ours."""
         config = SearchConfig(**self.config)
         return replace(config, prompts=self.prompts or ("ours" if config.prompts == "auto" else config.prompts))
+
+    @property
+    def under(self) -> Conditions:
+        """`conditions`, to ask the store with."""
+        return Conditions(**self.conditions)
 
     @property
     def dtype_name(self) -> str:
@@ -109,10 +122,10 @@ def data_of(folder: Path, data: str | Path | None) -> str | Path | None:
     return next((found for parent in (place, *place.parents) if (found := parent / data).exists()), data)
 
 
-def check_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write what determines a folder's records, or refuse to mix them with records made otherwise.
+def check_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write what determines a folder's records, or refuse to mix them with records made otherwise. Returns what stands there now.
 
-    Also removes what killed processes left half written in the folder.
+    Routes of `paths` are added to those that stand there. Also removes what killed processes left half written in the folder.
     """
     path = folder / MANIFEST_FILE
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,9 +135,16 @@ def check_manifest(folder: Path, manifest: Manifest) -> None:
             what = f"records ({shards[0].name}, ...) but no {MANIFEST_FILE}"
             raise ArtifactError(f"{folder} holds {what}: what made them is unknown, give another --out")
         write_json(path, manifest.to_json())
-        return
-    for key, before, now in differences(read_manifest(folder).to_json(), manifest.to_json()):
+        return manifest
+    there = read_manifest(folder)
+    if there.paths is not None and manifest.paths is not None:
+        manifest = manifest.changed(paths=list(dict.fromkeys([*there.paths, *manifest.paths])))
+        there = there.changed(paths=manifest.paths)
+    for key, before, now in differences(there.to_json(), manifest.to_json()):
         raise ArtifactError(f"{folder} was searched with {key} = {before}, now it is {now}: use another --out, or the same settings")
+    if manifest.paths is not None:
+        write_json(path, manifest.to_json())
+    return manifest
 
 
 def computed_otherwise(folder: Path, manifest: Manifest) -> str:

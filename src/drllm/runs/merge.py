@@ -1,191 +1,206 @@
-"""What a user does with finished records: find them in run folders, merge those of several runs, export them to one file."""
+"""What a user does with finished runs: merge them, and show or export some of the rows of their stores. No torch.
 
-import csv
-import io
+A merge is the union of rows. What a search chose is copied beside them, task by task.
+"""
+
 import json
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 
 from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.runs.layout import MANIFEST_FILE, RECORD_FOLDERS
-from drllm.runs.manifest import Manifest, MergedPart, check_manifest, differences, read_manifest
-from drllm.runs.records import SHARD_NAME, RouteRecord, encode, read_records, read_shard, same_record, shard_indices, write_shard
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import Manifest, MergedPart, check_manifest, differences, path_manifests, search_manifests
+from drllm.runs.records import RouteRecord, read_records, shard_indices, write_shard
+from drllm.runs.shards import Shards, content_digest, encode, read_shard
+from drllm.runs.store import DECIDED, KEY, VERDICTS, picked
 
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
-_OF_A_PART = {"model", "data", "source", "questions", "ids", "skipped", "merged"}  # in these, manifests that are merged may differ
+FILTERS = ("task", "split", "reward", "route", "dtype")  # columns that rows are picked by
+_OF_A_PART = {"model", "data", "source", "questions", "ids", "asked", "splits", "skipped", "merged", "paths"}  # in these, parts may differ
 _MERGED_SHARD = 1024  # records a shard of a merged folder
 _TASK_NAME = re.compile(r"\w[\w.-]*")
 
 
-def task_folders(source: Path) -> list[Path]:
-    """The task folders with records in a run folder (below `search/` and `paths/`), in one of those two, or the given one itself.
-
-    Raises `ArtifactError` when there is none.
-    """
-    candidates = [source, *(path for pattern in ("*", *(f"{name}/*" for name in RECORD_FOLDERS)) for path in sorted(source.glob(pattern)))]
-    folders = [folder for folder in candidates if folder.is_dir() and shard_indices(folder)]
-    if not folders:
-        what = "holds no search records" if source.is_dir() else "is no folder" if source.exists() else "does not exist"
-        raise ArtifactError(f"{source} {what}: give a run folder written by `drllm search` or one of its task folders")
-    return folders
-
-
-def record_groups(source: Path) -> dict[Path, list[RouteRecord]]:
-    """The records a user points at, by where they lie: a shard or an exported file, a task folder, or a run's `search/` and `paths/`.
+def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> pa.Table:
+    """The rows of a run folder's store, or of one shard or exported file; those whose columns have one of the given values.
 
     Raises `ArtifactError` when there is none, or one is corrupt.
     """
     if source.is_file():
-        if source.suffix != ".parquet":
-            raise ArtifactError(f"{source} is no shard: give a .parquet file, a task folder, or a run folder written by `drllm search`")
-        groups = {source: read_shard(source)}
+        table = read_shard(source, VERDICTS)
     else:
-        groups = {}
-        for folder in task_folders(source):
-            # A further list of routes has the same questions: counted with the first, each would count twice.
-            where = source if folder == source else folder if "." in folder.name else folder.parent
-            groups.setdefault(where, []).extend(read_records(folder))
-    for where, records in groups.items():
-        if not records:
-            raise ArtifactError(f"{where} holds no search records: its shards are empty, search again")
-    return groups
+        folder = RunFolder(source).verdicts
+        if not folder.is_dir():
+            what = "holds no verdicts" if source.is_dir() else "does not exist"
+            raise ArtifactError(f"{source} {what}: give a run folder that a search, a scan or a comparison wrote, or one of its shards")
+        table = Shards(folder, VERDICTS).table()
+    table = picked(table, where or {})
+    if not len(table):
+        raise ArtifactError(f"{source} holds no such rows: name another {' or '.join(where) if where else 'run'}")
+    return table
+
+
+def overview(table: pa.Table) -> list[tuple[str, ...]]:
+    """By model, task, split and reward: questions, routes, verdicts, share of right ones in percent."""
+    by = ["weights", "dtype", "task", "split", "reward"]
+    right = pc.cast(pc.call_function("coalesce", [table[name] for name in ("correct", "acc_norm", "lenient")]), pa.float64())
+    counted = table.select([*by, "question", "route"]).append_column("right", right).group_by(by)
+    found = counted.aggregate([("question", "count_distinct"), ("route", "count_distinct"), ("route", "count"), ("right", "mean")])
+    rows = found.sort_by([(name, "ascending") for name in by]).to_pylist()
+    counts = ("question_count_distinct", "route_count_distinct", "route_count")
+    return [(*(row[name] for name in by), *(f"{row[name]:,}" for name in counts), f"{100 * row['right_mean']:.1f}") for row in rows]
+
+
+OVERVIEW = ("weights", "type", "task", "split", "reward", "questions", "routes", "verdicts", "right, %")
+
+
+def export_rows(table: pa.Table, out: Path) -> int:
+    """Write rows into one file, by the suffix of `out`; returns their number. `InputError` for another suffix.
+
+    A `.parquet` file is a shard: it can be read, shown and merged as any.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in EXPORT_SUFFIXES:
+        raise InputError(f"cannot export to {str(out)!r}: expected a name that ends in {', '.join(EXPORT_SUFFIXES)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".parquet":
+        write_bytes(out, encode(table))
+    elif suffix == ".csv":
+        sink = pa.BufferOutputStream()
+        pyarrow.csv.write_csv(table, sink)
+        write_bytes(out, sink.getvalue().to_pybytes())
+    else:
+        write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist()))
+    return len(table)
 
 
 @dataclass(frozen=True)
 class Merged:
-    """One task folder of a merge: how many records it holds, from how many folders, and how many were given again and left out."""
+    """What a merge wrote into one place: how many rows or records, from how many runs, and how many were given again."""
 
     folder: Path
-    n_records: int
+    n: int
     n_sources: int
     n_again: int
 
 
-def merge_records(sources: Sequence[Path], out: Path) -> list[Merged]:
-    """Copy the records of several run or task folders into a new run folder, task by task; nothing is written when anything is refused.
-
-    Records below `paths/` stay below `paths/`, all others go below `search/`.
+def merge_runs(sources: Sequence[Path], out: Path) -> list[Merged]:
+    """Copy the verdicts and searches of several runs into a new run folder; nothing is written when anything is refused.
 
     Raises:
-        ArtifactError: a source without records or a whole manifest, manifests that differ in what determines a record, or two different
-            records of one question.
-        InputError: `out` holds records already.
+        ArtifactError: a source without verdicts, one that says otherwise on the same question and route under the same conditions, or
+            searches of one task that differ in what determines a record.
+        InputError: `out` holds verdicts already.
     """
-    if any(shard_indices(path.parent) for name in RECORD_FOLDERS for path in out.glob(f"{name}/*/*")):
-        raise InputError(f"{out} holds records already: merge into a new folder")
-    parts: dict[Path, list[Path]] = {}
-    for folder in (folder for source in sources for folder in task_folders(source)):
-        if not (folder / MANIFEST_FILE).is_file():
-            raise ArtifactError(f"{folder} holds records without {MANIFEST_FILE}: give a folder as `drllm search` wrote it")
-        task = read_manifest(folder).task
-        if not _TASK_NAME.fullmatch(task):
-            raise ArtifactError(f"{folder / MANIFEST_FILE} names the task {task!r}: give a folder as `drllm search` wrote it")
-        above = folder.resolve().parent.name  # resolved, since "." has no parent by name
-        kind = above if above in RECORD_FOLDERS else RECORD_FOLDERS[0]
-        # A further list of routes (`search --paths --list`) stays one of its own.
-        name = folder.resolve().name
-        parts.setdefault(out / kind / (name if name.startswith(f"{task}.") else task), []).append(folder)
-    merged = {target: _merge(folders) for target, folders in parts.items()}
-    for target, (manifest, records, _) in merged.items():
-        check_manifest(target, manifest)  # first, so that a merge cut short is an unfinished search
+    target = RunFolder(out)
+    if target.verdicts.is_dir() or target.searches.is_dir():
+        raise InputError(f"{out} holds verdicts already: merge into a new folder")
+    given = [rows_of(source) for source in sources]
+    verdicts = union(given, KEY)
+    decided = union([Shards(RunFolder(source).decided, DECIDED).table() for source in sources], [*KEY[:-1], "policy"])
+    searches = _by_task([search_manifests(source) for source in sources])
+    matrices = _by_task([path_manifests(source) for source in sources])
+    merged = {task: _records(folders) for task, folders in searches.items()}
+    whole_matrices = {task: _together(folders) for task, folders in matrices.items()}
+    for folder, table in ((target.verdicts, verdicts), (target.decided, decided)):
+        if len(table):
+            folder.mkdir(parents=True)
+            write_bytes(folder / f"{content_digest(table)[:16]}.parquet", encode(table))
+    found = [Merged(target.verdicts, len(verdicts), len(sources), sum(map(len, given)) - len(verdicts))]
+    for task, manifest in whole_matrices.items():
+        check_manifest(target.matrix(task), manifest)
+        found.append(Merged(target.matrix(task), len(manifest.ids), len(matrices[task]), 0))
+    for task, (manifest, records, n_again) in merged.items():
+        folder = target.search(task)
+        check_manifest(folder, manifest)  # first, so that a merge cut short is an unfinished search
         for index, start in enumerate(range(0, len(records), _MERGED_SHARD)):
-            write_shard(target, index, records[start : start + _MERGED_SHARD])
-    return [Merged(target, len(records), len(parts[target]), again) for target, (_, records, again) in merged.items()]
+            write_shard(folder, index, records[start : start + _MERGED_SHARD])
+        found.append(Merged(folder, len(records), len(searches[task]), n_again))
+    return found
 
 
-def _merge(folders: Sequence[Path]) -> tuple[Manifest, list[RouteRecord], int]:
-    """One task's manifest, its records in the order of the manifest, and how many were met again."""
-    manifests, first = [read_manifest(folder) for folder in folders], folders[0]
-    alike = [{key: value for key, value in manifest.to_json().items() if key not in _OF_A_PART} for manifest in manifests]
-    for folder, settings in zip(folders, alike, strict=True):
-        for key, old, new in differences(alike[0], settings):
+def union(tables: Sequence[pa.Table], key: Sequence[str]) -> pa.Table:
+    """Their rows, each once and in the order of their keys; `ArtifactError` where two of one key differ."""
+    together = pa.concat_tables(tables)
+    rows = together.group_by(together.column_names).aggregate([]).sort_by([(name, "ascending") for name in key])
+    counted = rows.group_by(list(key)).aggregate([([], "count_all")])
+    if odd := counted.filter(pc.field("count_all") > 1).to_pylist():
+        what = ", ".join(f"{name} {odd[0][name]}" for name in ("task", "question", "route") if name in odd[0])
+        raise ArtifactError(f"two runs say otherwise of {what}: merge only one of them")
+    return rows
+
+
+def _by_task(manifests: Sequence[Mapping[Path, Manifest]]) -> dict[str, list[tuple[Path, Manifest]]]:
+    found: dict[str, list[tuple[Path, Manifest]]] = {}
+    for folder, manifest in (pair for one in manifests for pair in one.items()):
+        if not _TASK_NAME.fullmatch(manifest.task):
+            raise ArtifactError(f"{folder} names the task {manifest.task!r}: give a folder as `drllm search` wrote it")
+        found.setdefault(manifest.task, []).append((folder, manifest))
+    return found
+
+
+def _together(folders: Sequence[tuple[Path, Manifest]]) -> Manifest:
+    """What folders of one task are of together; `ArtifactError` where they were made otherwise."""
+    first, one = folders[0]
+    alike = {key: value for key, value in one.to_json().items() if key not in _OF_A_PART}
+    for folder, manifest in folders:
+        for key, old, new in differences(alike, {key: value for key, value in manifest.to_json().items() if key not in _OF_A_PART}):
             raise ArtifactError(f"{first} was searched with {key} = {old}, {folder} with {new}: merge only what was searched the same way")
-    found: dict[str, tuple[RouteRecord, Path]] = {}
-    n_again = 0
-    for folder, manifest in zip(folders, manifests, strict=True):
-        ids = set(manifest.ids)
-        for record in read_records(folder):
-            what = f"{record.id!r} of {record.task}"
-            if record.id not in ids or (record.task, record.fingerprint) != (manifest.task, manifest.fingerprint):
-                which = f"question {what} (weights {record.fingerprint}), which is not in its {MANIFEST_FILE}"
-                raise ArtifactError(f"{folder} holds {which}: give a folder as `drllm search` wrote it")
-            other, where = next(iter(found.values()), (record, folder))
-            if record.reward != other.reward:
-                rewards = f"reward {other.reward}, {folder} with {record.reward}"
-                raise ArtifactError(f"{where} holds records of {record.task} with {rewards}: merge one reward")
-            known, where = found.setdefault(record.id, (record, folder))
-            if known is not record:
-                n_again += 1
-                if not same_record(known, record):
-                    raise ArtifactError(f"question {what} has different records in {where} and {folder}: merge only one of them")
+    manifests = [manifest for _, manifest in folders]
     parts: list[MergedPart] = []
-    for folder, manifest in zip(folders, manifests, strict=True):
+    for folder, manifest in folders:
         known = [(other.questions, other.ids) for other in parts]
         own = manifest.merged or [part.changed(folder=str(folder)) for part in manifest.parts]
         parts += [part for part in own if (part.questions, part.ids) not in known]
     digests = [part.questions for part in parts]
     questions = digests[0] if len(digests) == 1 else short_digest("".join(digests))
-    ids = list(dict.fromkeys(name for manifest in manifests for name in manifest.ids))
-    skipped = {name: reason for manifest in manifests for name, reason in manifest.skipped.items()}
-    merged = manifests[0].changed(questions=questions, ids=ids, skipped=skipped, merged=parts)
+    asked = {named.id: named for manifest in manifests for named in manifest.questions_asked}
+    paths = None if one.paths is None else _shared(manifests)
+    return one.changed(
+        questions=questions,
+        ids=list(asked),
+        asked=[named.question for named in asked.values()],
+        splits=[named.split for named in asked.values()],
+        skipped={name: reason for manifest in manifests for name, reason in manifest.skipped.items()},
+        merged=parts,
+        paths=paths,
+    )
+
+
+def _shared(manifests: Sequence[Manifest]) -> list[str]:
+    """Routes that every question of all matrices was asked along: all of them where the questions are the same."""
+    lists = [manifest.paths or [] for manifest in manifests]
+    every = dict.fromkeys(route for one in lists for route in one)
+    if all(manifest.asked == manifests[0].asked for manifest in manifests):
+        return list(every)
+    return [route for route in every if all(route in one for one in lists)]
+
+
+def _records(folders: Sequence[tuple[Path, Manifest]]) -> tuple[Manifest, list[RouteRecord], int]:
+    """One task's manifest, its records in the order of the manifest, and how many were met again."""
+    merged = _together(folders)
+    found: dict[str, tuple[RouteRecord, Path]] = {}
+    n_again = 0
+    for folder, manifest in folders:
+        if not shard_indices(folder):
+            raise ArtifactError(f"{folder} holds no records: run its search, or leave it out")
+        named = {one.id: one for one in manifest.questions_asked}
+        for record in read_records(folder):
+            if named.get(record.id) != record.asked or record.conditions != manifest.under:
+                raise ArtifactError(
+                    f"{folder} holds question {record.id!r}, which is not in its manifest: give a folder as `drllm search` wrote it"
+                )
+            known, where = found.setdefault(record.id, (record, folder))
+            if known is not record:
+                n_again += 1
+                if repr(known) != repr(record):
+                    raise ArtifactError(f"question {record.id!r} has different records in {where} and {folder}: merge only one of them")
     return merged, [found[name][0] for name in merged.ids if name in found], n_again
-
-
-def export_records(source: Path, out: Path, float16: bool = False) -> int:
-    """Write all records of a run folder, task folder or shard into one file, by the suffix of `out`; returns the number of rows.
-
-    `.parquet` has the columns of a shard, one row a question, margins as float16 if asked to; `read_shard` reads it. `.csv` and `.jsonl`
-    have one row an evaluated route. Raises `InputError` for another suffix, a run of both kinds of records, or a margin that float16 cannot
-    hold, `ArtifactError` when there are no records.
-    """
-    suffix = out.suffix.lower()
-    if suffix not in EXPORT_SUFFIXES:
-        raise InputError(f"cannot export to {str(out)!r}: expected a name that ends in {', '.join(EXPORT_SUFFIXES)}")
-    if SHARD_NAME.fullmatch(out.name):
-        raise InputError(f"{str(out)!r} is the name of a shard, which a search would take for its own: give another --out")
-    if float16 and suffix != ".parquet":
-        raise InputError(f"float16 margins are for .parquet, {suffix} holds text: leave --float16 out")
-    groups = record_groups(source)
-    if len(groups) > 1:
-        raise InputError(f"{source} holds records of several kinds: export one of {', '.join(map(str, groups))}")
-    (records,) = groups.values()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if suffix == ".parquet":
-        write_bytes(out, encode(records, float16, level=19))
-        return len(records)
-    rows = [row for record in records for row in _long_rows(record)]
-    if suffix == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(rows[0])
-        writer.writerows([str(value).lower() if isinstance(value, bool) else value for value in row.values()] for row in rows)
-        text = buffer.getvalue()
-    write_text(out, text)
-    return len(rows)
-
-
-def _long_rows(record: RouteRecord) -> Iterator[dict[str, Any]]:
-    """One row an evaluated route, the search's before the blind baseline's."""
-    question = {"task": record.task, "id": record.id, "split": record.split}
-    none, right = (None,) * len(record.control_routes), tuple(reward == 1.0 for reward in record.rewards)
-    tried = {"search": (record.routes, right, record.margins, record.acc, record.acc_norm)}
-    tried["control"] = (record.control_routes, record.control_correct, record.control_margins, none, none)
-    for source, columns in tried.items():
-        for route, correct, margin, acc, acc_norm in zip(*columns, strict=True):
-            evaluated = {"route": str(route), "n_passes": route.n_passes, "correct": correct, "margin": _short(margin)}
-            yield question | evaluated | {"acc": acc, "acc_norm": acc_norm, "source": source}
-
-
-def _short(margin: float) -> float | None:
-    """The shortest number that is this float32; None where there is none, since JSON has no nan."""
-    return float(str(np.float32(margin))) if math.isfinite(margin) else None

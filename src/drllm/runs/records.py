@@ -1,49 +1,37 @@
-"""What a search leaves behind: one `RouteRecord` a question, in parquet shards that are whole or absent.
+"""What a search chose: one `RouteRecord` a question, whose verdicts lie in the run's store.
 
-Nothing that depends on the time or the machine is inside, so the same search writes the same bytes.
+A record's own shard, in the folder of its task, holds the routes in the order in which they were asked, those of the blind baseline, the
+one kept, and the checks. What each route answered is looked up (`drllm.runs.store`). Nothing that depends on the time or the machine is
+inside, so the same search writes the same bytes.
 """
 
-import json
-import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from drllm.core.digest import digest
 from drllm.core.errors import ArtifactError, InputError, first_line
-from drllm.core.files import write_bytes
 from drllm.core.route import Route
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import Manifest
+from drllm.runs.shards import Shards
+from drllm.runs.shards import read_shard as read_table
+from drllm.runs.store import Asked, Conditions, Found, Store, Verdict
 
-SCHEMA_VERSION = 3
 FINITE = "finite"  # the check that fails on a base route whose logits are NaN or infinite
 RECORD_SPLITS = ("fit", "tune", "calibrate")  # never test: what a search has seen cannot be tested on
 SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")  # of a file in a task folder
-_FLOAT16_LIMIT = 65520.0  # from here on float16 rounds to infinity
 
-
-def _schema(margin: pa.DataType) -> pa.Schema:
-    """The columns of schema 3; only an export stores margins as float16."""
-    text, flag = pa.string(), pa.bool_()
-    texts, flags, margins = pa.list_(text), pa.list_(flag), pa.list_(margin)
-    question = [("task", text), ("id", text), ("n_choices", pa.int32()), ("base_correct", flag), ("base_margin", margin), ("chosen", text)]
-    tried = [("routes", texts), ("rewards", pa.list_(pa.float32())), ("margins", margins), ("acc", flags), ("acc_norm", flags)]
-    made = [("seed", pa.int64()), ("fingerprint", text), ("reward", text), ("split", text)]
-    control = [("control_routes", texts), ("control_correct", flags), ("control_margins", margins)]
-    check = pa.struct([("route", text), ("check", text), ("correct", flag), ("margin", margin)])
-    read = [("strict", flags), ("lenient", flags), ("forms", texts)]
-    return pa.schema([*question, *tried, *made, *control, ("checks", pa.list_(check)), *read])
-
-
-_SCHEMA, _SCHEMA_FLOAT16 = _schema(pa.float32()), _schema(pa.float16())
-_N_COLUMNS_1 = _SCHEMA.names.index("split")
-_N_COLUMNS_2 = _SCHEMA.names.index("strict")
-_SCHEMAS_2 = tuple(pa.schema(list(schema)[:_N_COLUMNS_2]) for schema in (_SCHEMA, _SCHEMA_FLOAT16))
-_SCHEMAS = {1: (pa.schema(list(_SCHEMA)[:_N_COLUMNS_1]),), 2: _SCHEMAS_2, 3: (_SCHEMA, _SCHEMA_FLOAT16)}
+_TEXT = pa.string()
+_QUESTION = [(name, _TEXT) for name in ("task", "split", "id", "question")]
+_CONDITIONS = [(name, _TEXT) for name in ("weights", "dtype", "reward", "prompts", "settings", "counts")]
+_FOUND = [("seed", pa.int64()), ("chosen", _TEXT), ("routes", pa.list_(_TEXT)), ("control_routes", pa.list_(_TEXT))]
+_CHECK = pa.struct([("route", _TEXT), ("check", _TEXT), ("correct", pa.bool_()), ("margin", pa.float32())])
+CHOSEN = pa.schema([*_QUESTION, *_CONDITIONS, *_FOUND, ("checks", pa.list_(_CHECK))])
 
 
 @dataclass(frozen=True)
@@ -61,54 +49,83 @@ class Check:
 
 @dataclass(frozen=True)
 class RouteRecord:
-    """One searched question.
+    """One question and its routes.
 
     Attributes:
-        base_correct, base_margin: the base route's verdict and margin (nan where the reward has none).
+        asked: the question, with its task, split and digest.
+        conditions, counts: under which its routes were asked, and which verdict of the store is the reward.
+        seed: the search's.
         chosen: the route kept, or None when no route was right.
-        routes, rewards, margins, acc, acc_norm: every evaluated route in the order told, the base first; the last two are None entries
-            for generated rewards. Rewards and margins are stored as float32.
-        split: the split the question is from, one of `RECORD_SPLITS`.
-        control_routes, control_correct, control_margins: the blind baseline: random routes drawn without looking at the question,
-            in the order tried. Empty when none was drawn.
+        routes: every route asked, in the order told, the base first.
+        verdicts: of these and of the baseline's routes.
+        control_routes: the blind baseline: random routes drawn without looking at the question, in the order tried. Empty when none was.
         checks: routes verified again under other conditions.
-        strict, lenient, forms: of letters and boxed answers, what either reader says of each evaluated route's answer, and the answer's
-            form (`drllm.tasks.readers`); empty for other rewards.
     """
 
-    task: str
-    id: str
-    n_choices: int
-    base_correct: bool
-    base_margin: float
+    asked: Asked
+    conditions: Conditions
+    counts: str
+    seed: int
     chosen: Route | None
     routes: tuple[Route, ...]
-    rewards: tuple[float, ...]
-    margins: tuple[float, ...]
-    acc: tuple[bool | None, ...]
-    acc_norm: tuple[bool | None, ...]
-    seed: int
-    fingerprint: str
-    reward: str
-    split: str = "fit"
+    verdicts: Mapping[Route, Verdict] = field(repr=False)
     control_routes: tuple[Route, ...] = ()
-    control_correct: tuple[bool, ...] = ()
-    control_margins: tuple[float, ...] = ()
     checks: tuple[Check, ...] = ()
-    strict: tuple[bool, ...] = ()
-    lenient: tuple[bool, ...] = ()
-    forms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        search, control = ("routes", "rewards", "margins", "acc", "acc_norm"), ("control_routes", "control_correct", "control_margins")
-        for names, what in ((search, "an evaluated route, the base first"), (control, "a route of the baseline")):
-            sizes = {name: len(getattr(self, name)) for name in names}
-            if len(set(sizes.values())) > 1 or not self.routes:
-                raise InputError(f"record {self.id!r} of {self.task}: expected one entry {what}, got {sizes}")
-        if {len(self.strict), len(self.lenient), len(self.forms)} not in ({0}, {len(self.routes)}):
-            raise InputError(f"record {self.id!r} of {self.task}: expected what both readers say of {len(self.routes)} routes, or of none")
+        if not self.routes:
+            raise InputError(f"record {self.id!r} of {self.task}: expected at least one route, the base's")
+        if lacking := [route for route in (*self.routes, *self.control_routes) if route not in self.verdicts]:
+            raise InputError(f"record {self.id!r} of {self.task}: the run holds no verdict of route {lacking[0]}")
         if self.split not in RECORD_SPLITS:
             raise InputError(f"record {self.id!r} of {self.task}: split is {self.split!r}, expected one of {', '.join(RECORD_SPLITS)}")
+
+    @property
+    def task(self) -> str:
+        return self.asked.task
+
+    @property
+    def id(self) -> str:
+        return self.asked.id
+
+    @property
+    def split(self) -> str:
+        """One of `RECORD_SPLITS`."""
+        return self.asked.split
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights."""
+        return self.conditions.weights
+
+    @property
+    def reward(self) -> str:
+        return self.conditions.reward
+
+    @property
+    def base_correct(self) -> bool:
+        """The base route's verdict."""
+        return self.verdicts[self.routes[0]].correct
+
+    @property
+    def base_margin(self) -> float:
+        """The base route's margin; nan where the reward has none."""
+        return self.verdicts[self.routes[0]].margin
+
+    @cached_property
+    def rewards(self) -> tuple[float, ...]:
+        """Of `routes`: 1 for right, 0 for wrong."""
+        return tuple(float(self.verdicts[route].correct) for route in self.routes)
+
+    @cached_property
+    def margins(self) -> tuple[float, ...]:
+        """Of `routes`."""
+        return tuple(self.verdicts[route].margin for route in self.routes)
+
+    @property
+    def control_correct(self) -> tuple[bool, ...]:
+        """Of `control_routes`."""
+        return tuple(self.verdicts[route].correct for route in self.control_routes)
 
     @property
     def kept(self) -> bool:
@@ -140,7 +157,7 @@ class RouteRecord:
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.parquet"
+    return _shards(folder).path(_name(index))
 
 
 def shard_indices(folder: Path) -> list[int]:
@@ -149,81 +166,24 @@ def shard_indices(folder: Path) -> list[int]:
 
 
 def write_shard(folder: Path, index: int, records: Sequence[RouteRecord]) -> None:
-    """Write one group's records atomically, in the order given; equal records give equal bytes."""
-    data = encode(records)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(shard_path(folder, index), data)
+    """Write one group's records atomically, in the order given; equal records give equal bytes. Their verdicts are in the store."""
+    _shards(folder).write(_name(index), [_row(record) for record in records])
 
 
-def encode(records: Sequence[RouteRecord], float16: bool = False, level: int | None = None) -> bytes:
-    """The bytes of a shard, which `read_shard` reads back.
-
-    Args:
-        float16: store margins as float16; `InputError` when one is beyond it.
-        level: of the zstd compression; default its own.
-    """
-    table = _stamped(pa.Table.from_pylist([_row(record) for record in records], schema=_SCHEMA))
-    if float16:
-        _check_float16(records)
-        # The digest is that of the margins as they are read back.
-        table = _stamped(table.cast(_SCHEMA_FLOAT16).cast(_SCHEMA))
-        table = table.cast(_SCHEMA_FLOAT16.with_metadata(table.schema.metadata))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=level, write_page_checksum=True)
-    return sink.getvalue().to_pybytes()
-
-
-def _stamped(table: pa.Table) -> pa.Table:
-    return table.replace_schema_metadata({"drllm_schema": str(SCHEMA_VERSION), "drllm_digest": _digest(table)})
-
-
-def _row(record: RouteRecord) -> dict[str, Any]:
-    """A record as parquet holds it: routes as text."""
-    row: dict[str, Any] = {name: getattr(record, name) for name in _SCHEMA.names}
-    row |= {name: [str(route) for route in row[name]] for name in ("routes", "control_routes")}
-    chosen = None if record.chosen is None else str(record.chosen)
-    return row | {"chosen": chosen, "checks": [vars(check) | {"route": str(check.route)} for check in record.checks]}
-
-
-def read_shard(path: Path) -> list[RouteRecord]:
-    """The records of one shard, or of an exported file; `ArtifactError` when it is corrupt, foreign or from a newer drllm.
-
-    Shards of schema 1 lack the split, the baseline and the checks, those of 2 what the readers say: their records have the defaults.
-    """
+def read_shard(path: Path, store: Store | None = None) -> list[RouteRecord]:
+    """The records of one shard; `ArtifactError` when it is corrupt, foreign or from a newer drllm, or the store lacks its verdicts."""
+    store = store or store_of(path.parent)
+    rows = read_table(path, CHOSEN).to_pylist()
+    found: dict[tuple[Conditions, str], Found] = {}
+    for row in rows:
+        under = Conditions(*(row[name] for name in ("weights", "dtype", "reward", "prompts", "settings"))), row["counts"]
+        if under not in found:
+            found[under] = store.find(under[0], {one["question"] for one in rows}, under[1])
+        row["under"], row["verdicts"] = under, found[under][row["question"]]
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not a readable shard ({first_line(error)}): delete it and run the search again") from None
-    metadata = table.schema.metadata or {}
-    version = metadata.get(b"drllm_schema", b"").decode("ascii", "replace")
-    if version.isdecimal() and int(version) > SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema {version}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
-    if not version.isdecimal() or not any(table.schema.equals(schema) for schema in _SCHEMAS.get(int(version), ())):
-        raise ArtifactError(f"{path} holds no drllm search records: give a run folder written by `drllm search`")
-    try:
-        for halves, whole in ((_SCHEMA_FLOAT16, _SCHEMA), _SCHEMAS_2[::-1]):
-            table = table.cast(whole) if table.schema.equals(halves) else table
-        # Page checksums do not cover the footer, where one wrong bit can move values silently.
-        found = _digest(table).encode()
-        if metadata.get(b"drllm_digest", found) != found:
-            raise InputError("its content and its digest differ")
-        return [_record(row) for row in table.to_pylist()]
-    except (InputError, TypeError, UnicodeDecodeError) as error:
+        return [_record(row) for row in rows]
+    except InputError as error:
         raise ArtifactError(f"{path} holds a broken record ({first_line(error)}): delete it and run the search again") from None
-
-
-def _digest(table: pa.Table) -> str:
-    return digest(json.dumps(table.to_pylist()))
-
-
-def _record(row: dict[str, Any]) -> RouteRecord:
-    """The inverse of `_row`, also of a row of schema 1."""
-    found: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
-    found |= {name: tuple(map(Route.parse, row[name])) for name in ("routes", "control_routes") if name in row}
-    checks = tuple(Check(**check | {"route": Route.parse(check["route"])}) for check in row.get("checks", ()))
-    chosen = None if row["chosen"] is None else Route.parse(row["chosen"])
-    return RouteRecord(**found | {"chosen": chosen, "checks": checks})
 
 
 def read_records(folder: Path) -> list[RouteRecord]:
@@ -233,19 +193,68 @@ def read_records(folder: Path) -> list[RouteRecord]:
 
 def iterate_records(folder: Path) -> Iterator[RouteRecord]:
     """As `read_records`, a shard at a time: a million records are tens of gigabytes."""
+    stores: dict[Path, Store] = {}
     for task in sorted({path.parent for path in folder.rglob("shard-*.parquet")}):
+        store = stores.setdefault(task.resolve().parents[1], store_of(task))
         for index in shard_indices(task):
-            yield from read_shard(shard_path(task, index))
+            yield from read_shard(shard_path(task, index), store)
 
 
-def same_record(one: RouteRecord, other: RouteRecord) -> bool:
-    """Whether two records say the same; as text, because nan differs from itself."""
-    return json.dumps(_row(one)) == json.dumps(_row(other))
+def store_of(task_folder: Path) -> Store:
+    """The store of the run that a task folder lies in."""
+    return Store(RunFolder(task_folder.resolve().parents[1]).verdicts)
 
 
-def _check_float16(records: Sequence[RouteRecord]) -> None:
-    for record in records:
-        margins = (record.base_margin, *record.margins, *record.control_margins, *(check.margin for check in record.checks))
-        for margin in margins:
-            if _FLOAT16_LIMIT <= abs(margin) < math.inf:
-                raise InputError(f"a margin of question {record.id!r} is {margin:g}, float16 ends at 65504: leave --float16 out")
+def read_matrix(folder: Path, manifest: Manifest) -> list[RouteRecord]:
+    """Records of a task's questions along its listed routes, the base first: of those whose routes have all been answered.
+
+    The shortest right route is the one kept; of equals that of the larger margin, then the first.
+    """
+    asked, routes = manifest.questions_asked, tuple(map(Route.parse, manifest.paths or ()))
+    found, records = store_of(folder).find(manifest.under, [one.question for one in asked], manifest.counts), []
+    for one in asked:
+        verdicts = found[one.question]
+        if all(route in verdicts for route in routes):
+            right = [route for route in routes if verdicts[route].correct]
+            chosen = min(right, key=lambda route: (route.n_passes, -_or_least(verdicts[route].margin)), default=None)
+            checks = (Check(routes[0], FINITE, False, verdicts[routes[0]].margin),) if verdicts[routes[0]].broken else ()
+            records.append(RouteRecord(one, manifest.under, manifest.counts, 0, chosen, routes, verdicts, (), checks))
+    return records
+
+
+def _or_least(margin: float) -> float:
+    return margin if margin == margin else float("-inf")
+
+
+def _shards(folder: Path) -> Shards:
+    return Shards(folder, CHOSEN)
+
+
+def _name(index: int) -> str:
+    return f"shard-{index:05d}"
+
+
+def _row(record: RouteRecord) -> dict[str, Any]:
+    """A record as its shard holds it: routes as text."""
+    row = record.asked._asdict() | asdict(record.conditions) | {"counts": record.counts, "seed": record.seed}
+    row |= {name: [str(route) for route in getattr(record, name)] for name in ("routes", "control_routes")}
+    checks = [
+        vars(check) | {"route": str(check.route), "margin": None if check.margin != check.margin else check.margin}
+        for check in record.checks
+    ]
+    return row | {"chosen": None if record.chosen is None else str(record.chosen), "checks": checks}
+
+
+def _record(row: dict[str, Any]) -> RouteRecord:
+    """The inverse of `_row`, with its verdicts."""
+    asked = Asked(row["task"], row["split"], row["id"], row["question"])
+    chosen = None if row["chosen"] is None else Route.parse(row["chosen"])
+    routes, control = (tuple(map(Route.parse, row[name])) for name in ("routes", "control_routes"))
+    nan = float("nan")
+    checks = tuple(
+        Check(Route.parse(check["route"]), check["check"], check["correct"], nan if check["margin"] is None else check["margin"])
+        for check in row["checks"]
+    )
+    conditions, counts = row["under"]
+    verdicts = {route: row["verdicts"][route] for route in (*routes, *control) if route in row["verdicts"]}
+    return RouteRecord(asked, conditions, counts, row["seed"], chosen, routes, verdicts, control, checks)

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 
 from drllm.core.config import EvaluateConfig
 from drllm.core.text import with_interval
+from drllm.runs.answers import Answers
 from drllm.runs.names import BASE
 from drllm.runs.stored import Stored
-from drllm.runs.verdicts import Verdicts
 from drllm.stats.paired import decided, discordant, even_weights, mcnemar, paired_bootstrap, sign_flips, wilson
 
 POOLED = "all"  # the name under which a summary pools its tasks
@@ -28,7 +28,6 @@ class SummaryRow(Stored):
         mean_passes, n_layers: block passes a prompt, and those of the base.
         distinct_routes: routes with their passes that differ.
         identity_share: share of prompts on the base's route; None where the method decides no route.
-        seconds: that answering took.
         difference, difference_low, difference_high: accuracy minus the base's with its paired 95 % bootstrap interval, as fractions.
         mcnemar_p: McNemar's exact p of the changed verdicts.
         better, worse: questions only this method, or only the base, is right on.
@@ -45,7 +44,6 @@ class SummaryRow(Stored):
     n_layers: int
     distinct_routes: int | None = None
     identity_share: float | None = None
-    seconds: float = math.nan
     difference: float = math.nan
     difference_low: float = math.nan
     difference_high: float = math.nan
@@ -76,10 +74,8 @@ class Summary(Stored):
         dropped: by task, how many questions were left out, and why.
         sources, data, texts: by task, what its questions were read from in words, the file given for them, and a digest of their texts.
         policies: digests of the policies by name.
-        earlier: methods that only earlier evaluations compared (`drllm.runs.earlier`); not in the file.
     """
 
-    OPTIONAL: ClassVar = ("earlier",)
     PARTS: ClassVar = {"rows": SummaryRow}
     split: str
     reference: str
@@ -92,7 +88,6 @@ class Summary(Stored):
     data: dict[str, str | None] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     policies: dict[str, str] = field(default_factory=dict)
-    earlier: Sequence[str] = ()
 
     @property
     def pooled(self) -> list[SummaryRow]:
@@ -101,7 +96,7 @@ class Summary(Stored):
 
 
 def rows_of(
-    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Verdicts], n_layers: int, config: EvaluateConfig
+    methods: Sequence[str], tasks: Sequence[str], verdicts: Mapping[tuple[str, str], Answers], n_layers: int, config: EvaluateConfig
 ) -> list[SummaryRow]:
     """The rows of a summary: each method on each task, and on all tasks pooled when there are several.
 
@@ -119,24 +114,24 @@ def rows_of(
     return rows
 
 
-def _alone(parts: Sequence[Verdicts], n_layers: int) -> tuple[Any, ...]:
-    """What a row says of a method alone, n to seconds."""
+def _alone(parts: Sequence[Answers], n_layers: int) -> tuple[Any, ...]:
+    """What a row says of a method alone, n to identity_share."""
     correct = _correct(parts)
     routes = [route for part in parts for route in part.routes]
     passes = [value for part in parts for value in part.passes]
     identity_share = None if "" in routes else float(np.mean([set(route) == {"1"} for route in routes]))
-    ran = float(np.mean(passes)), n_layers, len(set(zip(routes, passes, strict=True))), identity_share, sum(part.seconds for part in parts)
+    ran = float(np.mean(passes)), n_layers, len(set(zip(routes, passes, strict=True))), identity_share
     return len(correct), float(correct.mean()), *wilson(int(correct.sum()), len(correct)), *ran
 
 
-def _compared(ours: Sequence[Verdicts], base: Sequence[Verdicts], config: EvaluateConfig) -> tuple[Any, ...]:
+def _compared(ours: Sequence[Answers], base: Sequence[Answers], config: EvaluateConfig) -> tuple[Any, ...]:
     """What a row says of a method beside the base, difference to worse."""
     pair = _correct(ours), _correct(base)
     strata = np.concatenate([np.full(len(part.correct), index) for index, part in enumerate(ours)])
     return *paired_bootstrap(*pair, config.n_resamples, config.seed, strata), mcnemar(*pair), *discordant(*pair)
 
 
-def _correct(parts: Sequence[Verdicts]) -> np.ndarray:
+def _correct(parts: Sequence[Answers]) -> np.ndarray:
     return np.concatenate([np.array(part.correct, dtype=float) for part in parts])
 
 

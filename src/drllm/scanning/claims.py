@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from drllm.core.config import ScanConfig
-from drllm.core.digest import json_digest
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, Measured
@@ -30,11 +29,6 @@ class Claim:
     def routes(self) -> list[Route]:
         """All that is measured, the claim first."""
         return [self.one.route, *self.others]
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return json_digest(list(map(str, self.routes)))[:8]
 
 
 def claim(route: Route, config: ScanConfig) -> Claim:

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from drllm.core.config import Resources, ScanConfig, SearchConfig
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.config import ScanConfig
+from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import path_manifests
-from drllm.runs.records import RouteRecord, iterate_records
+from drllm.scoring.asking import Ask, Bench
 from drllm.scoring.scorer import askable, scorer_of
-from drllm.searching.runner import search
-from drllm.tasks import SPLITS, Example, LoadedTask, question_key
+from drllm.tasks import Example, LoadedTask, question_key
 
 T = TypeVar("T")
 Asked = list[tuple[str, Example]]  # (task, question), tasks in turns
-FEW_ROUTES, IN_MEMORY = 64, 512  # routes of a question that run together; evaluations to keep a replica busy
-SHARD = 8  # questions a shard, where each has few routes
 
 
 def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanConfig) -> tuple[Asked, Asked]:
@@ -55,18 +49,6 @@ def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanCo
             "--fresh-split, or leave the second measurement out with --fresh 0"
         )
     return _in_turns(raced), fresh
-
-
-def as_begun(resources: Resources, base: Path) -> Resources:
-    """The resources, with the threads of a scan that is under way where none are asked for: 16-bit products round by them.
-
-    Args:
-        base: the folder in which that scan asked the base.
-    """
-    if resources.executor != "auto" or resources.threads:
-        return resources
-    threads = max((manifest.threads or 0 for manifest in path_manifests(base).values()), default=0)
-    return replace(resources, executor="local", threads=threads) if threads > 1 else resources
 
 
 def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:
@@ -105,57 +87,32 @@ def _usable(routed: RoutedModel, task: LoadedTask, split: str, config: ScanConfi
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Asks questions along routes, each set of them in a run folder of its own that the same call resumes."""
+class Questions:
+    """Asks a scan's questions along routes."""
 
-    routed: RoutedModel
+    bench: Bench
     loaded: Mapping[str, LoadedTask]
     config: ScanConfig
-    resources: Resources
-    data: str | Path | None
 
-    def ask(self, routes: Sequence[Route], asked: Asked, split: str, out: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Verdicts and margins (Q, 1 + R) of the questions along the base's route and along these, as `drllm.searching` finds them.
+    def ask(self, routes: Sequence[Route], asked: Asked, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Verdicts and margins (Q, 1 + R) of the questions along the base's route and along these.
 
         A question on which the base's logits are NaN or infinite counts as wrong on every route.
         """
-        by_task = {name: [example for task, example in asked if task == name] for name in self.loaded}
-        tasks = [_restricted(self.loaded[name], split, examples) for name, examples in by_task.items() if examples]
-        config = self.config
-        settings = SearchConfig(
-            reward=config.reward,
-            metric=config.metric,
-            max_new_tokens=config.max_new_tokens,
-            max_step_tokens=config.max_step_tokens,
-            splits=(split,),
-            verify=False,
-            control=False,
-            sweep_questions=0,
-            group_size=1 if len(routes) >= FEW_ROUTES else SHARD,
-        )
-        # Few questions at once where each has many routes: a crash then loses little, and what their routes share stays in memory.
-        at_once = max(2, -(-IN_MEMORY // len(routes)))
-        resources = replace(self.resources, pool_size=min(self.resources.pool_size, 4 * at_once))
-        search(self.routed, tasks, settings, out, self.data, routes=routes, resources=resources)
-        return matrices(iterate_records(RunFolder(out).matrices), routes, asked)
-
-
-def _restricted(task: LoadedTask, split: str, examples: list[Example]) -> LoadedTask:
-    """The task with these questions alone."""
-    return replace(task, examples={name: examples if name == split else [] for name in SPLITS}, dropped={})
-
-
-def matrices(records: Iterable[RouteRecord], routes: Sequence[Route], asked: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Verdicts and margins (Q, 1 + R) of dense records, questions and routes in these orders, the base first."""
-    found = {(record.task, record.id): record for record in records}
-    wanted = (Route.full(len(routes[0])), *routes)
-    verdicts, margins = np.zeros((len(asked), len(wanted)), dtype=bool), np.full((len(asked), len(wanted)), np.nan)
-    for row, (task, example) in enumerate(asked):
-        record = found.get((task, example.id))
-        if record is None:
-            raise ArtifactError(f"the records hold no question {example.id!r} of {task}: remove that folder, and it is made again")
-        if not record.broken:
-            place = {route: at for at, route in enumerate(record.routes)}
-            order = [place[route] for route in wanted]
-            verdicts[row], margins[row] = np.array(record.rewards)[order] > 0, np.array(record.margins)[order]
-    return verdicts, margins
+        wanted, asks, places = list(dict.fromkeys((Route.full(len(routes[0])), *routes))), [], []
+        for name in dict.fromkeys(name for name, _ in asked):
+            task = self.loaded[name].task
+            scorer = scorer_of(self.bench.routed, task, self.config, self.bench.resources.cache_bytes)
+            here = [(place, scorer.question(task, example)) for place, (of, example) in enumerate(asked) if of == name]
+            # The longest first, as memory is needed; one of a task's kind runs in equal steps with its like.
+            here.sort(key=lambda pair: (-pair[1].n_tokens, pair[1].example.id))
+            questions = [question for _, question in here]
+            asks.append(Ask(scorer, task, self.config, split, questions, [wanted] * len(questions)))
+            places += [place for place, _ in here]
+        found = [verdicts for part in self.bench.ensure(asks, label) for verdicts in part]
+        shown = [Route.full(len(routes[0])), *routes]
+        verdicts, margins = np.zeros((len(asked), len(shown)), dtype=bool), np.full((len(asked), len(shown)), np.nan)
+        for place, one in zip(places, found, strict=True):
+            if not one[shown[0]].broken:
+                verdicts[place], margins[place] = [one[route].correct for route in shown], [one[route].margin for route in shown]
+        return verdicts, margins

@@ -14,10 +14,8 @@ from drllm.core.files import read_json, write_json, write_text
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.core.text import type_name
-from drllm.model.executors import opened, settled
 from drllm.model.families import RESCALING, has_experts
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
@@ -25,9 +23,10 @@ from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured
 from drllm.scanning.claims import claim, compared
 from drllm.scanning.cost import again_guess, claim_cost, race_guess
 from drllm.scanning.measure import by_chance, means, measured
-from drllm.scanning.questions import Asked, Bench, as_begun, choose, least_sure_first
+from drllm.scanning.questions import Asked, Questions, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
 from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
+from drllm.scoring.asking import asking
 from drllm.tasks import load_task
 
 N_LISTED = 32  # routes of best.txt, at most
@@ -67,21 +66,22 @@ def scan(
     check_claims(claimed, config)
     if odd := [route for route in claimed if len(route) != routed.n_layers]:
         raise InputError(f"route {odd[0]} leads through {len(odd[0])} blocks, the model has {routed.n_layers}")
-    resources = settled(routed, as_begun(resources, RunFolder(out).scan.base), scanning=True)
     loaded = {name: load_task(name, data) for name in tasks}
-    folder, settings = RunFolder(out).scan, to_dict(config) | {"resources": to_dict(resources)}
-    with torch_threads(resources.threads), opened(routed, resources), running(out, "scan", settings, argv):
+    folder = RunFolder(out).scan
+    with (
+        asking(routed, out, resources, scanning=True) as bench,
+        running(out, "scan", to_dict(config) | {"resources": to_dict(bench.resources)}, argv),
+    ):
         asked: dict[str, object] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype)}
         asked |= {"order": ORDER, "tasks": list(loaded), "data": None if data is None else str(data)} | to_dict(config)
         _check_settings(folder, asked)
         for note in _notes(routed):
             say(f"scan: {note}")
-        bench = Bench(routed, loaded, config, resources, data)
         raced, fresh = choose(routed, loaded, config)
         if not folder.settings.is_file():  # not before the questions are known to be enough
             folder.root.mkdir(parents=True, exist_ok=True)
             write_json(folder.settings, asked)
-        return _Scan(bench, folder, raced, fresh).run(claimed)
+        return _Scan(Questions(bench, loaded, config), folder, raced, fresh).run(claimed)
 
 
 def check_claims(claimed: Sequence[Route], config: ScanConfig) -> None:
@@ -115,13 +115,13 @@ def _check_settings(folder: ScanFolder, settings: dict[str, object]) -> None:
 class _Scan:
     """One scan under way."""
 
-    bench: Bench
+    questions: Questions
     folder: ScanFolder
     raced: Asked
     fresh: Asked
 
     def __post_init__(self) -> None:
-        self.config, self.n_layers = self.bench.config, self.bench.routed.n_layers
+        self.config, self.n_layers = self.questions.config, self.questions.bench.routed.n_layers
         self.pool = candidates(self.n_layers, self.config.kinds, self.config.strength, self.config.max_span)
         self.sizes = schedule(len(self.raced), self.config.first_questions) if self.raced else []
         self.cost = Cost(race=0, full=self._forwards(self.pool, len(self.raced)), random=0, fresh=0)
@@ -154,7 +154,7 @@ class _Scan:
     def _order(self) -> None:
         """Ask the base first, and the questions that it is least sure of before the others."""
         say(f"scan: the base on {len(self.raced)} questions; the race begins with those it is least sure of")
-        _, margins = self.bench.ask([Route.full(self.n_layers)], self.raced, self.config.split, self.folder.base)
+        _, margins = self.questions.ask([Route.full(self.n_layers)], self.raced, self.config.split, "scan: the base")
         order = least_sure_first([task for task, _ in self.raced], margins[:, 0])
         self.raced = [self.raced[place] for place in order]
         self.cost = self.cost.changed(race=self._forwards([], len(self.raced)))
@@ -179,7 +179,7 @@ class _Scan:
             say(f"scan: round {number} of {len(self.sizes)}: {len(alive)} candidates, {stop - start} new questions")
             self.cost = self.cost.changed(race=self.cost.race + self._forwards(chosen, stop - start))
             asked = self.raced[start:stop]
-            return self.bench.ask([one.route for one in chosen], asked, self.config.split, self.folder.round(number))
+            return self.questions.ask([one.route for one in chosen], asked, self.config.split, f"scan: round {number}")
 
         standing = race(kinds, self.sizes, self.config.winners, ask)
         share = f", {self.cost.share:.0%} of asking every span every question" if len(self.sizes) > 1 else ""
@@ -210,7 +210,7 @@ class _Scan:
         return [Route.parse(row.route, self.n_layers) for row in read_scan(self.folder).in_group(CLAIMED)]
 
     def _claims(self, routes: Sequence[Route]) -> Iterator[tuple[list[Measured], list[Measured]]]:
-        """Each claim's rows and means, from a run folder of its own."""
+        """Each claim's rows and means."""
         claims = [claim(route, self.config) for route in dict.fromkeys(routes)]
         if claims:
             guess = sum(claim_cost(self.n_layers, one, len(self.fresh)) for one in claims)
@@ -218,7 +218,7 @@ class _Scan:
             say(f"scan: about {guess:,.0f} plain forwards for what is claimed, on {len(self.fresh)} questions: {places}")
         for one in claims:
             self.cost = self.cost.changed(fresh=self.cost.fresh + claim_cost(self.n_layers, one, len(self.fresh)))
-            found, _ = self.bench.ask(one.routes, self.fresh, self.config.fresh_split, self.folder.claimed(one.name))
+            found, _ = self.questions.ask(one.routes, self.fresh, self.config.fresh_split, "scan: claims")
             yield compared(one, found, [task for task, _ in self.fresh], self.config)
 
     def _measure(
@@ -231,7 +231,7 @@ class _Scan:
             verdicts[WINNER, False] = standing.verdicts_QR[:, [0, *(1 + place for place in places)]]
         if standing is not None and rivals:
             say(f"scan: {len(rivals)} random spans on the {len(self.raced)} questions that chose")
-            found, margins = self.bench.ask([one.route for one in rivals], self.raced, self.config.split, self.folder.random)
+            found, margins = self.questions.ask([one.route for one in rivals], self.raced, self.config.split, "scan: random spans")
             self.cost = self.cost.changed(random=self._forwards(rivals, len(self.raced)))
             order = np.argsort(-scores(found, margins)[:, 1:].mean(0), kind="stable")  # as the winners are: the best of them first
             rivals = [rivals[place] for place in order]
@@ -241,7 +241,7 @@ class _Scan:
         if self.fresh and both:
             say(f"scan: {len(winners)} winners and {len(rivals)} random spans on {len(self.fresh)} questions that chose nothing")
             self.cost = self.cost.changed(fresh=self._forwards(both, len(self.fresh)))
-            found, _ = self.bench.ask([one.route for one in both], self.fresh, self.config.fresh_split, self.folder.fresh)
+            found, _ = self.questions.ask([one.route for one in both], self.fresh, self.config.fresh_split, "scan: measuring again")
             verdicts[WINNER, True] = found[:, : 1 + len(winners)]
             verdicts[RANDOM, True] = found[:, [0, *range(1 + len(winners), 1 + len(both))]]
         tasks = {False: [task for task, _ in self.raced], True: [task for task, _ in self.fresh]}
@@ -249,7 +249,7 @@ class _Scan:
         return rows, means(groups, verdicts, tasks, self.config)
 
     def _result(self, rows: list[Measured], by_group: list[Measured], standing: Standing | None) -> ScanResult:
-        routed, config = self.bench.routed, self.config
+        routed, config = self.questions.bench.routed, self.config
         kinds = [] if standing is None else [self.pool[one].kind for one in standing.last]
         return ScanResult(
             model=routed.base_id,
@@ -258,8 +258,8 @@ class _Scan:
             n_layers=self.n_layers,
             kinds=list(config.kinds),
             strength=config.strength,
-            tasks=list(self.bench.loaded),
-            sources={name: task.source for name, task in self.bench.loaded.items()},
+            tasks=list(self.questions.loaded),
+            sources={name: task.source for name, task in self.questions.loaded.items()},
             split=config.split,
             fresh_split=config.fresh_split,
             sizes=self.sizes,

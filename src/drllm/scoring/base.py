@@ -1,22 +1,23 @@
 """What the scorers of all rewards share: questions are taken in, and policies asked for their routes."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from drllm.core.digest import json_digest
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import RouteSource
+from drllm.runs.store import Verdict
 from drllm.scoring.prefixes import PrefixRunner
-from drllm.scoring.route_prediction import score_policies
 from drllm.scoring.trie import Node
-from drllm.scoring.verdict import Known, Verdict
 from drllm.tasks import Example, Task
 
 WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
@@ -36,6 +37,19 @@ class Question:
     def n_tokens(self) -> int:
         """Tokens of its sequences together."""
         return sum(map(len, self.sequences))
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """All of it that a verdict depends on."""
+        choices = [token for sequence in self.sequences for token in getattr(sequence, "targets", ())]  # packed or not
+        # Letters were once normalised by their choices' texts: verdicts of then are others.
+        letters = (self.n_chars,) if self.task.lists_options and self.n_chars else ()
+        return dataclasses.astuple(self.example), self.context_ids, choices, *letters
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over its content: with another text or tokenizer, the same id is another question."""
+        return json_digest(self.content)
 
 
 class ModelScorer(ABC):
@@ -103,9 +117,3 @@ class ModelScorer(ABC):
         found = self.score([(handle, route) for handle in handles for route in routes])
         self.close(handles)
         return [found[start : start + len(routes)] for start in range(0, len(found), len(routes))]
-
-    def score_policy(
-        self, questions: Sequence[Any], policy: RouteSource | None, known: Known | None = None
-    ) -> tuple[list[Verdict], list[Any]]:
-        """Verdicts and routes when a policy decides from each question's context alone; None is the base model."""
-        return score_policies(self, questions, [policy], known)[0]

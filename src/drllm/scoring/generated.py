@@ -19,10 +19,10 @@ from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
+from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
-from drllm.scoring.verdict import Verdict
 from drllm.tasks import Example, Task, f1_score
 from drllm.tasks.grading import BOX
 from drllm.tasks.wording import wording_of
@@ -71,7 +71,7 @@ class GeneratedScorer(ModelScorer):
         `to_the_end`: answers are followed to their end and their tokens counted, also where their verdict is settled before.
         """
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
-        self.reward, self._to_the_end = reward, to_the_end
+        self.reward, self.to_the_end = reward, to_the_end
         has_template = bool(routed.tokenizer.chat_template)
         named = prompts, routed.base_id, routed.config.model_type, has_template
         self.wording = None if reward in NEW_TOKENS else wording_of(*named)
@@ -125,7 +125,7 @@ class GeneratedScorer(ModelScorer):
 
     def verdict(self, answer: Answer) -> Verdict:
         """Of an answer that is done."""
-        example, n_new = answer.question.example, len(answer.tokens) if self._to_the_end else 0
+        example, n_new = answer.question.example, len(answer.tokens) if self.to_the_end else 0
         if answer.broken:
             read = None if self.wording is None else False
             f1 = 0.0 if self.reward == "exact" else float("nan")
@@ -212,4 +212,4 @@ class GeneratedScorer(ModelScorer):
 
     def _is_settled(self, answer: Answer) -> bool:
         """Whether no continuation can change the verdict; never where half of a character stands at the end, which may become any."""
-        return not self._to_the_end and not answer.text.endswith("\ufffd") and answer.question.task.settled(answer.text, self.reward)
+        return not self.to_the_end and not answer.text.endswith("\ufffd") and answer.question.task.settled(answer.text, self.reward)

@@ -21,10 +21,11 @@ from drllm.model.cache import new_slots
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
+from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
 from drllm.scoring.trie import Node
-from drllm.scoring.verdict import Verdict, loglik_verdict
+from drllm.scoring.verdict import loglik_verdict
 from drllm.tasks import Example, Task
 
 HEAD_TOKENS = 128  # scored tokens that go through the output head together

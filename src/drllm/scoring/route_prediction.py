@@ -14,7 +14,6 @@ from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy, RouteSource
 from drllm.policies.saved import content_digest
 from drllm.scoring.packing import split_steps
-from drllm.scoring.verdict import Known
 
 Prompts = Sequence[Sequence[int]]  # token ids
 
@@ -86,53 +85,8 @@ def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], p
     return [decide(policy) for policy in policies]
 
 
-def _decided(scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known) -> list[list[Route]]:
-    """One route a question, by each policy: what was decided before is looked up."""
-    prompts, names = [question.context_ids for question in questions], [question.example.id for question in questions]
-    keys = [decision_key(policy) for policy in policies]
-    fresh = [place for place, key in enumerate(keys) if not key or any((key, name) not in known.decided for name in names)]
-    decided = decide_routes(scorer.routed, [policies[place] for place in fresh], prompts, scorer.max_step_tokens)
-    for place, routes in zip(fresh, decided, strict=True):
-        if keys[place]:
-            known.decided.update(zip([(keys[place], name) for name in names], routes, strict=True))
-    without = dict(zip(fresh, decided, strict=True))
-    return [without[place] if place in without else [known.decided[key, name] for name in names] for place, key in enumerate(keys)]
-
-
 def decision_key(policy: RouteSource | None) -> str:
     """Under which a policy's decisions are known; "" where it needs no forward to decide."""
     if not isinstance(policy, Policy) or policy.evaluate_only or policy.routes_for([]) is not None:
         return ""
     return content_digest(policy)
-
-
-def score_policies(
-    scorer: Any, questions: Sequence[Any], policies: Sequence[RouteSource | None], known: Known | None = None
-) -> list[tuple[list[Any], list[Any]]]:
-    """(verdicts, routes or depths) of each policy on a scorer's questions; None is the base model.
-
-    Policies that decide alike, or whose routes share their first blocks, are answered together. What is `known` is looked up, and what is
-    computed becomes known.
-    """
-    if any(policy is not None and policy.evaluate_only for policy in policies):
-        if len(policies) > 1:
-            return [score_policies(scorer, questions, [policy])[0] for policy in policies]
-        assert policies[0] is not None
-        return [policies[0].answer(scorer, questions)]
-    prompts = [question.context_ids for question in questions]
-    routes = (
-        decide_routes(scorer.routed, policies, prompts, scorer.max_step_tokens)
-        if known is None
-        else _decided(scorer, questions, policies, known)
-    )
-    wanted = dict.fromkeys((place, mine[place]) for place in range(len(questions)) for mine in routes)
-    names = {pair: (questions[pair[0]].example.id, str(pair[1])) for pair in wanted}
-    verdicts = {pair: known[name] for pair, name in names.items() if known is not None and name in known}
-    left = [pair for pair in wanted if pair not in verdicts]
-    if places := list(dict.fromkeys(place for place, _ in left)):
-        handles = dict(zip(places, scorer.open([questions[place] for place in places]), strict=True))
-        verdicts |= zip(left, scorer.score([(handles[place], route) for place, route in left]), strict=True)
-        scorer.close(list(handles.values()))
-    if known is not None:
-        known.update((names[pair], verdicts[pair]) for pair in left)
-    return [([verdicts[pair] for pair in enumerate(mine)], mine) for mine in routes]

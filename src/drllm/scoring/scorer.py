@@ -1,6 +1,5 @@
 """The scorer of a task's reward."""
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -63,10 +62,4 @@ def _without_names(message: str, example_id: str) -> str:
 
 def questions_digest(questions: Iterable[Question]) -> str:
     """16 hex digits over the questions' content and tokens: with another text or tokenizer the same ids are other questions."""
-    contents = []
-    for question in questions:
-        choices = [token for sequence in question.sequences for token in getattr(sequence, "targets", ())]  # packed or not
-        # Letters were once normalised by their choices' texts: verdicts of then are others.
-        letters = (question.n_chars,) if question.task.lists_options and question.n_chars else ()
-        contents.append((dataclasses.astuple(question.example), question.context_ids, choices, *letters))
-    return json_digest(contents)
+    return json_digest([question.content for question in questions])

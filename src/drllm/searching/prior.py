@@ -18,10 +18,9 @@ import numpy as np
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import read_json, write_json
+from drllm.core.files import read_json
 from drllm.core.route import Route
 from drllm.runs.layout import PRIOR_FILE
-from drllm.scoring.verdict import Verdict
 from drllm.searching.edits import EditSpace, Evaluation
 
 TEMPERATURE = 0.25  # of the softmax over mean gains, in multiples of the scale; about the standard error of a mean over 16 questions
@@ -84,33 +83,6 @@ class EditPrior:
             return cls(index(values["n_layers"]), index(values["max_skip_run"]), weights, scale, index(values["n_questions"]), *loops)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"cannot read an edit prior ({type(error).__name__}: {error}): expected what `to_json` wrote") from None
-
-
-class SweepAnswers:
-    """What the questions of a sweep have answered, in a file of the task's folder until the prior stands there."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._found: dict[str, list[list[Any]]] = read_json(path, "remove it and search again", dict) if path.is_file() else {}
-
-    def has(self, name: str, n_routes: int) -> bool:
-        """Whether a question has answered so many routes."""
-        return len(self._found.get(name, ())) == n_routes
-
-    def keep(self, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
-        """Write down what some questions answered, by their ids."""
-        for name, found in verdicts.items():
-            self._found[name] = [[bool(one.correct), None if math.isnan(one.margin) else float(one.margin)] for one in found]
-        write_json(self._path, self._found)
-
-    def of(self, name: str, routes: Sequence[Route]) -> list[Evaluation]:
-        """What a question answered along these routes."""
-        found = zip(routes, self._found[name], strict=True)
-        return [Evaluation(route, correct, math.nan if margin is None else margin) for route, (correct, margin) in found]
-
-    def remove(self) -> None:
-        """The prior has been made of them."""
-        self._path.unlink(missing_ok=True)
 
 
 def read_prior(folder: Path) -> EditPrior | None:

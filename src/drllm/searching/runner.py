@@ -1,36 +1,35 @@
 """Search the questions of each task and write a shard of records a group; the same call resumes.
 
 Everything that determines the records is settled first and written as the manifest of the task folder; then groups are searched, in this
-process task by task, or by workers all together, in any order, each ending in one atomic shard.
+process task by task, or by workers all together, in any order, each ending in one atomic shard. Given routes are asked instead of a search:
+a dense (question x route) matrix, of which the folder says which questions and routes, and the store what they answer.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import takewhile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from drllm.core.config import Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import write_json
-from drllm.core.progress import Progress, say
+from drllm.core.progress import say
 from drllm.core.route import Route
-from drllm.model.executors import opened, settled
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.runs.alone import alone_in
 from drllm.runs.kept import kept_in
-from drllm.runs.layout import PRIOR_FILE, SWEEP_FILE, RunFolder
+from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
-from drllm.runs.records import read_shard, shard_indices, shard_path, write_shard
-from drllm.scoring.generated import DECODED_ANSWERS
-from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out
-from drllm.searching.on_workers import Prepared, search_on_workers, task_progress
-from drllm.searching.prior import EditPrior, SweepAnswers, random_routes, read_prior
-from drllm.searching.worker import Group, Job, Worker, memory_in_one_line, question_seed
+from drllm.runs.records import read_shard, shard_indices, shard_path
+from drllm.scoring.asking import Ask, Bench, asking
+from drllm.scoring.base import Question
+from drllm.scoring.replica import Ticket, Wanted
+from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
+from drllm.searching.edits import Evaluation
+from drllm.searching.prior import EditPrior, fit_prior, random_routes, read_prior, sweep_routes
+from drllm.searching.worker import Searching, question_seed
 from drllm.tasks import LoadedTask, load_task
 
 N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
@@ -46,7 +45,6 @@ def search(
     argv: Sequence[str] | None = None,
     routes: Sequence[Route] | None = None,
     resources: Resources | None = None,
-    list_name: str = "",
     finished_in_any_type: bool = False,
 ) -> Path:
     """Find good routes for the fit questions of each task; the same call resumes where an earlier one stopped. Returns the run folder.
@@ -55,52 +53,34 @@ def search(
         routed: the model; its policy is not used.
         tasks: task names; or tasks as they were loaded, such as with some of their questions only.
         config: every option that shapes the records; default `SearchConfig()`.
-        out: the run folder; records go to `out/search/<task>/`, with `routes` to `out/paths/<task>/`.
+        out: the run folder; records go to `out/search/<task>/`, verdicts to `out/verdicts/`.
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
-        routes: evaluate these on every question instead of searching: a dense (question x route) matrix, the base route first.
+        routes: ask every question along these instead of searching: a dense (question x route) matrix, the base route first. Another call
+            with other routes adds them.
         resources: executor, threads, memory; default `Resources()`.
-        list_name: of `routes`, where the run has another list already: records go to `out/paths/<task>.<list_name>/`, and methods take
-            the routes of all lists that were evaluated on the same questions.
         finished_in_any_type: a task that is searched to its end is taken as it is, also where that was done in another float type.
 
     Raises:
         InputError: a split that may not be searched, routes of another model's length.
         ArtifactError: `out` holds records of another model, data or configuration, or unreadable ones, or another search works there.
     """
-    config, resources, out = config or SearchConfig(), resources or Resources(), Path(out)
+    config, out = config or SearchConfig(), Path(out)
     routes = None if routes is None else tuple(dict.fromkeys(routes))
     check_splits(config.splits, routes is not None)
-    check_list_name(list_name, routes is not None)
     if routes is not None and any(len(route) != routed.n_layers for route in routes):
         odd = next(route for route in routes if len(route) != routed.n_layers)
         hint = "" if odd.is_in_place else f"; a path that ends before the last block says so, {odd}/{routed.n_layers}"
         raise InputError(f"got routes of other lengths: {odd} has {len(odd)} blocks, the model {routed.n_layers}{hint}")
-    resources = settled(routed, resources)
-    given = (load_task(task, data) if isinstance(task, str) else task for task in tasks)
-    loaded = {found.task.name: found for found in given}
-    run = RunFolder(out)
-    job, settings = "search" if routes is None else "paths", to_dict(config) | {"resources": to_dict(resources)}
-    with (
-        alone_in(out, "search"),
-        torch_threads(resources.threads),
-        opened(routed, resources) as place,
-        running(out, job, settings, argv) as entry,
-    ):
-        entry["tasks"] = {}
-        prepared = []
-        for name, task_data in loaded.items():
-            folder = run.search(name) if routes is None else run.matrix(name, list_name)
-            task, counts = _prepare(routed, task_data, config, resources, folder, data, routes, finished_in_any_type)
-            entry["tasks"][name] = counts
-            if place is None:
-                _search_here(routed, resources, task)
-            prepared.append(task)
-        if place is not None and any(task.todo for task in prepared):
-            search_on_workers(place, routed, resources, prepared)
-        for task in prepared if config.keep and routes is None else ():
-            kept = kept_in(task.folder, config)
-            said = f"{len(kept.records)} of {config.keep} kept, {kept.mended} of which mend a wrong answer; {len(kept.visited)} visited"
-            say(f"{task.job.task.name}: {said}")
+    loaded = [load_task(task, data) if isinstance(task, str) else task for task in tasks]
+    with alone_in(out, "search"), asking(routed, out, resources or Resources()) as bench:
+        settings = to_dict(config) | {"resources": to_dict(bench.resources)}
+        with running(out, "search" if routes is None else "paths", settings, argv) as entry:
+            entry["tasks"] = {}
+            prepared = {one.task.name: _Prepared.of(bench, one, config, data) for one in loaded}
+            if routes is None:
+                _search(bench, prepared, finished_in_any_type, entry["tasks"])
+            else:
+                _answer(bench, prepared, routes, entry["tasks"])
     return out
 
 
@@ -131,14 +111,6 @@ def read_routes(path: str | Path) -> list[Route]:
     return routes
 
 
-def check_list_name(list_name: str, with_routes: bool) -> None:
-    """Refuse a name for what is no list of routes, or one that is no folder's."""
-    if list_name and not with_routes:
-        raise InputError(f"--list {list_name} names a list of routes: give the list too, --paths FILE")
-    if list_name and not re.fullmatch(r"[A-Za-z0-9_-]+", list_name):
-        raise InputError(f"--list is {list_name!r}, expected letters, digits, - and _")
-
-
 def check_splits(splits: Sequence[str], with_routes: bool) -> None:
     """Refuse splits whose answers may not be read; given routes may be evaluated on more of them than may be searched."""
     allowed = MATRIX_SPLITS if with_routes else ("fit",)
@@ -150,127 +122,179 @@ def check_splits(splits: Sequence[str], with_routes: bool) -> None:
         raise InputError("no split given: leave --splits out, or name one")
 
 
-def _prepare(
-    routed: RoutedModel,
-    task_data: LoadedTask,
-    config: SearchConfig,
-    resources: Resources,
-    folder: Path,
-    data: str | Path | None,
-    routes: tuple[Route, ...] | None,
-    finished_in_any_type: bool,
-) -> tuple[Prepared, dict[str, Any]]:
-    """What is left to do of one task, its manifest checked or written; and what `run.json` says of it."""
-    name, n_layers = task_data.task.name, routed.n_layers
-    control: tuple[Route, ...] = ()
-    if config.control and routes is None and config.n_simulations:
-        control = tuple(random_routes(n_layers, config.n_simulations, config, question_seed(config.seed, name, "control")))
-    job = Job(task_data.task, config, None, routes, control)
-    planning = Worker(routed, job, resources)
-    groups, questions, skipped = _groups(planning, task_data, config)
-    done = set(shard_indices(folder))
-    if not done and len(questions) >= N_PROBED:  # before there is a manifest that another dtype would not fit
-        planning.probe([questions[at * (len(questions) - 1) // (N_PROBED - 1)].example for at in range(N_PROBED)])
-    weights = routed.fingerprint  # once: it reads every tensor
-    device = "cuda" if resources.executor == "ray" and resources.worker_gpus else routed.device.type
-    prompts, reader = asked_how(planning.scorer)
-    manifest = Manifest(
-        task=name,
-        kind=task_data.task.kind if task_data.task.is_own else None,
-        source=task_data.source,
-        data=None if data is None else str(data),
-        model=routed.base_id,
-        fingerprint=weights,
-        dtype=str(routed.model.dtype),
-        device=device,
-        # Where they can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out.
-        threads=resources.threads if device == "cpu" and routed.model.dtype.itemsize == 2 else None,
-        packed=planning.scorer.packed,
-        config=to_dict(config),
-        prompt_format=planning.scorer.prompt_format,
-        prompts=prompts,
-        reader=reader,
-        questions=questions_digest(questions),
-        ids=[question.example.id for question in questions],
-        skipped=skipped,
-        paths=None if routes is None else [str(route) for route in routes],
-        control=[str(route) for route in control],
-        decoded_rows=None if planning.scorer.shares_across_groups else DECODED_ANSWERS,
-    )
-    if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
-        check_manifest(folder, manifest)
-    for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-        _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], job, weights)
-    counts = {"questions": len(questions), "skipped": len(skipped), "dropped": dict(task_data.dropped), "resumed_groups": len(done)}
-    # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
-    todo = [(index, group) for index, group in enumerate(groups) if index not in done][:: 1 if config.keep else -1]
-    if todo and config.preset == "default" and routes is None:
-        job = replace(job, prior=_prior(planning, questions, folder))
-    notes = said_left_out(name, (Counter(skipped.values()) + Counter(task_data.dropped)).elements())
-    lengths = [
-        questions[min(start + config.group_size, len(questions)) - 1].n_tokens for start in range(0, len(questions), config.group_size)
-    ]
-    n_done = sum(len(groups[index]) for index in done)
-    left = Prepared(job, folder, planning.scorer.packed, planning.scorer.shares_across_groups, todo, lengths, len(questions), n_done, notes)
-    return left, {"source": task_data.source, **counts}
+@dataclass(frozen=True)
+class _Prepared:
+    """One task: the questions that can be asked, each with its split; and id -> why not of others."""
+
+    loaded: LoadedTask
+    config: SearchConfig
+    scorer: Any
+    questions: list[Question]
+    splits: list[str]
+    skipped: dict[str, str]
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, bench: Bench, loaded: LoadedTask, config: SearchConfig, data: str | Path | None) -> "_Prepared":
+        """`InputError` where no question can be asked, or the base's logits are broken on all."""
+        routed, task = bench.routed, loaded.task
+        scorer = scorer_of(routed, task, config, bench.resources.cache_bytes)
+        found: list[tuple[Question, str]] = []
+        skipped: dict[str, str] = {}
+        for split in config.splits:
+            rows = loaded.select(split, config.limit)
+            lone = {example.id for example in rows if task.kind == "choice" and len(example.choices) == 1}
+            questions, reasons = askable(scorer, task, [example for example in rows if example.id not in lone])
+            found += [(question, split) for question in questions]
+            skipped |= dict.fromkeys(sorted(lone), "one choice only, which is always right") | reasons
+        if not found:
+            raise InputError(f"{task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
+        if not config.keep:  # else in the order of the split, in which they are visited
+            found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
+        questions, splits = [question for question, _ in found], [split for _, split in found]
+        conditions, (prompts, reader) = bench.conditions(scorer), asked_how(scorer)
+        manifest = Manifest(
+            task=task.name,
+            kind=task.kind if task.is_own else None,
+            source=loaded.source,
+            data=None if data is None else str(data),
+            model=routed.base_id,
+            fingerprint=conditions.weights,
+            dtype=conditions.dtype,
+            device=bench.device,
+            threads=bench.resources.threads if bench.rounds_by_threads else None,
+            config=to_dict(config),
+            prompt_format=scorer.prompt_format,
+            prompts=prompts,
+            reader=reader,
+            conditions=asdict(conditions),
+            counts=Ask(scorer, task, config, "", [], []).counts,
+            questions=questions_digest(questions),
+            ids=[question.example.id for question in questions],
+            asked=[question.digest for question in questions],
+            splits=splits,
+            skipped=skipped,
+        )
+        return cls(loaded, config, scorer, questions, splits, skipped, manifest)
+
+    def counts(self, n_resumed: int) -> dict[str, Any]:
+        """What `run.json` says of it."""
+        found = {"source": self.loaded.source, "questions": len(self.questions), "skipped": len(self.skipped)}
+        return found | {"dropped": dict(self.loaded.dropped), "resumed_groups": n_resumed}
+
+    @property
+    def notes(self) -> list[str]:
+        """How many questions are left out, and why, in lines."""
+        return said_left_out(self.loaded.task.name, (Counter(self.skipped.values()) + Counter(self.loaded.dropped)).elements())
+
+    def ask(self, questions: Sequence[Question], split: str, routes: Sequence[Route]) -> Ask:
+        """Some of its questions, all along the same routes."""
+        return Ask(self.scorer, self.loaded.task, self.config, split, questions, [routes] * len(questions))
+
+    def probe(self) -> None:
+        """Refuse a model whose logits are NaN or infinite on all of some questions; a single such question is recorded as broken."""
+        if len(self.questions) < N_PROBED:
+            return
+        probed = [self.questions[at * (len(self.questions) - 1) // (N_PROBED - 1)] for at in range(N_PROBED)]
+        if all(verdict.broken for [verdict] in self.scorer.score_all(probed, [Route.full(self.scorer.routed.n_layers)])):
+            found = f"the logits are NaN or infinite on all of {N_PROBED} questions ({probed[0].example.id}, ...)"
+            raise InputError(f"{found}: try --dtype bfloat16 or float32, or another model")
 
 
-def _search_here(routed: RoutedModel, resources: Resources, task: Prepared) -> None:
-    """What is left of one task, in this process."""
-    with task_progress([task]) as progress, memory_in_one_line():
-        groups = takewhile(lambda _: task.is_wanted, task.todo)
-        found = Worker(routed, task.job, resources).search(groups, lambda judged: progress.tell(str(judged))) if task.todo else ()
-        for index, records in found:
-            write_shard(task.folder, index, records)
-            progress.advance(len(records))
+def _answer(bench: Bench, prepared: dict[str, _Prepared], routes: Sequence[Route], told: dict[str, Any]) -> None:
+    """Every question along the base's route and these, and those that an earlier call has listed."""
+    asks = []
+    for name, task in prepared.items():
+        folder, full = RunFolder(bench.run).matrix(name), Route.full(bench.routed.n_layers)
+        if not folder.is_dir():
+            task.probe()
+        manifest = check_manifest(folder, task.manifest.changed(paths=list(map(str, dict.fromkeys([full, *routes])))))
+        listed = [Route.parse(text, len(full)) for text in manifest.paths or ()]
+        for split in task.config.splits:
+            mine = [question for question, of in zip(task.questions, task.splits, strict=True) if of == split]
+            asks.append(task.ask(mine, split, listed))
+        told[name] = task.counts(0)
+        for note in task.notes:
+            say(note)
+    bench.ensure(asks, f"paths {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}")
 
 
-def _check_shard(path: Path, group: Group, job: Job, fingerprint: str) -> None:
+def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: bool, told: dict[str, Any]) -> None:
+    """What is left of each task, by trees."""
+    jobs: list[Searching] = []
+    tickets: list[Ticket] = []
+    notes, n_done = [], 0
+    for name, task in prepared.items():
+        config, folder, size = task.config, RunFolder(bench.run).search(name).resolve(), task.config.group_size
+        starts = range(0, len(task.questions), size)
+        groups = [[*zip(task.questions[at : at + size], task.splits[at : at + size], strict=True)] for at in starts]
+        control: tuple[Route, ...] = ()
+        if config.control and config.n_simulations:
+            seed = question_seed(config.seed, name, "control")
+            control = tuple(random_routes(bench.routed.n_layers, config.n_simulations, config, seed))
+        done = set(shard_indices(folder))
+        if not done:  # before there is a manifest that another dtype would not fit
+            task.probe()
+        manifest = task.manifest.changed(control=list(map(str, control)))
+        if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
+            check_manifest(folder, manifest)
+        for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
+            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], task, control)
+        told[name] = task.counts(len(done))
+        notes += task.notes
+        n_done += sum(len(groups[index]) for index in done)
+        todo = [index for index in range(len(groups)) if index not in done]
+        if not todo:
+            continue
+        prior = _prior(bench, task, folder) if config.preset == "default" else None
+        left = tuple(question.digest for index in todo for question, _ in groups[index])
+        made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder, folder)
+        for index in todo:
+            group = [Wanted(split, question.example) for question, split in groups[index]]
+            tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
+        jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
+
+    def is_wanted(job: Any) -> bool:
+        """Whether more groups are to be searched: no, where the search keeps a number of questions and has them."""
+        return not job.config.keep or not kept_in(job.folder, job.config, bench.store).is_enough
+
+    label = f"search {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}"
+    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, notes, is_wanted)
+    for name, task in prepared.items():
+        if task.config.keep:
+            kept = kept_in(RunFolder(bench.run).search(name), task.config, bench.store)
+            found = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer"
+            say(f"{name}: {found}; {len(kept.visited)} visited")
+
+
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepared, control: tuple[Route, ...]) -> None:
     """Refuse a shard that is unreadable, or holds other records than this search writes there."""
     records = read_shard(path)
     again = "remove it, and it is made again"
-    wanted = [(job.task.name, split, example.id, fingerprint) for split, example in group]
+    name, weights, config = task.loaded.task.name, task.manifest.fingerprint, task.config
+    wanted = [(name, split, question.example.id, weights) for question, split in group]
     if [(record.task, record.split, record.id, record.fingerprint) for record in records] != wanted:
         raise ArtifactError(f"{path} holds records of other questions or another model than this search: {again}")
     for record in records:
-        same = (record.seed, record.reward) == (job.config.seed, job.reward)
-        if not record.broken and job.routes is None:  # a broken question has neither control nor checks
-            same = same and record.control_routes == job.control and bool(record.checks) == job.config.verify
-        if not record.broken and job.routes is not None:
-            same = same and record.routes == tuple(dict.fromkeys((Route.full(len(record.routes[0])), *job.routes)))
+        same = (record.seed, record.reward) == (config.seed, task.scorer.reward)
+        if not record.broken:  # a broken question has neither control nor checks
+            same = same and record.control_routes == control and bool(record.checks) == config.verify
         if not same:
             raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
 
 
-def _groups(worker: Worker, task_data: LoadedTask, config: SearchConfig) -> tuple[list[Group], list[Any], dict[str, str]]:
-    """Groups of questions of similar length, the questions in that order, and id -> reason of those left out."""
-    found: list[tuple[Any, str]] = []
-    skipped: dict[str, str] = {}
-    for split in config.splits:
-        rows = task_data.select(split, config.limit)
-        lone = {example.id for example in rows if task_data.task.kind == "choice" and len(example.choices) == 1}
-        questions, reasons = askable(worker.scorer, task_data.task, [example for example in rows if example.id not in lone])
-        found += [(question, split) for question in questions]
-        skipped |= dict.fromkeys(sorted(lone), "one choice only, which is always right") | reasons
-    if not found:
-        raise InputError(f"{task_data.task.name} has no question that can be searched ({next(iter(skipped.values()), 'none given')})")
-    if not config.keep:  # else in the order of the split, in which they are visited
-        found.sort(key=lambda pair: (pair[0].n_tokens, pair[0].example.id))
-    size = config.group_size
-    groups = [[(split, question.example) for question, split in found[start : start + size]] for start in range(0, len(found), size)]
-    return groups, [question for question, _ in found], skipped
-
-
-def _prior(worker: Worker, questions: Sequence[Any], folder: Path) -> EditPrior | None:
-    """The prior over edits: read back, or from a sweep over some questions of all lengths, which resumes."""
-    n_questions = min(worker.job.config.sweep_questions, len(questions))
+def _prior(bench: Bench, task: _Prepared, folder: Path) -> EditPrior | None:
+    """The prior over edits: read back, or from a sweep of every single edit over some questions of all lengths."""
+    config, n_layers, questions = task.config, bench.routed.n_layers, task.questions
+    n_questions = min(config.sweep_questions, len(questions))
     if not n_questions:
         return None
     if not (folder / PRIOR_FILE).is_file():
-        with Progress(f"single edits {worker.job.task.name}", n_questions) as progress:
-            progress.print(f"trying every single edit on {n_questions} questions first")
-            examples = [questions[at * len(questions) // n_questions].example for at in range(n_questions)]
-            prior = worker.sweep(examples, progress, answered := SweepAnswers(folder / SWEEP_FILE))
-        write_json(folder / PRIOR_FILE, prior.to_json())
-        answered.remove()
+        say(f"trying every single edit on {n_questions} questions first")
+        loops = config.max_loop_span, config.loop_strength
+        swept = [questions[at * len(questions) // n_questions] for at in range(n_questions)]
+        routes = [Route.full(n_layers), *sweep_routes(n_layers, config.max_skip_run, *loops)]
+        [found] = bench.ensure([task.ask(swept, task.splits[0], routes)], f"single edits {task.loaded.task.name}")
+        answers = [[Evaluation(route, one.correct, one.margin) for route, one in verdicts.items()] for verdicts in found]
+        write_json(folder / PRIOR_FILE, fit_prior(n_layers, config.max_skip_run, answers, *loops).to_json())
     return read_prior(folder)

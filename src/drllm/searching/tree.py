@@ -1,4 +1,4 @@
-"""Tree search over the routes of one question, as a pure ask / tell object; and a fixed list of routes behind the same interface. No torch.
+"""Tree search over the routes of one question, as a pure ask / tell object. No torch.
 
 A node is a route and the root is the base route; edits (`drllm.searching.edits`) lead from node to node. A route reached by two orders of
 edits is one node with several parents and is evaluated once. Preset `paper` is `drllm.searching.paper_tree`, preset `default` is
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,17 +200,3 @@ class RouteTree(Strategy):
         if self._random.random() < self._config.random_prob:
             return self._random.choice(candidates)
         return max(candidates, key=lambda child: self._rank(parent, child))
-
-
-class FixedRoutes(Strategy):
-    """Given routes: the base first, then each once, whatever the verdicts; `InputError` for none, or for some of different lengths."""
-
-    def __init__(self, routes: Iterable[Route]):
-        super().__init__()
-        routes = list(routes)
-        if len(lengths := sorted({len(route) for route in routes})) != 1:
-            raise InputError(f"a list of {len(routes)} routes over {lengths or 'no'} blocks: expected at least one, all of one length")
-        self._routes = list(dict.fromkeys([Route.full(lengths[0]), *routes]))
-
-    def _next(self) -> Route | None:
-        return self._routes[len(self.evaluated)] if len(self.evaluated) < len(self._routes) else None
