@@ -4,7 +4,8 @@
 
 Runs of one type, one processor, one length of answers, one way of taking turns, the same questions and, where an arm follows a trained
 codebook, one codebook; others are refused. For each batch size and arm that at least two runs have: the speed of decoding over stock, and
-where the files have them the seconds of prefill, and of prefill and answer with a front selector, which was there then, over stock's. Each is a mean of the
+where the files have them the seconds of prefill, and, in those up to 2026-11-30, of prefill, front selector and answer, over stock's. Each
+is a mean of the
 runs' medians on the log scale, each weighing by its own variance (its 95 % interval over 3.92) and the variance between runs (DerSimonian
 and Laird, "Meta-analysis in clinical trials", 1986), with its 95 % interval and each run's median. The interval is that of Hartung and
 Knapp ("A refined method for the meta-analysis of controlled clinical trials with binary outcome", 2001): how far the runs lie apart is
