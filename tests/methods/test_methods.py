@@ -879,7 +879,7 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
 def record(routes: list[str], margins: list[float]) -> RouteRecord:
     """One whose routes are right where their margins are above 0, or none."""
     found = {Route.parse(text): verdict(not margin <= 0, margin) for text, margin in zip(routes, margins, strict=True)}
-    return made_record(routes=tuple(found), verdicts=found, chosen=Route.parse(routes[0]))
+    return made_record(others=(0.0,) * (len(found) - 1), routes=tuple(found), verdicts=found, chosen=Route.parse(routes[0]))
 
 
 def test_soft_targets_by_hand():

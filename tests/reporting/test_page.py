@@ -237,7 +237,7 @@ def test_figures_are_valid_plotly_and_hold_the_numbers_of_the_csv(asked: Path):
     assert points["base"]["x"] == [4]
     assert points["base"]["y"] == [50.0]
     assert "50.0 % (31.4 to 68.6), 4 passes, n = 24" in points["base"]["hovertemplate"]
-    usage = plots[2]["data"][0]
+    (usage,) = (trace for plot in plots for trace in plot["data"] if "z" in trace)
     assert usage["z"][usage["y"].index("routers, piqa")] == pytest.approx([1, 8 / 12, 1, 1])
 
 

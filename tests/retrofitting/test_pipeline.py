@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
+from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, DrllmError
 from drllm.evaluation.baselines import baseline_routes
 from drllm.methods.static import StaticConfig
@@ -414,7 +415,7 @@ def test_the_run_file_holds_every_job(summary, trained):
     assert jobs[0]["config"]["n_simulations"] == 10
     assert {job["config"]["method"] for job in jobs if job["job"] == "train" and job["status"] == "done"} == {"static", "routers"}
     first = next(job for job in jobs if job["job"] == "evaluate")
-    assert first["config"] == vars(EVALUATE)
+    assert first["config"] == to_dict(EVALUATE)
     for job in jobs:
         assert job["seconds"] >= 0
         assert {"versions", "hardware", "commit", "date"} <= job.keys()

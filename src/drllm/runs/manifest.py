@@ -1,7 +1,7 @@
 """The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,9 +92,7 @@ class Manifest(Stored):
 
     @property
     def search_config(self) -> SearchConfig:
-        """The configuration, asking as the records were asked: what does not name a wording was asked in ours."""
-        config = SearchConfig(**self.config)
-        return replace(config, prompts=self.prompts or ("ours" if config.prompts == "auto" else config.prompts))
+        return SearchConfig(**self.config)
 
     @property
     def under(self) -> Conditions:

@@ -7,7 +7,7 @@ a dense (question x route) matrix, of which the folder says which questions and 
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class _Prepared:
             dtype=conditions.dtype,
             device=bench.device,
             threads=bench.resources.threads if bench.rounds_by_threads else None,
-            config=to_dict(config),
+            config=to_dict(replace(config, prompts=prompts) if prompts else config),
             prompt_format=scorer.prompt_format,
             prompts=prompts,
             reader=reader,
