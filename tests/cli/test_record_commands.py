@@ -92,7 +92,9 @@ def test_info_counts_the_store_and_describes_the_search(folders, capsys):
     code, out, err = run(capsys, "info", folders["a"], folders["other"])
     assert (code, err) == (0, "")
     assert out.count("weights") == 2
-    assert ["f00d", "torch.float32", "arc_easy", "fit", "loglik", "2", "4", "8", "50.0"] in [line.split() for line in out.splitlines()]
+    assert ["f00d", "torch.float32", "arc_easy", "fit", "loglik", "2", "4", "8", *["50.0"] * 2] in [
+        line.split() for line in out.splitlines()
+    ]
     first = out[: out.index(str(folders["other"]))]
     for title in ("labels: ", "solved, ", "forward passes: ", "checks: "):
         assert first.count(title) == 1

@@ -203,8 +203,8 @@ def test_rows_are_picked_by_column_and_counted(tmp_path):
         rows_of(run, {"task": ["boolq"]})
     about = ("f00d", "torch.float32")
     assert overview(rows_of(run)) == [
-        (*about, "arc_easy", "fit", "loglik", "2", "2", "4", "50.0"),
-        (*about, "piqa", "fit", "loglik", "3", "1", "3", "0.0"),
+        (*about, "arc_easy", "fit", "loglik", "2", "2", "4", "50.0", "50.0"),
+        (*about, "piqa", "fit", "loglik", "3", "1", "3", "0.0", "0.0"),
     ]
 
 

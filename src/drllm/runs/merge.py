@@ -49,17 +49,27 @@ def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
 
 
 def overview(table: pa.Table) -> list[tuple[str, ...]]:
-    """By model, task, split and reward: questions, routes, verdicts, share of right ones in percent."""
+    """By model, task, split and reward: questions, routes, verdicts, shares of right ones in percent, by the strict and the lenient reader.
+
+    Where one reader judges, or log-likelihoods do, both shares are the same.
+    """
     by = ["weights", "dtype", "task", "split", "reward"]
-    right = pc.cast(pc.call_function("coalesce", [table[name] for name in ("correct", "acc_norm", "lenient")]), pa.float64())
-    counted = table.select([*by, "question", "route"]).append_column("right", right).group_by(by)
-    found = counted.aggregate([("question", "count_distinct"), ("route", "count_distinct"), ("route", "count"), ("right", "mean")])
+    counted = table.select([*by, "question", "route"])
+    for reader in ("strict", "lenient"):
+        right = pc.call_function("coalesce", [table[name] for name in ("correct", "acc_norm", reader)])
+        counted = counted.append_column(reader, pc.cast(right, pa.float64()))
+    counting = [("question", "count_distinct"), ("route", "count_distinct"), ("route", "count"), ("strict", "mean"), ("lenient", "mean")]
+    found = counted.group_by(by).aggregate(counting)
     rows = found.sort_by([(name, "ascending") for name in by]).to_pylist()
     counts = ("question_count_distinct", "route_count_distinct", "route_count")
-    return [(*(row[name] for name in by), *(f"{row[name]:,}" for name in counts), f"{100 * row['right_mean']:.1f}") for row in rows]
+    shares = ("strict_mean", "lenient_mean")
+    return [
+        (*(row[name] for name in by), *(f"{row[name]:,}" for name in counts), *(f"{100 * row[name]:.1f}" for name in shares))
+        for row in rows
+    ]
 
 
-OVERVIEW = ("weights", "type", "task", "split", "reward", "questions", "routes", "verdicts", "right, %")
+OVERVIEW = ("weights", "type", "task", "split", "reward", "questions", "routes", "verdicts", "right, %", "leniently, %")
 
 
 def export_rows(table: pa.Table, out: Path) -> int:
