@@ -91,7 +91,7 @@ def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, s
 @settings(max_examples=60, deadline=None)
 @given(n_layers=st.integers(1, 5), values=options, seed=seeds)
 def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
-    """The budget beyond the base is spent, every legal route was asked, or a fix was found (and waited upon), or a path two blocks shorter."""
+    """The budget is spent, every legal route was asked, or a fix was found (and waited upon; for paper: or two blocks are saved)."""
     config = config_of(kind, **values)
     answer = seen_by(kind, noise(seed, right=0.1))
     asked = run(make_tree(n_layers, config, seed), answer)
