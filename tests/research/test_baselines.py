@@ -15,24 +15,13 @@ from drllm.methods.base import get_method
 from drllm.scoring.loglik import LoglikScorer
 from drllm.searching.prior import sweep_routes
 from drllm_research.rivals.shortgpt import block_influence
-from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
+from runs import EVALUATE, SEARCH, TASK, L
 
 pytestmark = pytest.mark.long
 
 ROUTES = [*(route for route in sweep_routes(L, 1) if route[0] == 1), Route.full(L).loop(1, 2)]
 # MindSkip, FlexiDepth and the oracle are for evaluation only: test_rivals.py.
 ROUTED = ("polar", "tale", "shortgpt", "early_exit", "random_skip", "random_codebook", "input_blind")
-
-
-@pytest.fixture(scope="module")
-def tiny() -> RoutedModel:
-    return model()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(90))]
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
 
 
 @pytest.fixture(scope="module")

@@ -58,11 +58,6 @@ PAPER_FILES = Path(__file__).parents[2] / "examples" / "paper"
 
 
 @pytest.fixture(scope="module")
-def tiny() -> RoutedModel:
-    return model()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Sums under the names of three tasks, no question twice."""
     root = tmp_path_factory.mktemp("data")

@@ -29,7 +29,7 @@ from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig
 from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
 from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 from rote import answering
-from runs import EVALUATE, SEARCH, TASK, L, model, questions, write_rows
+from runs import EVALUATE, SEARCH, TASK, L, model, questions
 from scored import score_policy
 
 pytestmark = pytest.mark.long
@@ -41,17 +41,6 @@ OPTIONS = {
     "flexidepth": FlexiDepthConfig(steps=3, batch_size=4, adapter=4, tune_questions=10),
     "oracle": OracleConfig(n_routes=2),
 }
-
-
-@pytest.fixture(scope="module")
-def tiny() -> RoutedModel:
-    return model()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(90))]
-    return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,17 @@ TOKENS_HELP = "tokens of a generated answer; 0 takes the reward's own (letter 10
 STEP_HELP = "tokens of a model step (CPU: 512, from a billion weights on 128, docs/scale.md; a GPU takes thousands)"
 
 
+class _InOurs:
+    """Of configurations whose `prompts` stand for our own wording unless another is named."""
+
+    prompts: Prompts
+
+    @property
+    def asked(self) -> str:
+        """`prompts`, settled."""
+        return "ours" if self.prompts == "auto" else self.prompts
+
+
 @dataclass(frozen=True)
 class SearchConfig(Options):
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
@@ -106,7 +117,7 @@ class Resources(Options):
 
 
 @dataclass(frozen=True)
-class ScanConfig(Options):
+class ScanConfig(_InOurs, Options):
     """The map of a model: what running each span of blocks once more, or skipping it, does to its answers."""
 
     kinds: tuple[str, ...] = option(SCAN_KINDS, "loop: a span runs once more; damped: once more, at --strength; skip: not at all")
@@ -142,11 +153,6 @@ class ScanConfig(Options):
                 f"ScanConfig.questions is {self.questions}, fewer than the {self.first_questions} of the first round: ask for more, or "
                 f"lower --first-questions"
             )
-
-    @property
-    def asked(self) -> str:
-        """`prompts`, settled."""
-        return "ours" if self.prompts == "auto" else self.prompts
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ class GuaranteeConfig(Options):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Options):
+class EvaluateConfig(_InOurs, Options):
     """Base and policies on the same held-out questions."""
 
     split: Split = option("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
@@ -240,11 +246,6 @@ class EvaluateConfig(Options):
     max_step_tokens: int = option(512, "tokens of a model step; as in the search, so that equal routes get equal verdicts", ge=1)
     n_resamples: int = option(10_000, "bootstrap resamples of the paired interval", ge=100)
     seed: int = option(0, "seed of the bootstrap and of the blind baselines")
-
-    @property
-    def asked(self) -> str:
-        """`prompts`, settled."""
-        return "ours" if self.prompts == "auto" else self.prompts
 
     @property
     def folder(self) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 from drllm.core.config import Resources
 from drllm.core.digest import json_digest
-from drllm.core.files import remove_partials
 from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.model.executors import opened, settled
@@ -215,7 +214,7 @@ class Bench:
             else:
                 self._do_there(self.place, jobs, tickets, progress, is_wanted)
                 for store in (self.store, self.decided):
-                    remove_partials(store.shards.folder)  # what a worker that was killed left half written
+                    store.shards.clear_partials()  # what a worker that was killed left half written
 
     def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]) -> None:
         for number, job in enumerate(jobs):
