@@ -44,7 +44,8 @@ from drllm.searching.worker import question_seed
 from drllm.tasks import load_task
 
 MODEL, PATHS = "smollm2-135m-q4", Path(__file__).parent / "paths"
-TASKS = {"loglik": "arc_easy", "letter": "arc_easy", "boxed": "gsm8k"}
+TASKS = {"loglik": "arc_easy", "letter": "arc_easy", "boxed": "dart-1"}
+PROMPTS = {"boxed": "authors"}  # of a reward that is not asked as drllm asks it
 N_QUESTIONS, N_PATHS = 64, 50
 WIDTH_STEP = 8  # of both scorers
 AT_ONCE = 32  # questions whose paths are under way together, as in `search --paths` with its pool of 128
@@ -130,8 +131,8 @@ def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
     lines = (Path(data) / task.name / "train.jsonl").read_text(encoding="utf-8").splitlines()
     known = examples(task.name, data)
     wanted = [known[name] for line in lines[: 2 * n_questions] if (name := json.loads(line)["id"]) in known][:n_questions]
-    routed, _ = load(model, torch.bfloat16)
-    config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward)
+    routed, _ = load(model, torch.float32)
+    config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward, prompts=PROMPTS.get(reward, "ours"))
     scorer = scorer_of(routed, task, config)
     trees = [make_tree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
     handles = scorer.open([scorer.question(task, example) for example in wanted])
@@ -244,7 +245,8 @@ def naive(model: Any, scorer: Any, question: Any, route: Route) -> tuple[bool, s
         if isinstance(scorer, LoglikScorer):
             bare: Any = argparse.Namespace(model=model, device=torch.device("cpu"))
             return loglik_verdict(base_logliks(bare, question.sequences, scorer.packed), question, scorer.metric).correct, None
-        tokens, cache, choose = list(question.context_ids), DynamicCache(), GreedyChoice(model)
+        tokens, cache = list(question.context_ids), DynamicCache()
+        choose = GreedyChoice(model, 0 if scorer.wording is None else scorer.wording.min_new_tokens)
         fed = torch.tensor([tokens])
         for n_new in range(scorer.max_new_tokens):
             tokens += choose([tokens], model(fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1], [n_new])
@@ -319,7 +321,7 @@ class Part:
 
     def fresh(self, cache_bytes: int = 2**30) -> Any:
         """A scorer that has seen nothing."""
-        return scorer_of(self.routed, self.task, EvaluateConfig(reward=self.reward), cache_bytes)
+        return scorer_of(self.routed, self.task, EvaluateConfig(reward=self.reward, prompts=PROMPTS.get(self.reward, "ours")), cache_bytes)
 
     def paths_in_plain_forwards(self) -> None:
         """What a path costs beside plain forwards in between; the verdicts are kept."""

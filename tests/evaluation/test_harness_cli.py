@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("lm_eval", reason="needs lm-eval (pip install '.[eval]')")
 
@@ -22,9 +23,10 @@ from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores, render
+from drllm.evaluation.harness.tasks.docs import _document
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.stats.paired import holm
-from drllm.tasks import get_task, load_task
+from drllm.tasks import Example, get_task, load_task
 from drllm.tasks.package import package_folder
 
 pytestmark = pytest.mark.long
@@ -302,9 +304,23 @@ def test_every_choice_task_has_an_offline_task():
     names = {path.stem for path in TASKS_FOLDER.glob("*.yaml")}
     from drllm.tasks import TASK_NAMES, get_task
 
-    # The harness has tasks of its own for those that are only measured.
+    # The harness has tasks of its own for those that are only measured; AIME's needs the Hub.
     asked = [name for name in TASK_NAMES if not name.startswith(("dart-", "arith-")) and not get_task(name).only_measured]
-    assert names == {f"drllm_{name}" for name in asked}
+    assert names == {f"drllm_{name}" for name in (*asked, "aime24")}
+
+
+@pytest.mark.parametrize(("ours", "stock"), [("gsm8k", "gsm8k/gsm8k.yaml"), ("aime24", "aime/aime24.yaml")])
+def test_worked_answers_are_asked_and_graded_as_by_the_stock_task(ours, stock):
+    """Shots, what ends an answer, its limit, filters and metrics; what says where questions come from is ours."""
+    import lm_eval.tasks
+
+    texts = [(TASKS_FOLDER / f"drllm_{ours}.yaml").read_text(), (Path(lm_eval.tasks.__file__).parent / stock).read_text()]
+    mine, theirs = (yaml.safe_load(text.replace("!function", "")) for text in texts)
+    for name in ("output_type", "generation_kwargs", "filter_list", "metric_list", "num_fewshot"):
+        assert mine.get(name) == theirs.get(name), name
+    document = _document(get_task(ours), Example("q", "How many?", (), "3", ours, solution="1 + 2 = 3"))
+    assert document["prompt"] == theirs["doc_to_text"].replace("{{question}}", "How many?").replace("{{Problem}}", "How many?")
+    assert document["target"] == "1 + 2 = 3"
 
 
 def test_package_tasks_of_the_new_kinds_load():

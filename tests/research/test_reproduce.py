@@ -626,17 +626,20 @@ def test_fewer_passes_are_told_without_tasks_of_few_questions_too(monkeypatch):
 
 @pytest.fixture(scope="module")
 def read_twice(tmp_path_factory) -> tuple[Bench, str]:
-    """Tables 2 and 3 of letters and boxed answers, asked as the authors ask."""
+    """Tables 3 and 4 of letters and boxed answers, asked as the authors ask, and of worked answers, as lm-eval asks them."""
     folder = tmp_path_factory.mktemp("generated")
     sums = [{"id": f"s{n}", "question": f"What is {n} + 1?", "answer": str(n + 1), "level": 1} for n in range(60)]
-    for name, rows in (("arc_easy", questions(60)), ("math", sums)):
+    solved = [row | {"solution": f"{n} + 1 = {n + 1}.\n#### {n + 1}"} for n, row in enumerate(sums)]
+    for name, rows in (("arc_easy", questions(60)), ("math", sums), ("gsm8k", solved)):
         (folder / name).mkdir(exist_ok=True)
         for stem, part in (("train", rows[:40]), ("dev", rows[40:])):
             write_rows(folder / name / f"{stem}.jsonl", part)
-    config = ReproduceConfig(scale=0.02, reward="generated", n_simulations=12, visits=3, outside=("piqa",), reader="lenient")
+    config = ReproduceConfig(
+        scale=0.02, reward="generated", n_simulations=12, visits=3, outside=("gsm8k",), reader="lenient", answer_tokens=9
+    )
     setup = Setup("tiny", ("arc_easy", "dart-1"), folder / "run", str(folder), config)
     made = Bench(answering("llama"), setup)
-    page = reproduce(made, wanted_exhibits(["table3"])).with_suffix(".md").read_text(encoding="utf-8")
+    page = reproduce(made, wanted_exhibits(["table3", "table4"])).with_suffix(".md").read_text(encoding="utf-8")
     return made, page
 
 
@@ -668,6 +671,27 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
         assert all(2 <= n <= 15 for found in files for n in found.n_new)
     assert f"| layers a query, over prompt and generated tokens | {means[0]:.1f} | {means[1]:.1f} |" in page
     assert "routers save layers a query, over prompt and generated tokens" in page
+
+
+def test_worked_answers_of_table_4_are_lm_evals(read_twice):
+    """Both of its filters, from its own logs; five worked examples before each question; no answer longer than the limit."""
+    made, page = read_twice
+    section_4 = section(page, EXHIBITS["table4"].title)
+    (folder,) = (made.setup.out / "harness" / "tune-first-16").iterdir()
+    logs = {method: read_rows(next((folder / method).glob("samples_drllm_gsm8k*.jsonl"))) for method in ("base", "routers")}
+    for kind in ("strict-match", "flexible-extract"):
+        means = [100 * np.mean([row["exact_match"] for row in rows if row["filter"] == kind]) for rows in logs.values()]
+        assert f"| gsm8k, {kind} | 16 | {means[0]:.1f} | {means[1]:.1f} |" in section_4
+    ((prompt, settings),) = logs["base"][0]["arguments"]
+    assert prompt.count("#### ") == 5
+    assert prompt.startswith("Question: What is ")
+    assert prompt.endswith("\nAnswer:")
+    assert settings["max_gen_toks"] == 9
+    assert "mean over 1 tasks (there over eight), flexible-extract" in section_4
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_what_was_asked_stands_in_the_manifest_and_nothing_mixes_it(read_twice, tmp_path):

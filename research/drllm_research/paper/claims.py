@@ -71,16 +71,22 @@ def mean_of(bench: Bench, stage: Evaluate, method: str, tasks: Sequence[str], co
     return sum(sum(values) / len(values) for values in found) / len(found)
 
 
+def verdicts_of(bench: Bench, stage: Evaluate, method: str, tasks: Sequence[str], verdict: str = CORRECT) -> dict[str, list[float]]:
+    """task -> what a column of verdicts says of each question, in the order of their ids."""
+    return {task: [row[verdict] for row in sorted(answers(bench, stage, method, task), key=lambda row: row["id"])] for task in tasks}
+
+
 def against(bench: Bench, stage: Evaluate, method: str, other: str, tasks: Sequence[str] = (), verdict: str = CORRECT) -> Difference:
     """A method less another over tasks of an evaluation (none: all of them), whose questions are drawn anew task by task.
 
     The paper averages over benchmarks, and pooled questions would let the task with the most of them decide. `verdict`: whose is compared.
     """
-    ours, theirs = {}, {}
-    for task in tasks or stage.tasks:
-        by_id = {row["id"]: row[verdict] for row in answers(bench, stage, other, task)}
-        rows = answers(bench, stage, method, task)
-        ours[task], theirs[task] = [row[verdict] for row in rows], [by_id[row["id"]] for row in rows]
+    ours, theirs = (verdicts_of(bench, stage, name, tasks or stage.tasks, verdict) for name in (method, other))
+    return compared(method, other, ours, theirs)
+
+
+def compared(method: str, other: str, ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]) -> Difference:
+    """A method less another, from what each question of each task scored under either."""
     found = Difference(method, other, *mean_over_tasks(list(ours.values()), list(theirs.values())))
     many, few = without_few({task: len(verdicts) for task, verdicts in ours.items()})
     if not many:

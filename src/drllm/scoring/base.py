@@ -44,7 +44,8 @@ class Question:
         choices = [token for sequence in self.sequences for token in getattr(sequence, "targets", ())]  # packed or not
         # Letters were once normalised by their choices' texts: verdicts of then are others.
         letters = (self.n_chars,) if self.task.lists_options and self.n_chars else ()
-        return dataclasses.astuple(self.example), self.context_ids, choices, *letters
+        example = tuple(getattr(self.example, item.name) for item in dataclasses.fields(self.example) if item.compare)
+        return example, self.context_ids, choices, *letters
 
     @cached_property
     def digest(self) -> str:
@@ -81,18 +82,23 @@ class ModelScorer(ABC):
         """Take questions in: a handle each."""
         handles = list(range(self._n_opened, self._n_opened + len(questions)))
         self._n_opened += len(questions)
-        by_width: dict[int, list[tuple[tuple[int, int], Any]]] = defaultdict(list)
-        for handle, question in zip(handles, questions, strict=True):
-            for place, sequence in enumerate(question.sequences):
-                by_width[self._width(sequence)].append(((handle, place), sequence))
-        roots: dict[tuple[int, int], Node] = {}
-        for width, group in by_width.items():
-            # With a short filler: it makes every family build an explicit mask. With and without one, attention can round differently.
-            inputs = self._inputs([*(sequence for _, sequence in group), self._filler], width)
-            roots |= zip((key for key, _ in group), self.runner.open(inputs), strict=False)
+        places = [(handle, place) for handle, question in zip(handles, questions, strict=True) for place in range(len(question.sequences))]
+        roots = dict(zip(places, self._roots([sequence for question in questions for sequence in question.sequences]), strict=True))
         for handle, question in zip(handles, questions, strict=True):
             self._questions[handle] = (question, [roots[handle, place] for place in range(len(question.sequences))])
         return handles
+
+    def _roots(self, sequences: Sequence[Any]) -> list[Node]:
+        """The root of each sequence's trie, those of one width opened together."""
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for place, sequence in enumerate(sequences):
+            by_width[self._width(sequence)].append(place)
+        roots: dict[int, Node] = {}
+        for width, places in by_width.items():
+            # With a short filler: it makes every family build an explicit mask. With and without one, attention can round differently.
+            inputs = self._inputs([*(sequences[place] for place in places), self._filler], width)
+            roots |= zip(places, self.runner.open(inputs), strict=False)
+        return [roots[place] for place in range(len(sequences))]
 
     def _width(self, sequence: Any) -> int:
         """Tokens that a sequence is padded to."""

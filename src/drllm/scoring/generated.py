@@ -3,22 +3,28 @@
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
 
+Most routes answer as the base does, or begin so. So the base answers first, and its answer stands behind the prompt of every other route
+as a draft: one pass reads the prompt and says how much of the draft the route would have written; only what is left is decoded.
+
 Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import PrefilledCache
+from drllm.model.cache import PrefilledCache, new_slots
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
+from drllm.model.transformers_private import kept_tokens
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.route_prediction import prompt_inputs
@@ -29,18 +35,19 @@ from drllm.tasks.wording import wording_of
 
 # Of rewards that have one prompt alone, text; for the others a wording says. Answers out of SQuAD's passages rarely have more words.
 NEW_TOKENS = {"number": 8, "exact": 32}
-FIRST_ANSWERS = 32  # last prompt tokens that go through the output head together
+FIRST_ANSWERS = 8  # last prompt tokens that go through the output head together
 DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
 
 
-@dataclass
+@dataclass(eq=False)
 class Answer:
     """One evaluation under way."""
 
     handle: int
     route: Route
     question: Question
+    draft: tuple[int, ...] = ()  # tokens behind its prompt
     node: Node | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -81,6 +88,7 @@ class GeneratedScorer(ModelScorer):
         self.prompt_format = CHAT if has_template and self.wording is not None and not self.wording.is_text else RAW
         self._choose = GreedyChoice(routed.model, 0 if self.wording is None else self.wording.min_new_tokens)
         self._queue: list[Answer] = []
+        self._drafts: dict[int, tuple[int, ...]] = {}  # handle -> what stands behind its prompt
 
     def right_answer(self, question: Question) -> list[int]:
         """Token ids of the right answer in the form that is asked for: the letter, the number, or the box (what is left of it)."""
@@ -111,17 +119,51 @@ class GeneratedScorer(ModelScorer):
     def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
         return prompt_inputs(self.routed, sequences, width)
 
+    @cached_property
+    def _narrowest(self) -> int:
+        """Tokens that each block keeps at least, of a prompt without end."""
+        return min(kept_tokens(slot, sys.maxsize) for slot in new_slots(self.routed.config, self.routed.n_layers))
+
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
         self._queue.append(Answer(handle, route, self._questions[handle][0]))
+
+    def close(self, handles: Iterable[int]) -> None:
+        handles = list(handles)
+        super().close(handles)
+        for handle in handles:
+            self._drafts.pop(handle, None)
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
         """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in order; empty when nothing is left."""
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
+        bases = self._draft(together)
         # Prompts of similar width lie together: least padding of their caches.
-        self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
+        self._answer(sorted((answer for answer in together if answer not in bases), key=lambda answer: -answer.question.n_tokens))
         return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
+
+    def _draft(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Let the base answer the questions that have no draft yet, and put its answers behind their prompts; what it answered here."""
+        new = {answer.handle: answer for answer in answers if answer.handle not in self._drafts}
+        if not new:
+            return []
+        full = Route.full(self.routed.n_layers)
+        asked = {answer.handle: answer for answer in answers if answer.handle in new and answer.route == full}
+        bases = [asked.get(handle) or Answer(handle, full, answer.question) for handle, answer in new.items()]
+        self._answer(sorted(bases, key=lambda answer: -answer.question.n_tokens))
+        drafted = [base for base in bases if self._may_be_drafted(base)]
+        sequences = [(*base.question.context_ids, *base.tokens[:-1]) for base in drafted]
+        self._drafts |= dict.fromkeys(new, ()) | {base.handle: tuple(base.tokens[:-1]) for base in drafted}
+        self.runner.close([self._questions[base.handle][1][0] for base in drafted])
+        for base, root in zip(drafted, self._roots(sequences), strict=True):
+            self._questions[base.handle] = (base.question, [root])
+        return bases
+
+    def _may_be_drafted(self, base: Answer) -> bool:
+        """Whether there is a draft, and every block keeps the keys and values of all of it: a window would have lost the first ones."""
+        width = self._width((*base.question.context_ids, *base.tokens))
+        return len(base.tokens) > 1 and self._narrowest >= width
 
     def verdict(self, answer: Answer) -> Verdict:
         """Of an answer that is done."""
@@ -149,6 +191,7 @@ class GeneratedScorer(ModelScorer):
     def _answer(self, answers: list[Answer]) -> None:
         """Prefill and decode some answers together."""
         for index, answer in enumerate(answers):
+            answer.draft = self._drafts.get(answer.handle, ())
             self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
         force = False
         while any(answer.node is None for answer in answers):
@@ -156,11 +199,7 @@ class GeneratedScorer(ModelScorer):
             for index, node in self.runner.sweep(force):
                 answers[index].node = node  # type: ignore[index]
             force = self.runner.n_applied == n_applied
-        states = [answer.node.state[-1] for answer in answers]  # type: ignore[union-attr, index]
-        for start in range(0, len(answers), FIRST_ANSWERS):
-            step = states[start : start + FIRST_ANSWERS]
-            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
-            self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
+        self._follow_drafts(answers)
         running = [answer for answer in answers if not answer.done]
         if running:
             self._decode(running)
@@ -169,14 +208,35 @@ class GeneratedScorer(ModelScorer):
             self.runner.release(answer.node)
             answer.node = None
 
+    def _follow_drafts(self, answers: Sequence[Answer]) -> None:
+        """The tokens of each answer that agree with its draft, and the one after them: without a draft the first."""
+        for place in itertools.count():
+            answers = [
+                answer for answer in answers if not answer.done and answer.tokens == [*answer.draft[:place]] and place <= len(answer.draft)
+            ]
+            if not answers:
+                return
+            states = [answer.node.state[place - 1 - len(answer.draft)] for answer in answers]  # type: ignore[union-attr, index]
+            for start in range(0, len(answers), FIRST_ANSWERS):
+                step = states[start : start + FIRST_ANSWERS]
+                logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
+                self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
+
+    def _prefilled(self, answer: Answer) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+        """Width of what stays of an answer's path, and its keys and values: without what the draft says and it does not."""
+        n_cut = len(answer.draft) - (len(answer.tokens) - 1)
+        assert answer.node is not None
+        pairs = [pair for node in answer.node.line for pair in node.keys_values]
+        cut = [(keys[:, : keys.shape[1] - n_cut], values[:, : values.shape[1] - n_cut]) for keys, values in pairs]
+        return answer.node.bucket.width - n_cut, cut
+
     def _decode(self, answers: list[Answer]) -> None:
         """Greedy steps of all answers, from the keys and values of their paths."""
-        width = max(self._questions[answer.handle][1][0].bucket.width for answer in answers)
-        lines: Any = [[pair for node in answer.node.line for pair in node.keys_values] for answer in answers]  # type: ignore[union-attr]
-        routes = [answer.route for answer in answers]
+        widths, lines = zip(*map(self._prefilled, answers), strict=True)
+        width, routes = max(widths), [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        n_pads = torch.tensor([[width - answer.question.n_tokens] for answer in answers], device=self.routed.device)
-        mask = (torch.arange(width, device=self.routed.device) >= n_pads).long()
+        n_read = [[len(answer.question.context_ids) + len(answer.tokens) - 1] for answer in answers]
+        mask = (torch.arange(width, device=self.routed.device) >= width - torch.tensor(n_read, device=self.routed.device)).long()
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}

@@ -8,7 +8,7 @@ messages where the model has a template for them.
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from drllm.core.digest import number_of
@@ -79,6 +79,7 @@ class Example:
     task: str
     context: str = ""  # a passage that stands before the question (SciQ, BoolQ); empty for most tasks
     part: str = ""  # the upstream part the row came from: "train", "validation", "test", or "" when unknown
+    solution: str = field(default="", compare=False)  # how the answer is worked out, where the source says it: shown in shots, never asked
 
 
 @dataclass(frozen=True)

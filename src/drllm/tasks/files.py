@@ -210,7 +210,10 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     name = str(default_id if raw.get("id") is None else raw["id"])
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise InputError(f"{where}: id {name!r} holds half of a surrogate pair, which no file can store; give it another")
-    return Example(name, question, choices, answer, task.name, context, part)
+    solution = raw.get("solution") or ""
+    if not isinstance(solution, str):
+        raise InputError(f"{where}: solution is {solution!r}, expected text")
+    return Example(name, question, choices, answer, task.name, context, part, solution)
 
 
 _PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}

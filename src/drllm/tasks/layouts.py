@@ -53,7 +53,7 @@ def under_subject(task: Task, row: dict[str, Any], id: str, part: str) -> Exampl
 
 def solved(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
     """GSM8K: a question and a solution that ends with the number."""
-    return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part)
+    return Example(id, row["question"], (), gsm8k_answer(row["answer"]), task.name, part=part, solution=row["answer"])
 
 
 def true_first(task: Task, row: dict[str, Any], id: str, part: str) -> Example:

@@ -34,6 +34,13 @@ def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_
     return found
 
 
+def aime_results(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
+    """The stock task's own grading."""
+    from lm_eval.tasks.aime.utils import process_results
+
+    return process_results(doc, results)
+
+
 class ChoiceTask(ConfigurableTask):
     """A multiple-choice task whose shots are of the question's own kind.
 
@@ -68,7 +75,7 @@ def _document(task: Task, example: Example) -> dict[str, Any]:
     """What the harness renders: a description (once, above the shots), the prompt, the continuations without their space, the answer."""
     about = {"id": example.id, "description": "", "question": example.question, "answer": example.answer}
     if task.kind == "math":
-        return about | {"prompt": f"Question: {example.question}\nAnswer:"}
+        return about | {"prompt": f"Question: {example.question}\nAnswer:", "target": example.solution or example.answer}
     if task.description and example.context:
         about["description"] = f"{example.context}\n"
         example = dataclasses.replace(example, context="")

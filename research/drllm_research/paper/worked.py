@@ -1,0 +1,103 @@
+"""What table 4 shows of problems that are worked out in writing, GSM8K and AIME: asked and graded by lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from drllm.core.errors import InputError
+from drllm.core.text import percent, with_interval
+from drllm.evaluation.harness import TASKS_FOLDER
+from drllm.reporting.parts import Part, Table
+from drllm.runs.names import BASE
+from drllm.tasks import get_task
+from drllm_research.paper.setup import Setup, changed_flags
+from drllm_research.paper.stages import DECODE_COST, ROUTERS, Bench, Stage
+
+# Of GSM8K the harness reads an answer twice, as our two readers do: the number behind "####", or the last number of any form.
+STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+USUAL_TOKENS = 200  # of a worked answer, to say what it costs
+
+
+def worked_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of some tasks that the harness asks with room to reason; `InputError`, before anything is searched, where it is missing."""
+    found = tuple(name for name in tasks if get_task(name).kind == "math" and (TASKS_FOLDER / f"drllm_{name}.yaml").is_file())
+    if found and importlib.util.find_spec("lm_eval") is None:
+        advice = "pip install '.[eval]' in a clone of drllm, or leave them out of --outside"
+        raise InputError(f"table 4 asks {', '.join(found)} by lm-evaluation-harness, which is not installed: {advice}")
+    return found
+
+
+@dataclass(frozen=True)
+class Worked(Stage):
+    """The base and the routers on tasks of the harness; the result is `evaluate_harness`'s summary."""
+
+    tasks: tuple[str, ...]
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"evaluate 2 on {', '.join(self.tasks)} by the harness"
+
+    def given(self, setup: Setup) -> list[str]:
+        """The harness's own options: all of them its defaults, but for a limit."""
+        return ["--gen_kwargs", f"max_gen_toks={setup.config.answer_tokens}"]
+
+    def forwards(self, setup: Setup) -> float:
+        """Answers are decoded some together."""
+        tokens = min(setup.config.answer_tokens, USUAL_TOKENS)
+        return 2 * setup.n_compared() * len(self.tasks) * (1 + tokens * DECODE_COST)
+
+    def command(self, setup: Setup) -> str:
+        config = setup.evaluate_config(self.split, False)
+        tasks = ",".join(f"drllm_{name}" for name in self.tasks)
+        flags = ["--harness", "--methods", f"{BASE},{ROUTERS}", "--tasks", tasks, "--split", config.split]
+        flags += ["--limit", str(config.limit), *changed_flags(config, ("batch_size",)), f"--harness-args={' '.join(self.given(setup))}"]
+        return setup.command("evaluate", *flags)
+
+    def run(self, bench: Bench) -> Any:
+        from drllm.evaluation.harness.run import evaluate_harness
+
+        setup = bench.setup
+        config, data = setup.evaluate_config(self.split, False), setup.data or None
+        tasks = [f"drllm_{name}" for name in self.tasks]
+        return evaluate_harness(bench.routed, [BASE, ROUTERS], tasks, setup.out, config, data, self.given(setup), bench.argv)
+
+
+Scored = dict[str, list[float]]  # task -> what each question scored
+
+
+def scored(bench: Bench, stage: Worked, reader: str) -> tuple[Scored, Scored]:
+    """What the routers and the base scored on each task, question by question; `reader` where the harness reads an answer twice."""
+    from drllm.evaluation.harness.compare import read_scores
+    from drllm.evaluation.harness.run import harness_folder
+
+    setup = bench.setup
+    bench.run(stage)
+    config = setup.evaluate_config(stage.split, False)
+    folder = harness_folder(setup.out, [f"drllm_{name}" for name in stage.tasks], config, stage.given(setup))
+    found = {method: read_scores(folder / method) for method in (ROUTERS, BASE)}
+    ours, base = ({name: _of(scores, name, reader) for name in stage.tasks} for scores in found.values())
+    return {name: list(ours[name].values()) for name in ours}, {name: [base[name][document] for document in ours[name]] for name in ours}
+
+
+def _of(scores: Mapping[tuple[str, str, str], dict[str, float]], name: str, reader: str) -> dict[str, float]:
+    """A task's exact matches by a reader, or by the only one."""
+    kinds = [kind for task, kind, metric in scores if (task, metric) == (f"drllm_{name}", "exact_match")]
+    return scores[f"drllm_{name}", reader if reader in kinds else kinds[0], "exact_match"]
+
+
+def worked_answers(bench: Bench, stage: Worked) -> list[Part]:
+    """A table of what the harness found."""
+    rows = []
+    for row in bench.run(stage)["rows"]:
+        if row["metric"] == "exact_match" and row["task"].startswith("drllm_"):
+            name = row["task"].removeprefix("drllm_") + ("" if row["filter"] == "none" else f", {row['filter']}")
+            change = with_interval(*(row[key] for key in ("difference", "difference_low", "difference_high")))
+            rows.append((name, f"{row['n']:,}", percent(row["reference"]), percent(row["value"]), change))
+    header = ("task", "questions", "base, %", "routers, %", "difference, points")
+    limit = bench.setup.config.answer_tokens
+    caption = f"Problems worked out in writing, as lm-evaluation-harness asks and grades them, at most {limit:,} new tokens an answer."
+    return [Table(header, tuple(rows), caption)]
