@@ -126,11 +126,9 @@ def path_list(model: str, reward: str, data: str | None) -> tuple[list[Any], lis
 
 
 def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
-    """Search the first train questions with the paper's tree, early stop off, and write what it visited."""
-    task = load_task(TASKS[reward], data).task
-    lines = (Path(data) / task.name / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    known = examples(task.name, data)
-    wanted = [known[name] for line in lines[: 2 * n_questions] if (name := json.loads(line)["id"]) in known][:n_questions]
+    """Search the first fit questions with the paper's tree, early stop off, and write what it visited."""
+    loaded = load_task(TASKS[reward], data)
+    task, wanted = loaded.task, loaded.select("fit", n_questions)
     routed, _ = load(model, torch.float32)
     config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward, prompts=PROMPTS.get(reward, "ours"))
     scorer = scorer_of(routed, task, config)

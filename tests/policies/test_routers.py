@@ -181,6 +181,8 @@ def test_stacked_routers_equal_separate_modules(normalize, shared, first_block, 
 )
 def test_the_paper_feeds_raw_states_unless_told_otherwise(preset, normalize, wanted):
     assert RoutersConfig(preset=preset, normalize=normalize).normalized == wanted
+    with pytest.raises(InputError, match="teacher_forcing is off, and preset default follows the base's states anyway: set preset paper"):
+        RoutersConfig(teacher_forcing=False)
     with pytest.raises(InputError, match="normalize is True, expected preset, rms or raw"):
         RoutersConfig(normalize=True)
 

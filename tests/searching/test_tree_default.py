@@ -224,5 +224,7 @@ def test_loops_are_off_unless_asked_for():
     assert Route.full(5).loop(1, 2) in run(make_tree(5, config_of("paper", n_simulations=500, max_loop_span=2), 0), never)
     with pytest.raises(InputError, match=r"loop_strength is 0\.5 and max_loop_span 0, so there is no loop: set both"):
         SearchConfig(loop_strength=0.5)
+    with pytest.raises(InputError, match="counted is 'all', which preset default has no steps for: set preset paper, or leave it out"):
+        SearchConfig(counted="all")
     assert not any("loop" in name for name in to_dict(SearchConfig()))
     assert to_dict(SearchConfig(max_loop_span=2))["max_loop_span"] == 2

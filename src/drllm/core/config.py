@@ -92,6 +92,8 @@ class SearchConfig(Options):
         super().__post_init__()
         if self.loop_strength != 1 and not self.max_loop_span:
             raise InputError(f"SearchConfig.loop_strength is {self.loop_strength:g} and max_loop_span 0, so there is no loop: set both")
+        if self.preset != "paper" and self.counted == "all":
+            raise InputError("SearchConfig.counted is 'all', which preset default has no steps for: set preset paper, or leave it out")
 
     @property
     def asked(self) -> str:
@@ -197,6 +199,8 @@ class RoutersConfig(Options):
             raise InputError(f"RoutersConfig.normalize is {self.normalize!r}, expected preset, rms or raw")
         if self.shared and self.first_block:
             raise InputError("shared and first_block together give every block the same decision: leave one of them out")
+        if self.preset != "paper" and not self.teacher_forcing:
+            raise InputError("RoutersConfig.teacher_forcing is off, and preset default follows the base's states anyway: set preset paper")
         if self.budget < 1 and (self.preset == "paper" or not self.tune_questions):
             needs = "use preset default and more than 0 tune_questions"
             raise InputError(f"RoutersConfig.budget below 1 is kept by a control set on tune: {needs}")
