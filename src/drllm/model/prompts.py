@@ -13,10 +13,11 @@ Prompt = str | Sequence[Mapping[str, str]]
 RAW, CHAT = "raw", "chat"
 
 
-def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
+def encode_prompts(tokenizer: Any, prompts: Any, **template: Any) -> tuple[list[list[int]], str]:
     """Token ids of each prompt, and the format they share: "raw" (text plus the tokenizer's specials) or "chat" (its template).
 
     `prompts` is one prompt or a list of them; a prompt is a text or a list of messages with `role` and `content`.
+    `template`: what the chat template is told besides.
     """
     if tokenizer is None:
         raise InputError("this model was wrapped without a tokenizer: pass tokenizer=..., or token ids as input_ids=...")
@@ -31,7 +32,7 @@ def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
     ids = []
     for index, prompt in enumerate(batch):
         try:
-            ids.append(_encode(tokenizer, prompt, index))
+            ids.append(_encode(tokenizer, prompt, index, template))
         except (TemplateError, UnicodeEncodeError, TypeError) as error:
             raise InputError(f"prompt {index} cannot be tokenised: {first_line(error, 120)}; check its text and roles") from None
         if not ids[-1]:
@@ -39,12 +40,13 @@ def encode_prompts(tokenizer: Any, prompts: Any) -> tuple[list[list[int]], str]:
     return ids, formats.pop()
 
 
-def _encode(tokenizer: Any, prompt: Any, index: int) -> list[int]:
+def _encode(tokenizer: Any, prompt: Any, index: int, template: Mapping[str, Any]) -> list[int]:
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"]) if prompt else []
     if not _is_messages(prompt) or any({"role", "content"} - message.keys() for message in prompt):
         raise InputError(f"prompt {index} is not a list of messages with 'role' and 'content'")
-    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"])
+    given: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template}
+    return list(tokenizer.apply_chat_template(list(prompt), **given)["input_ids"])
 
 
 def _is_messages(prompt: Any) -> bool:

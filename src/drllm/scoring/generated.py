@@ -36,6 +36,8 @@ from drllm.tasks.wording import wording_of
 # Of rewards that have one prompt alone, text; for the others a wording says. Answers out of SQuAD's passages rarely have more words.
 NEW_TOKENS = {"number": 8, "exact": 32}
 FIRST_ANSWERS = 8  # last prompt tokens that go through the output head together
+# What chat templates are told: a question reads the same on every day (Llama's write the date), and there is no room to think (Qwen3's).
+TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
 
@@ -106,7 +108,7 @@ class GeneratedScorer(ModelScorer):
 
         `number` and `exact` are text always.
         """
-        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)])
+        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)], **TEMPLATE)
         check_context(len(ids), self.max_new_tokens, self.routed.config)
         return Question(task, example, (tuple(ids),), tuple(ids))
 

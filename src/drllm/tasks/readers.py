@@ -48,19 +48,49 @@ def letter_is_read(text: str) -> bool:
 def read_boxed(text: str, gold: str, opens_box: bool = False) -> Reading:
     r"""Of a boxed answer, by mathematics (`drllm.tasks.grading`).
 
-    The lenient reader takes the last closed box; without one, the first line of an unclosed box; without that, the last formula or number.
+    The strict reader takes the last closed box, equal and worked out (`is_worked_out`). The lenient one takes it as it is; without one, the
+    first line of an unclosed box; without that, the last formula or number.
 
     Args:
         opens_box: whether the prompt has opened the box.
     """
     whole = f"{BOX}{{{text.strip()}" if opens_box else text
-    if box_content(whole) is not None:
-        right = boxed_matches(whole, gold)
-        return Reading(right, right, "asked")
+    if (content := box_content(whole)) is not None:
+        content = content.strip().removesuffix(".")
+        right = boxed_matches(f"{BOX}{{{content}}}", gold)
+        return Reading(right and is_worked_out(content, gold), right, "asked")
     _, box, tail = whole.rpartition(BOX)
     # Behind the first line of an unclosed box something else was begun.
     said = tail.lstrip().removeprefix("{").strip().partition("\n")[0] if box else whole
     return Reading(False, answer_equals(said, gold), "unclosed" if box else "other")
+
+
+def is_worked_out(answer: str, gold: str) -> bool:
+    """Whether an answer that equals the gold one is written as a result: no 2 + 3 for 5, no 2/4 for 1/2.
+
+    The two conditions of MathRuler (PRM800K's grader, which the authors use): one of both is a whole number only where the other is, and
+    two fractions are written alike.
+    """
+    written, right = _as_number(answer), _as_number(gold)
+    if _FRACTION.fullmatch(written) and _FRACTION.fullmatch(right):
+        return written == right
+    return bool(_WHOLE.fullmatch(written)) == bool(_WHOLE.fullmatch(right))
+
+
+_FRACTION, _WHOLE = re.compile(r"-?\d+/\d+"), re.compile(r"-?\d+(\.0*)?")
+_WRITTEN_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_UNITS = re.compile(
+    r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\s*\{?\s*\\circ\s*\}?|(?:degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year"
+    r"|foot|feet|inch|yard)(?:es)?s?\s*(?:\^\{?\d+\}?)?"
+)
+_MARKS = re.compile(r"^\s*[a-zA-Z]\s*=|\\(?:left|right|[,!;: %$])|(?<=\d),(?=\d{3}(?!\d))|[%$\s{}]")
+
+
+def _as_number(text: str) -> str:
+    """A number without its unit, thousands' commas and TeX's marks; anything else is no number afterwards, too."""
+    whole = re.fullmatch(r"\s*\\text\s*\{([^{}]*)\}\s*", text)
+    text = _WRITTEN_FRACTION.sub(lambda match: f"{match[1] or match[2]}/{match[3] or match[4]}", whole[1] if whole else text)
+    return _MARKS.sub("", _UNITS.sub("", text))
 
 
 def _place(letter: str) -> int:
