@@ -157,6 +157,19 @@ def test_base_models_without_a_template_get_the_text_of_the_messages(family):
     assert GeneratedScorer(routed, "letter").prompt_format == "chat"
 
 
+def test_a_question_reads_the_same_on_every_day_and_leaves_no_room_to_think():
+    """Templates as Llama's, which write the date, and Qwen3's, which think unless they are told not to."""
+    routed, tokenizer = answering("llama"), copy.deepcopy(byte_tokenizer())
+    day = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today is {{ date_string }}. "
+    thought = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
+    tokenizer.chat_template = day + "{{ messages[0]['content'] }}" + thought
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(routed, "tokenizer", tokenizer)
+        text = tokenizer.decode(GeneratedScorer(routed, "letter").question(ARC, EXAMPLES[0]).context_ids)
+    assert text.startswith("Today is 26 Jul 2024. ")
+    assert text.endswith("<think></think>")
+
+
 # --- a model that answers by rote ---------------------------------------------------------------------------------------------------------
 
 
