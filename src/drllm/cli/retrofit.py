@@ -22,6 +22,7 @@ JUDGING = ("search_reward", "search_metric", "search_max_new_tokens", "search_ma
 IDLE = ("gate_calibrate_limit",)  # of --recipe paper alone, as all else of a search
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
 SHOWN = 80  # characters of a text
+SHOWN = ("model", "tasks", "data", "out", "minutes", "objective", "budget", "gate_epsilon", "dtype", "config", "dry_run")  # by --help
 
 
 def run(job: Job) -> Lines:

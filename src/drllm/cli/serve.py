@@ -20,6 +20,8 @@ from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 from drllm.deploy.serving.spec import ServeSpec
 
+SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "with_base", "max_model_len", "eager", "vllm_args", "print")  # by --help
+
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
