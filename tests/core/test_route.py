@@ -302,7 +302,8 @@ def test_a_route_with_an_adapter_says_so_everywhere(values):
     assert Route.of_visits(healed.visits) == healed or not bare.n_passes
     assert (healed.path, healed.in_place_actions, healed.loops) == (bare.path, bare.in_place_actions, bare.loops)
     assert {span.adapter for span in healed.spans} <= {"0123456789abcdef"}
-    assert not (healed.is_full or healed.has_digits)
+    assert not healed.is_full
+    assert not healed.has_digits
 
 
 def test_one_adapter_runs_along_a_loop_too_and_two_are_refused():

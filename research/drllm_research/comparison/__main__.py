@@ -144,7 +144,6 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
     """What `fit` made and its digest: a policy, or of a row that is told the task, the route of each task."""
     from drllm import Route
     from drllm.core.digest import json_digest
-    from drllm.policies.saved import load_policy
     from drllm.policies.saved_config import policy_digest
 
     folder, policies = folder_of(arguments.run, setting, name, seed), SETTINGS[setting].policies or setting
@@ -154,7 +153,7 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
         return {task: Route.parse(text, routed.n_layers) for task, text in by_task.items()}, json_digest(by_task)
     if not (folder / "drllm_config.json").is_file():
         raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-    return load_policy(folder, routed.identity), policy_digest(folder)
+    return routed.load_policy(folder), policy_digest(folder)
 
 
 def questions_of(routed: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
@@ -212,7 +211,6 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
 
     from drllm.core.files import write_json
     from drllm.core.progress import Progress
-    from drllm.policies.saved import load_policy
     from drllm_research.rivals.gated_blocks import Step
 
     asked = questions_of(routed, arguments, setting)
@@ -222,7 +220,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     for name, _, seed in wanted_rows(setting, arguments.methods, 1):
         folder = folder_of(arguments.run, setting, name, seed)
         if (folder / "drllm_config.json").is_file() and name != "oracle":
-            policies[file_of(name, seed)] = load_policy(folder, routed.identity)
+            policies[file_of(name, seed)] = routed.load_policy(folder)
 
     @torch.no_grad()
     def seconds(policy: Any, prompt: Sequence[int]) -> float:

@@ -32,8 +32,8 @@ class Route:
     """The path of one prompt through L blocks; the only form a route has anywhere.
 
     `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
-    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs. A healed
-    route ends in "@" and the name of its adapter. `Route.parse` is its inverse.
+    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs. A
+    healed route ends in "@" and the name of its adapter. `Route.parse` is its inverse.
 
     Attributes:
         actions: passes of each block, first block first.

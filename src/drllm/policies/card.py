@@ -66,7 +66,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
     tasks = list(dict.fromkeys(task for comparison in facts.comparisons for task in comparison.tasks))
-    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.has_digits]
+    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.bare.has_digits]
     lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]

@@ -12,7 +12,6 @@ from drllm.evaluation.run import evaluate
 from drllm.methods.base import get_method
 from drllm.model.executors import threads_here
 from drllm.model.routed import RoutedModel
-from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import read_config
 from drllm.reporting.report import report
 from drllm.reporting.summary_table import verdict
@@ -88,6 +87,6 @@ def retrofit(
 
 def _answer(routed: RoutedModel, tasks: Sequence[str], run: RunFolder, of: Mapping[str, Any], data: str | Path | None) -> dict[str, Any]:
     """One question of the evaluated split, answered under the routers' policy."""
-    policy = load_policy(run.policy("routers"), routed.identity)
+    policy = routed.load_policy(run.policy("routers"))
     found = one_answer(routed, tasks, data, of["search"], of["evaluate"].split, {"routers": policy})
     return {"prompt": found["prompt"]} | found["routers"]

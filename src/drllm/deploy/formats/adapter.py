@@ -4,7 +4,6 @@ PEFT's `layer_replication` replaces the block list by one that shares the base's
 adapter has one pair of matrices whose product is zero: what it adds to the states is exactly nothing.
 """
 
-import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route
-from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
-from drllm.deploy.formats.checkpoint import path_config
 from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, slices
+from drllm.model.equal_logits import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
+from drllm.model.shortened import path_config, plain_twin
 
 CANNOT = "cannot express this route as a PEFT adapter"
 N_GENERATED = 8  # tokens of the check, through the cache that PEFT's configuration leads to
@@ -101,7 +100,7 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(_twin(routed), place).eval()
+        adapted = PeftModel.from_pretrained(plain_twin(routed), place).eval()
     except BUILD_ERRORS as error:
         raise inexpressible(routed.config, error, CANNOT) from None
     difference, n_checked = difference_from(routed, route, adapted, CANNOT)
@@ -145,17 +144,6 @@ class _Forced(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         chosen = self._sequence[:, input_ids.shape[1]].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
-
-
-def _twin(routed: RoutedModel) -> Any:
-    """The base as it was before it was wrapped, sharing its weights: PEFT changes block list and configuration in place."""
-    model: Any = routed.model
-    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    names = {id(block): name for name, block in model.named_modules()}
-    for block in routed.blocks:
-        vars(twin.get_submodule(names[id(block)])).pop("forward", None)
-    return twin
 
 
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
-from drllm.deploy.formats.check import checked_ids
 from drllm.deploy.formats.checkpoint import load_written, write_weights
 from drllm.deploy.formats.folder import LICENCE, Exported, finish, heading, in_another_order, made_by, made_of, new_folder
+from drllm.model.equal_logits import checked_ids
 from drllm.model.routed import RoutedModel
 
 CANNOT = "cannot express this route as scaled copies"
