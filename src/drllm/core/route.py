@@ -220,6 +220,11 @@ class Route:
         return f"Route.parse({str(self)!r})"
 
 
+def kept_passes(budget: float, n_layers: int) -> int:
+    """Passes to keep of the base's `n_layers`, at least one."""
+    return max(1, int(budget * n_layers + 1e-9))
+
+
 def _blocks(n_layers: Any) -> int:
     """How many blocks a route leads through, in Python's own numbers."""
     try:

@@ -41,9 +41,10 @@ def block_list(routed: RoutedModel) -> str:
 
 
 def plain_twin(routed: RoutedModel) -> Any:
-    """The base as it was before it was wrapped, sharing its weights; its modules and its configuration are its own."""
+    """The base as it was before it was wrapped, sharing its weights, frozen; its modules and its configuration are its own."""
     model: Any = routed.model
-    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
+    shared: dict[int, Any] = {id(part): part for part in (*model.parameters(), *model.buffers())}
+    shared |= {id(part): nn.Parameter(part.detach(), requires_grad=False) for part in model.parameters() if type(part) is nn.Parameter}
     twin = copy.deepcopy(model, shared)
     blocks = twin.get_submodule(block_list(routed))
     drop_all(blocks)
