@@ -29,7 +29,7 @@ from drllm.core.progress import reporting_to
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 GROUPS = {
-    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan"),
+    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan", "heal"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
     "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor", "completion"),
 }

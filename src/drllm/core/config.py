@@ -285,7 +285,7 @@ class RetrofitConfig(Options):
 
 
 @dataclass(frozen=True)
-class HealConfig(_InOurs, Options):
+class HealConfig(Options):
     """A route brought back to the base's answers: low-rank weights on its blocks, trained by KL to the base on prompts without labels."""
 
     budget: float = option(0.8, "without --route and --policy: block passes to keep, as a share of the base's", ge=0.1, le=1)
@@ -298,8 +298,7 @@ class HealConfig(_InOurs, Options):
     new_tokens: int = option(16, "tokens of the base's own greedy answer that are learned behind each prompt; 0: the prompt alone", ge=0)
     held_out: int = option(64, "prompts that are kept to measure on, and learned by nothing", ge=1)
     reward: RewardName = option("auto", "tasks: the form in which questions are asked, by how answers will be judged; see drllm search")
-    prompts: Prompts = option("auto", f"{PROMPTS_HELP}ours")
-    reader: ReaderName = option("auto", READER_HELP)
+    wording: Prompts = option("auto", f"tasks: {PROMPTS_HELP}ours")
     max_step_tokens: int = option(512, f"where nothing is trained: {STEP_HELP}", ge=1)
     seed: int = option(0, "seed of the adapter's first weights and of the order of prompts", ge=0, le=MAX_SEED)
 

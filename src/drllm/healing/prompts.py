@@ -22,7 +22,7 @@ _LINES = 'expected lines like {"messages": [{"role": "user", "content": "..."}]}
 
 def task_prompts(routed: RoutedModel, tasks: Sequence[str], data: str | Path | None, config: HealConfig) -> list[Ids]:
     """The prompts of all fit questions that the model can be asked, without choices that are not part of the question, without answers."""
-    asked = EvaluateConfig(reward=config.reward, prompts=config.prompts, reader=config.reader)
+    asked = EvaluateConfig(reward=config.reward, prompts=config.wording)
     found: list[Ids] = []
     for name in tasks:
         loaded = load_task(name, data)

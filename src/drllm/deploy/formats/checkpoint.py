@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, size_line
+from drllm.deploy.formats.folder import (
+    Exported,
+    end_of_card,
+    finish,
+    heading,
+    in_another_order,
+    made_by,
+    made_of,
+    new_folder,
+    size_line,
+    trained,
+)
 from drllm.model.equal_logits import BUILD_ERRORS, difference_from, inexpressible
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
@@ -93,8 +104,8 @@ def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the checkpoint is, for whoever finds it."""
     return (
-        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; nothing was trained. It loads in stock "
-        "transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
+        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; {trained(routed, route)}. It loads in "
+        "stock transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
         f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
         f"{made_of(routed, route)}{made_by(routed, route, done)}"
         f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{end_of_card(routed, done)}"
