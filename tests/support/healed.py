@@ -1,14 +1,17 @@
-"""Adapters with random weights: what healing would train, at once."""
+"""Settings to heal a tiny model by, and adapters with random weights: what healing would train, at once."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from drllm import Route, RoutedModel
+from drllm import HealConfig, Route, RoutedModel
 from drllm.model.shortened import block_list
 from drllm.policies.adapter import DTYPE, Adapter
 from drllm.policies.healed import HealedPolicy
+
+# Of a tiny model, in a second or two.
+CONFIG = HealConfig(budget=0.75, steps=40, rank=4, lr=1e-2, held_out=16, choose_on=8, step_tokens=400, new_tokens=3)
 
 
 def random_adapter(routed: RoutedModel, route: Route, rank: int = 3, seed: int = 0, size: float = 0.1) -> Adapter:

@@ -115,10 +115,10 @@ class _Training:
 
     def run(self, steps: Sequence[Sequence[Text]], held_out: Sequence[Text], progress: Progress) -> None:
         """Take the steps that are left, looking at the held-out texts between them."""
+        if self.course.ended or self.course.step == self.config.steps:
+            return
         if not self.course.looks:
             self._look(held_out, progress)
-        if self.course.ended:
-            return
         for texts in steps:
             if self._step(texts):
                 self.course.ended = f"the KL was NaN or infinite at step {self.course.step + 1}; the best adapter before it is kept"
@@ -195,6 +195,7 @@ class _Training:
         try:
             with safe_open(self.path, "pt") as file:
                 self.course = Course(**json.loads(file.metadata()["course"]))
+                self.course.looks = [(step, kl, same) for step, kl, same in self.course.looks]
                 for name, part in self.weights.items():
                     part.data.copy_(file.get_tensor(f"now:{name}"))
                     self.best[name].copy_(file.get_tensor(f"best:{name}"))
