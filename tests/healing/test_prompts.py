@@ -8,7 +8,7 @@ import pytest
 
 import runs
 from drllm import HealConfig, InputError
-from drllm.healing.prompts import file_prompts, plan_steps, split_prompts, task_prompts
+from drllm.healing.prompts import file_prompts, split_prompts, task_prompts, training_steps
 from drllm.tasks import load_task
 
 ROUTED = runs.model()
@@ -81,11 +81,11 @@ def test_each_prompt_is_on_one_side_whatever_comes_first():
 def test_steps_take_every_prompt_before_any_again():
     lengths = [3 + index * 7 % 20 for index in range(100)]
     config = HealConfig(steps=60, step_tokens=100)
-    steps = plan_steps(lengths, config)
+    steps = training_steps(lengths, config)
     assert len(steps) == 60
     assert all(len(step) * max(lengths[index] for index in step) <= 100 for step in steps)
     taken = [index for step in steps for index in step]
     counts = [taken.count(index) for index in range(100)]
     assert max(counts) - min(counts) <= 1
     assert set(taken[:100]) == set(range(100))
-    assert plan_steps(lengths, HealConfig(steps=20, step_tokens=100)) == steps[:20]
+    assert training_steps(lengths, HealConfig(steps=20, step_tokens=100)) == steps[:20]

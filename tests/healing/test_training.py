@@ -11,8 +11,9 @@ import torch
 import families
 import runs
 from drllm import ArtifactError, HealConfig, InputError, Route, RoutedModel, UnsupportedModelError
+from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.healing import training
-from drllm.healing.prompts import plan_steps
+from drllm.healing.prompts import training_steps
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import last_distance, train_adapter
 from drllm.policies.healed import HealedPolicy
@@ -29,9 +30,8 @@ def texts(tmp_path_factory):
 
 def train(folder, texts, route=ROUTE, config: HealConfig = CONFIG, routed: RoutedModel | None = None):
     folder.mkdir(exist_ok=True)
-    learned = dict(enumerate(texts[:64]))
-    plan = plan_steps([len(text.ids) for text in learned.values()], config)
-    return train_adapter(routed or runs.model(), route, learned, texts[64:], plan, config, folder)
+    steps = training_steps([len(text.ids) for text in texts[:64]], config)
+    return train_adapter(routed or runs.model(), route, [[texts[index] for index in step] for step in steps], texts[64:], config, folder)
 
 
 def test_it_comes_nearer_to_the_base_whose_weights_stay(texts, tmp_path):
@@ -95,7 +95,8 @@ def test_killed_at_any_step_it_ends_in_the_same_bytes(texts, tmp_path, monkeypat
         train(tmp_path / "killed", texts)
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 9
-    (tmp_path / "killed" / "state.safetensors.999999999.partial").write_bytes(b"half")
+    left = tmp_path / "killed" / f"state.safetensors.999999999{TEMPORARY_SUFFIX}"
+    left.write_bytes(b"half")
     adapter, course = train(tmp_path / "killed", texts)
     assert course.step == 40
     assert adapter == whole
@@ -103,7 +104,7 @@ def test_killed_at_any_step_it_ends_in_the_same_bytes(texts, tmp_path, monkeypat
         (tmp_path / name).mkdir()
         HealedPolicy(adapted).save(tmp_path / name)
     assert runs.folder_bytes(tmp_path / "a") == runs.folder_bytes(tmp_path / "b")
-    assert not list((tmp_path / "killed").glob("*.partial"))
+    assert not left.exists()
 
 
 def test_another_seed_is_another_adapter(texts, tmp_path):
@@ -116,10 +117,10 @@ def test_another_seed_is_another_adapter(texts, tmp_path):
 def test_a_nan_ends_it_and_the_last_good_adapter_is_kept(texts, tmp_path, caplog):
     good, _ = train(tmp_path / "good", texts, config=replace(CONFIG, steps=40))
     broken = [*texts[:64]]
-    plan = plan_steps([len(text.ids) for text in broken], CONFIG)
-    for index in plan[22]:
+    steps = training_steps([len(text.ids) for text in broken], CONFIG)
+    for index in steps[22]:
         broken[index] = replace(broken[index], logs=torch.full_like(broken[index].logs, float("nan")))
-    first = next(step for step, members in enumerate(plan) if {*members} & {*plan[22]})
+    first = next(step for step, members in enumerate(steps) if {*members} & {*steps[22]})
     adapter, course = train(tmp_path / "broken", [*broken, *texts[64:]])
     assert course.step == first < 40
     assert course.ended == f"the KL was NaN or infinite at step {first + 1}; the best adapter before it is kept"

@@ -14,7 +14,7 @@ from drllm.core.files import read_json, write_json
 from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
 from drllm.healing.choice import choose_route
-from drllm.healing.prompts import Ids, fields_of, file_prompts, plan_steps, split_prompts, task_prompts
+from drllm.healing.prompts import Ids, fields_of, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
 from drllm.healing.training import Course, last_distance, need_peft, train_adapter
 from drllm.model.routed import RoutedModel
@@ -154,8 +154,8 @@ class _Healing:
 
     def run(self, route: Route | None) -> tuple[HealedPolicy, Healed]:
         """All stages, as far as they are not done."""
-        config, steps = self.config, plan_steps([len(ids) + self.config.new_tokens for ids in self.fit], self.config)
-        used = sorted({index for step in steps for index in step})
+        config, numbers = self.config, training_steps([len(ids) + self.config.new_tokens for ids in self.fit], self.config)
+        used = sorted({index for step in numbers for index in step})
         started = time.monotonic()
         teacher = Teacher(self.routed, self.folder.teacher, config.new_tokens, config.max_step_tokens)
         held_out = teacher.texts(self.held_out, "heal: the base on held-out prompts", "held-out")
@@ -167,10 +167,11 @@ class _Healing:
             route = choose_route(self.routed, learned[: config.choose_on], keep, self.folder.choice, config.max_step_tokens)
             self._spent("route", started)
         texts = dict(zip(used, learned, strict=True))
-        adapter, course = train_adapter(self.routed, route.bare, texts, held_out, steps, config, self.folder.root)
+        steps = [[texts[index] for index in step] for step in numbers]
+        adapter, course = train_adapter(self.routed, route.bare, steps, held_out, config, self.folder.root)
         policy = HealedPolicy(adapter)
         self.routed.as_source(policy)
-        found = self._measured(policy, course, held_out, [texts[index] for step in steps[: course.step] for index in step])
+        found = self._measured(policy, course, held_out, [text for step in steps[: course.step] for text in step])
         place = RunFolder(self.out).policy(POLICY)
         save_policy(policy, self.routed.identity, place)
         refresh_card(place)

@@ -86,7 +86,7 @@ def split_prompts(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfi
     return ranked[: config.held_out], ranked[config.held_out :]
 
 
-def plan_steps(lengths: Sequence[int], config: HealConfig) -> list[list[int]]:
+def training_steps(lengths: Sequence[int], config: HealConfig) -> list[list[int]]:
     """Which prompts each training step learns from: about `step_tokens` padded tokens, of similar length, all once before any again.
 
     Prompts are taken in the order given; a window of them is sorted by length and cut into steps, which come in that order's turns.

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,18 +73,12 @@ class Course:
 
 
 def train_adapter(
-    routed: RoutedModel,
-    route: Route,
-    texts: Mapping[int, Text],
-    held_out: Sequence[Text],
-    plan: Sequence[Sequence[int]],
-    config: HealConfig,
-    folder: Path,
+    routed: RoutedModel, route: Route, steps: Sequence[Sequence[Text]], held_out: Sequence[Text], config: HealConfig, folder: Path
 ) -> tuple[Adapter, Course]:
     """The adapter of the best look at the held-out texts; the same call goes on where it was.
 
     Args:
-        texts: by the numbers that `plan` names, a step's after another's.
+        steps: what each step learns from.
         folder: of the state.
 
     Raises:
@@ -92,9 +86,9 @@ def train_adapter(
         InputError: the KL is NaN before anything was learned.
     """
     training = _Training(routed, route, config, folder)
-    with Progress("heal: training", len(plan)) as progress:
+    with Progress("heal: training", len(steps)) as progress:
         progress.resume(training.course.step)
-        training.run([[texts[index] for index in step] for step in plan[training.course.step :]], held_out, progress)
+        training.run(steps[training.course.step :], held_out, progress)
     return training.adapter(), training.course
 
 
