@@ -81,6 +81,8 @@ def test_evaluate_compares_it(run, capsys):
     stored = {row["route"] for path in (run.folder / "verdicts").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
     assert {"1111", str(run.policy.route)} < stored
     assert {text.partition("@")[2] for text in stored} == {"", run.policy.route.adapter}
+    page = drllm.report(run.folder)
+    assert "healed" in page.read_text(encoding="utf-8")
 
 
 def test_verdicts_are_those_of_the_merged_model(run, tmp_path):

@@ -15,7 +15,7 @@ from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.healing import training
 from drllm.healing.prompts import training_steps
 from drllm.healing.teacher import Teacher
-from drllm.healing.training import last_distance, train_adapter
+from drllm.healing.training import distance_along, train_adapter
 from drllm.policies.healed import HealedPolicy
 from healed import CONFIG
 
@@ -44,7 +44,7 @@ def test_it_comes_nearer_to_the_base_whose_weights_stay(texts, tmp_path):
     assert all(torch.equal(part, before[name]) for name, part in routed.model.state_dict().items())
     assert [part.requires_grad for part in routed.model.parameters()] == wants
     routed.as_source(HealedPolicy(adapter))
-    bare, healed = (last_distance(routed, route, texts[64:], 400) for route in (ROUTE, adapter.healed))
+    bare, healed = (distance_along(routed, route, texts[64:], 400) for route in (ROUTE, adapter.healed))
     assert healed.kl < bare.kl / 2
     assert healed.same > bare.same
     assert bare.kl == pytest.approx(course.looks[0][1], rel=1e-4)
@@ -75,7 +75,7 @@ def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
     adapter, course = train(tmp_path, texts, routed=half, config=replace(CONFIG, steps=20))
     assert course.looks[-1][1] < course.looks[0][1]
     half.as_source(HealedPolicy(adapter))
-    assert last_distance(half, adapter.healed, texts[64:], 400).kl < course.looks[0][1]
+    assert distance_along(half, adapter.healed, texts[64:], 400).kl < course.looks[0][1]
 
 
 @pytest.mark.parametrize("at", [1, 13, 25])
@@ -146,7 +146,7 @@ def test_it_ends_where_held_out_prompts_gain_nothing(texts, tmp_path, monkeypatc
     assert course.step < 40
     routed = runs.model()
     routed.as_source(HealedPolicy(adapter))
-    found = last_distance(routed, adapter.healed, texts[64:], 400)
+    found = distance_along(routed, adapter.healed, texts[64:], 400)
     assert found.kl == pytest.approx(min(kl for _, kl, _ in course.looks), rel=2e-2)
 
 

@@ -16,7 +16,7 @@ from drllm.core.text import type_name
 from drllm.healing.choice import choose_route
 from drllm.healing.prompts import Ids, fields_of, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
-from drllm.healing.training import Course, last_distance, need_peft, train_adapter
+from drllm.healing.training import Course, distance_along, need_peft, train_adapter
 from drllm.model.routed import RoutedModel
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
@@ -181,7 +181,7 @@ class _Healing:
     def _measured(self, policy: HealedPolicy, course: Course, held_out: Sequence[Text], learned: Sequence[Text]) -> Healed:
         """Measure the route itself, bare and healed."""
         (adapter,) = policy.adapters
-        before, after = (last_distance(self.routed, one, held_out, self.config.max_step_tokens) for one in (adapter.route, adapter.healed))
+        before, after = (distance_along(self.routed, one, held_out, self.config.max_step_tokens) for one in (adapter.route, adapter.healed))
         return Healed(
             route=str(adapter.healed),
             n_layers=len(adapter.route),

@@ -39,6 +39,7 @@ PATIENCE = 5  # looks without a gain after which training ends
 SAVE_EVERY_S = 30.0
 WARM_UP = 10  # steps
 LARGEST_NORM = 1.0  # of a step's gradient
+SCALE = 2.0  # of B A: lora_alpha over the rank
 NAME = "default"  # PEFT's, of its one adapter
 
 
@@ -149,7 +150,7 @@ class _Training:
         found = distance(self.routed, held_out, self.config.max_step_tokens, lambda **inputs: self.model(**inputs, use_cache=False))
         if not self.course.looks and not math.isfinite(found.kl):
             raise InputError(f"the KL of route {self.route} is {found.kl} before anything is learned: load the base in bfloat16 or float32")
-        self.course.looks.append((self.course.step, *found))
+        self.course.looks.append((self.course.step, found.kl, found.same))
         if found.kl <= self.course.looks[self.course.best][1]:
             self.course.best = len(self.course.looks) - 1
             self.best = {name: part.detach().clone() for name, part in self.weights.items()}
@@ -168,7 +169,7 @@ class _Training:
                 if hasattr(module, "lora_A"):
                     pair = (self._best_of(module.lora_A[NAME].weight), self._best_of(module.lora_B[NAME].weight))
                     weights[block, name] = pair
-        return Adapter(self.route, block_list(self.routed), _scale(self.config), weights)
+        return Adapter(self.route, block_list(self.routed), SCALE, weights)
 
     def _best_of(self, part: Tensor) -> Tensor:
         name = next(name for name, other in self.weights.items() if other is part)
@@ -200,11 +201,6 @@ class _Training:
             raise ArtifactError(f"{self.path} is not readable ({first_line(error)}): delete it to train again") from None
 
 
-def _scale(config: HealConfig) -> float:
-    """Of B A: PEFT's lora_alpha over the rank."""
-    return 2.0
-
-
 def _with_low_rank(routed: RoutedModel, route: Route, config: HealConfig) -> Any:
     """The base's blocks along the route in a model of their own, with PEFT's low-rank weights in float32, which alone are trained."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -215,7 +211,7 @@ def _with_low_rank(routed: RoutedModel, route: Route, config: HealConfig) -> Any
     if not targets:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
         raise UnsupportedModelError(f"no block holds a linear map named {', '.join(config.targets) or 'anything'}: there are {there}")
-    lora = LoraConfig(r=config.rank, lora_alpha=int(_scale(config) * config.rank), target_modules=targets)
+    lora = LoraConfig(r=config.rank, lora_alpha=int(SCALE * config.rank), target_modules=targets)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = inject_adapter_in_model(lora, model)
@@ -225,6 +221,6 @@ def _with_low_rank(routed: RoutedModel, route: Route, config: HealConfig) -> Any
     return model.eval()
 
 
-def last_distance(routed: RoutedModel, route: Route, held_out: Sequence[Text], max_step_tokens: int) -> Distance:
+def distance_along(routed: RoutedModel, route: Route, held_out: Sequence[Text], max_step_tokens: int) -> Distance:
     """Of the routed model itself along a route, as whoever uses the policy runs it."""
     return distance(routed, held_out, max_step_tokens, lambda **inputs: routed(**inputs, routes=route))
