@@ -49,25 +49,25 @@ def test_later_steps_try_the_cheapest_alone(routed, texts, tmp_path):
 
 def test_what_was_measured_is_not_measured_again(routed, texts, tmp_path, monkeypatch):
     whole = choice.choose_route(routed, texts, 9, tmp_path / "whole.json", 200)
-    measured = RouteMeter.kl
-    left = 15
+    measured = RouteMeter.kls
+    left = 16
 
-    def ends(self, route):
+    def ends(self, routes):
         nonlocal left
-        left -= 1
-        if not left:
+        left -= len(routes)
+        if left < 0:
             raise KeyboardInterrupt
-        return measured(self, route)
+        return measured(self, routes)
 
-    monkeypatch.setattr(RouteMeter, "kl", ends)
+    monkeypatch.setattr(RouteMeter, "kls", ends)
     with pytest.raises(KeyboardInterrupt):
         choice.choose_route(routed, texts, 9, tmp_path / "ended.json", 200)
-    assert len(read_json(tmp_path / "ended.json", "")) == 14
+    assert len(read_json(tmp_path / "ended.json", "")) == 16
     left = 1000
     assert choice.choose_route(routed, texts, 9, tmp_path / "ended.json", 200) == whole
-    assert left == 1000 - (12 + 2 * choice.TRIED - 14)
+    assert left == 1000 - (12 + 2 * choice.TRIED - 16)
     assert runs.folder_bytes(tmp_path)["ended.json"] == runs.folder_bytes(tmp_path)["whole.json"]
-    monkeypatch.setattr(RouteMeter, "kl", None)
+    monkeypatch.setattr(RouteMeter, "kls", None)
     assert choice.choose_route(routed, texts, 9, tmp_path / "ended.json", 200) == whole
 
 

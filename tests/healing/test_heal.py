@@ -104,6 +104,25 @@ def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     assert (margins[0] - margins[2]).abs().max() > 1e-2
 
 
+def test_generated_answers_are_those_of_the_merged_model(run, tmp_path):
+    from drllm.deploy.export import export
+    from drllm.scoring.scorer import askable, scorer_of
+    from drllm.tasks import load_task
+
+    routed = runs.model()
+    routed.as_source(run.policy)
+    export(routed, run.policy.route, tmp_path / "merged")
+    plain = RoutedModel.wrap(str(tmp_path / "merged"))
+    loaded, texts = load_task(runs.TASK, run.data), []
+    for model, routes in ((routed, [run.policy.route, Route.full(4), run.policy.route.bare]), (plain, [Route.full(3)])):
+        scorer = scorer_of(model, loaded.task, replace(EVALUATE, reward="letter", max_new_tokens=6))
+        questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
+        found = scorer.score_all(questions, routes)
+        texts.append([[verdict.text for verdict in of_route] for of_route in zip(*found, strict=True)])
+    assert texts[0][0] == texts[1][0]
+    assert texts[0][0] != texts[0][2]
+
+
 @pytest.mark.long
 def test_workers_have_its_adapter(run, tmp_path):
     from drllm.core.config import Resources

@@ -50,13 +50,16 @@ def test_behind_a_prompt_stands_the_base_s_own_answer(tmp_path):
 
 def test_a_divergence_is_at_most_the_whole_vocabulary_s(tmp_path):
     texts, route = told(tmp_path), Route.parse("1011")
-    kept, whole = RouteMeter(ROUTED, texts, 200).kl(route), full_kl(route, texts)
+    kept, whole = RouteMeter(ROUTED, texts, 200).kls([route])[route], full_kl(route, texts)
     assert 0.2 * whole < kept < whole * (1 + 1e-3)  # a random model is nearly uniform: the kept tokens are few of many
     found = distance(ROUTED, texts, 200, lambda **inputs: ROUTED(**inputs, routes=route))
     assert found.kl == pytest.approx(kept, rel=1e-4)
     same = [ROUTED(torch.tensor([text.ids]), routes=route).logits[0].argmax(-1) == text.top[:, 0] for text in texts]
     assert found.same == pytest.approx(float(torch.cat(same).float().mean()))
-    assert RouteMeter(ROUTED, texts, 200).kl(Route.full(4)) == pytest.approx(0, abs=1e-5)
+    others = [Route.full(4), Route.parse("1021"), route]
+    together = RouteMeter(ROUTED, texts, 200).kls(others)
+    assert together[others[0]] == pytest.approx(0, abs=1e-5)
+    assert together[route] == kept  # whatever is measured beside it
 
 
 def test_with_every_token_kept_it_is_the_kl(tmp_path):

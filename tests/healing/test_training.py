@@ -15,7 +15,7 @@ from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.healing import training
 from drllm.healing.prompts import training_steps
 from drllm.healing.teacher import Teacher
-from drllm.healing.training import distance_along, train_adapter
+from drllm.healing.training import check_targets, distance_along, train_adapter
 from drllm.policies.healed import HealedPolicy
 from healed import CONFIG
 
@@ -64,9 +64,9 @@ def test_rank_and_targets(texts, tmp_path):
     assert adapter.rank == 2
     assert {name for _, name in adapter.weights} == {"self_attn.q_proj", "mlp.down_proj"}
     with pytest.raises(UnsupportedModelError, match=r"no block holds a linear map named tea: there are down_proj, .*v_proj"):
-        train(tmp_path / "b", texts, config=replace(CONFIG, targets=("tea",)))
+        check_targets(runs.model(), replace(CONFIG, targets=("tea",)))
     with pytest.raises(UnsupportedModelError, match="named anything: there are none"):
-        train(tmp_path / "c", texts, routed=RoutedModel.wrap(families.build("gpt2", vocab_size=300)))
+        check_targets(RoutedModel.wrap(families.build("gpt2")), CONFIG)
 
 
 def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
@@ -131,10 +131,10 @@ def test_a_nan_ends_it_and_the_last_good_adapter_is_kept(texts, tmp_path, caplog
     assert good != adapter
 
 
-def test_a_route_whose_kl_is_nan_is_refused(texts, tmp_path):
+def test_a_route_whose_logits_are_nan_is_refused(texts, tmp_path):
     broken = runs.model()
     broken.model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"^the KL of route 1011 is nan before anything is learned"):
+    with pytest.raises(InputError, match="^the route's logits are NaN or infinite: load the base in bfloat16 or float32$"):
         train(tmp_path, texts, routed=broken)
 
 

@@ -15,6 +15,8 @@ from drllm.model.routed import RoutedModel
 
 TRIED = 8  # blocks that are tried at each step but the first: those that cost least when they were tried last
 
+TOGETHER = 4  # routes measured between two writes
+
 
 def choose_route(routed: RoutedModel, texts: Sequence[Text], n_passes: int, known_file: Path, max_step_tokens: int) -> Route:
     """The route of `n_passes` blocks, each run once. The KL of every route tried is written to `known_file`, and looked up there.
@@ -30,14 +32,15 @@ def choose_route(routed: RoutedModel, texts: Sequence[Text], n_passes: int, know
     with Progress("heal: choosing the route", sum(sizes)) as progress:
         for size in sizes:
             tried = sorted((block for block in costs if route[block]), key=lambda block: (costs[block], block))[:size]
-            for block in tried:
-                one = route.edit(block, 0)
-                if str(one) not in known:
-                    meter = meter or RouteMeter(routed, texts, max_step_tokens)
-                    known[str(one)] = meter.kl(one)
-                    write_json(known_file, known)
-                costs[block] = known[str(one)] - so_far
-                progress.advance(1, f"({routed.n_layers - route.n_passes} left out, KL {so_far:.3f})")
+            note = f"({routed.n_layers - route.n_passes} left out, KL {so_far:.3f})"
+            new = [one for block in tried if str(one := route.edit(block, 0)) not in known]
+            progress.advance(len(tried) - len(new), note)
+            for start in range(0, len(new), TOGETHER):
+                meter = meter or RouteMeter(routed, texts, max_step_tokens)
+                known |= {str(one): kl for one, kl in meter.kls(new[start : start + TOGETHER]).items()}
+                write_json(known_file, known)
+                progress.advance(len(new[start : start + TOGETHER]), note)
+            costs |= {block: known[str(route.edit(block, 0))] - so_far for block in tried}
             best = min(tried, key=lambda block: (costs[block], block))
             route = route.edit(best, 0)
             so_far = known[str(route)]

@@ -16,7 +16,7 @@ from drllm.core.text import type_name
 from drllm.healing.choice import choose_route
 from drllm.healing.prompts import Ids, fields_of, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
-from drllm.healing.training import Course, distance_along, need_peft, train_adapter
+from drllm.healing.training import Course, check_targets, distance_along, need_peft, train_adapter
 from drllm.model.routed import RoutedModel
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
@@ -100,10 +100,12 @@ def heal(
 
     Raises:
         InputError: peft is not installed, no prompts, too few, or a route that cannot be healed.
+        UnsupportedModelError: no linear maps to adapt, or a family that computes something else in a shorter model.
         ArtifactError: `out` holds a healing of something else, or another one is at work there.
     """
     config, out = config or HealConfig(), Path(out)
     need_peft()
+    check_targets(routed, config)
     if route is not None:
         _check_route(routed, route)
     folder = RunFolder(out).healing

@@ -5,6 +5,7 @@ Shapes: B texts of a step, W its width, D hidden size, V vocabulary, N tokens.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -69,24 +70,26 @@ class RouteMeter:
                     self._roots[index] = root
 
     @torch.no_grad()
-    def kl(self, route: Route) -> float:
-        """In nats a token; `InputError` where it is NaN or infinite."""
-        for index, root in enumerate(self._roots):
-            self.runner.submit(root, route, index)
-        total, ended = 0.0, dict[int, float]()
+    def kls(self, routes: Sequence[Route]) -> dict[Route, float]:
+        """In nats a token, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
+        for route in routes:
+            for index, root in enumerate(self._roots):
+                self.runner.submit(root, route, (route, index))
+        sums: dict[Any, float] = {}
         force = False
-        while len(ended) < len(self.texts):
+        while len(sums) < len(routes) * len(self.texts):
             n_applied = self.runner.n_applied
-            for index, node in self.runner.sweep(force):
-                assert isinstance(index, int)
+            for tag, node in self.runner.sweep(force):
+                assert isinstance(tag, tuple)
                 assert node.state is not None
-                ended[index] = self._of(node.state, self.texts[index])
+                sums[tag] = self._of(node.state, self.texts[tag[1]])
                 self.runner.release(node)
             force = self.runner.n_applied == n_applied
-        total = sum(ended[index] for index in sorted(ended)) / sum(len(text.ids) for text in self.texts)
-        if not total < float("inf"):
-            raise InputError(f"the KL of route {route} is {total}: load the base in bfloat16 or float32")
-        return total
+        n_tokens = sum(len(text.ids) for text in self.texts)
+        found = {route: sum(sums[route, index] for index in range(len(self.texts))) / n_tokens for route in routes}
+        if broken := [route for route, kl in found.items() if not math.isfinite(kl)]:
+            raise InputError(f"the KL of route {broken[0]} is {found[broken[0]]}: load the base in bfloat16 or float32")
+        return found
 
     def _of(self, state_WD: Tensor, text: Text) -> float:
         """The sum over a text's tokens, from the states behind its last block."""

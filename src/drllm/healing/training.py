@@ -29,6 +29,7 @@ from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.healing.measuring import Distance, distance, own_rows
 from drllm.healing.teacher import Text, divergence, joined
+from drllm.model.equal_logits import difference_from
 from drllm.model.routed import RoutedModel
 from drllm.model.shortened import block_list, shortened
 from drllm.policies.adapter import DTYPE, Adapter
@@ -83,8 +84,8 @@ def train_adapter(
         folder: of the state.
 
     Raises:
-        UnsupportedModelError: blocks without a linear map of these names, or a model that cannot be shortened.
-        InputError: the KL is NaN before anything was learned.
+        UnsupportedModelError: a family whose blocks compute something else in a shorter model.
+        InputError: the route's logits are NaN or infinite.
     """
     training = _Training(routed, route, config, folder)
     with Progress("heal: training", len(steps)) as progress:
@@ -134,7 +135,7 @@ class _Training:
         """One step of the optimizer; True, and nothing changed, where loss or gradient is NaN or infinite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, (self.course.step + 1) / WARM_UP, 1 - self.course.step / self.config.steps)
-        logits = self.model(**prompt_inputs(self.routed, [text.ids for text in texts]), use_cache=False).logits
+        logits = self.model(**prompt_inputs(self.routed, [text.ids for text in texts])).logits
         logits_NV = own_rows(logits, texts).float()
         loss = divergence(logits_NV, *joined(texts, logits_NV.device)).mean()
         self.optimizer.zero_grad()
@@ -147,9 +148,7 @@ class _Training:
 
     def _look(self, held_out: Sequence[Text], progress: Progress) -> None:
         """Measure on the held-out texts, and keep the weights if they are the best so far."""
-        found = distance(self.routed, held_out, self.config.max_step_tokens, lambda **inputs: self.model(**inputs, use_cache=False))
-        if not self.course.looks and not math.isfinite(found.kl):
-            raise InputError(f"the KL of route {self.route} is {found.kl} before anything is learned: load the base in bfloat16 or float32")
+        found = distance(self.routed, held_out, self.config.max_step_tokens, self.model)
         self.course.looks.append((self.course.step, found.kl, found.same))
         if found.kl <= self.course.looks[self.course.best][1]:
             self.course.best = len(self.course.looks) - 1
@@ -201,16 +200,29 @@ class _Training:
             raise ArtifactError(f"{self.path} is not readable ({first_line(error)}): delete it to train again") from None
 
 
+def linear_maps(routed: RoutedModel, block: int, config: HealConfig) -> list[str]:
+    """The linear maps of a block that are adapted, by their names in it."""
+    linear = [name for name, module in routed.blocks[block].named_modules() if isinstance(module, nn.Linear)]
+    return [name for name in linear if not config.targets or name.rpartition(".")[2] in config.targets]
+
+
+def check_targets(routed: RoutedModel, config: HealConfig) -> None:
+    """`UnsupportedModelError` where no block has a linear map of a name that is to be adapted."""
+    if not any(linear_maps(routed, block, config) for block in range(routed.n_layers)):
+        there = {name.rpartition(".")[2] for name, module in routed.blocks.named_modules() if isinstance(module, nn.Linear)}
+        what = f"no block holds a linear map named {', '.join(config.targets) or 'anything'}"
+        raise UnsupportedModelError(f"{what}: there are {', '.join(sorted(there)) or 'none'}")
+
+
 def _with_low_rank(routed: RoutedModel, route: Route, config: HealConfig) -> Any:
     """The base's blocks along the route in a model of their own, with PEFT's low-rank weights in float32, which alone are trained."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    model, blocks = shortened(routed, route), block_list(routed)
-    linear = [name for name, module in model.get_submodule(blocks).named_modules() if isinstance(module, nn.Linear)]
-    targets = [f"{blocks}.{name}" for name in linear if not config.targets or name.rpartition(".")[2] in config.targets]
-    if not targets:
-        there = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
-        raise UnsupportedModelError(f"no block holds a linear map named {', '.join(config.targets) or 'anything'}: there are {there}")
+    targets = [
+        f"{block_list(routed)}.{place}.{name}" for place, block in enumerate(route.path) for name in linear_maps(routed, block, config)
+    ]
+    model = shortened(routed, route)
+    difference_from(routed, route, model, "cannot be healed on this route")
     lora = LoraConfig(r=config.rank, lora_alpha=int(SCALE * config.rank), target_modules=targets)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)

@@ -8,7 +8,6 @@ Shapes: T tokens, in any arrangement; I and O the inputs and outputs of a linear
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -30,22 +29,23 @@ def switched_on(adapter: str) -> Iterator[None]:
 
 
 class AdaptedLinear:
-    """The forward hook of a linear map: adds scale B A x of the adapter that is on, in float32, as PEFT does."""
+    """Stands for a linear map's `forward`: adds scale B A x of the adapter that is on, in float32, as PEFT does."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Linear):
+        self.original, self.had_own_forward = module.forward, "forward" in vars(module)  # accelerate's device hooks put one there
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by the adapter's name: A (r, I), and B times the scale (O, r)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], out_TO: Tensor) -> Tensor | None:
-        pair = self.pairs.get(getattr(_running, "adapter", ""))
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        out_TO, pair = self.original(x_TI), self.pairs.get(getattr(_running, "adapter", ""))
         if pair is None:
-            return None
+            return out_TO
         a, b = pair
-        return (out_TO + linear(linear(args[0].to(a.dtype), a), b)).to(out_TO.dtype)
+        return (out_TO + linear(linear(x_TI.to(a.dtype), a), b)).to(out_TO.dtype)
 
 
 def adopt(blocks: nn.ModuleList, adapter: Adapter) -> None:
     """Put an adapter's weights at the linear maps they are for; `InputError` where these blocks have no such map."""
-    found = []
+    found: list[tuple[nn.Linear, Tensor, Tensor]] = []
     for (block, name), (a, b) in adapter.weights.items():
         module = dict(blocks[block].named_modules()).get(name) if block < len(blocks) else None
         if not isinstance(module, nn.Linear) or (module.out_features, module.in_features) != (b.shape[0], a.shape[1]):
@@ -53,15 +53,17 @@ def adopt(blocks: nn.ModuleList, adapter: Adapter) -> None:
             raise InputError(f"the adapter is for a linear map {name} of {shape} in block {block}, which is not there: load its base")
         found.append((module, a, b))
     for module, a, b in found:
-        hook = next((hook for hook in module._forward_hooks.values() if isinstance(hook, AdaptedLinear)), None)
-        if hook is None:
-            module.register_forward_hook(hook := AdaptedLinear())
+        if not isinstance(stands := vars(module).get("forward"), AdaptedLinear):
+            stands = module.forward = AdaptedLinear(module)
         device = module.weight.device
-        hook.pairs[adapter.name] = (a.to(device).float(), adapter.scale * b.to(device).float())
+        stands.pairs[adapter.name] = (a.to(device).float(), adapter.scale * b.to(device).float())
 
 
 def drop_all(blocks: nn.ModuleList) -> None:
     """Take every adapter off some blocks."""
     for module in blocks.modules():
-        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, AdaptedLinear)]:
-            del module._forward_hooks[key]
+        if isinstance(stands := vars(module).get("forward"), AdaptedLinear):
+            if stands.had_own_forward:
+                module.forward = stands.original
+            else:
+                del module.forward

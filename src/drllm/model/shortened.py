@@ -56,11 +56,12 @@ def plain_twin(routed: RoutedModel) -> Any:
 def shortened(routed: RoutedModel, route: Route) -> Any:
     """The blocks of a path in its order, in a transformers model that shares the base's weights; a block that runs again is one module.
 
-    For forwards without a cache: blocks keep the numbers by which they would look for their slots.
+    It uses no cache: blocks keep the numbers by which they would look for their slots.
     """
     twin, name = plain_twin(routed), block_list(routed)
     blocks = twin.get_submodule(name)
     parent, _, attribute = name.rpartition(".")
     setattr(twin.get_submodule(parent), attribute, nn.ModuleList([blocks[block] for block in route.path]))
-    vars(twin.config.get_text_config(decoder=True)).update(vars(path_config(routed.model, route).get_text_config(decoder=True)))
+    text = vars(twin.config.get_text_config(decoder=True))
+    text |= vars(path_config(routed.model, route).get_text_config(decoder=True)) | {"use_cache": False}
     return twin
