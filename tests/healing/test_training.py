@@ -134,7 +134,7 @@ def test_a_nan_ends_it_and_the_last_good_adapter_is_kept(texts, tmp_path, caplog
 def test_a_route_whose_logits_are_nan_is_refused(texts, tmp_path):
     broken = runs.model()
     broken.model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(InputError, match="^the route's logits are NaN or infinite: load the base in bfloat16 or float32$"):
+    with pytest.raises(InputError, match=r"^the route's logits are NaN or infinite: load the base in bfloat16 or float32$"):
         train(tmp_path, texts, routed=broken)
 
 

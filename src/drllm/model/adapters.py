@@ -6,8 +6,9 @@ Shapes: T tokens, in any arrangement; I and O the inputs and outputs of a linear
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -31,7 +32,7 @@ def switched_on(adapter: str) -> Iterator[None]:
 class AdaptedLinear:
     """Stands for a linear map's `forward`: adds scale B A x of the adapter that is on, in float32, as PEFT does."""
 
-    def __init__(self, module: nn.Linear):
+    def __init__(self, module: Any):
         self.original, self.had_own_forward = module.forward, "forward" in vars(module)  # accelerate's device hooks put one there
         self.pairs: dict[str, tuple[Tensor, Tensor]] = {}  # by the adapter's name: A (r, I), and B times the scale (O, r)
 
@@ -45,7 +46,7 @@ class AdaptedLinear:
 
 def adopt(blocks: nn.ModuleList, adapter: Adapter) -> None:
     """Put an adapter's weights at the linear maps they are for; `InputError` where these blocks have no such map."""
-    found: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    found: list[tuple[Any, Tensor, Tensor]] = []
     for (block, name), (a, b) in adapter.weights.items():
         module = dict(blocks[block].named_modules()).get(name) if block < len(blocks) else None
         if not isinstance(module, nn.Linear) or (module.out_features, module.in_features) != (b.shape[0], a.shape[1]):
@@ -61,7 +62,8 @@ def adopt(blocks: nn.ModuleList, adapter: Adapter) -> None:
 
 def drop_all(blocks: nn.ModuleList) -> None:
     """Take every adapter off some blocks."""
-    for module in blocks.modules():
+    modules: Iterable[Any] = blocks.modules()
+    for module in modules:
         if isinstance(stands := vars(module).get("forward"), AdaptedLinear):
             if stands.had_own_forward:
                 module.forward = stands.original
