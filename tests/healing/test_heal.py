@@ -21,6 +21,8 @@ from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
 from drllm.healing import heal as healing
 from drllm.policies.healed import HealedPolicy
+from drllm.runs.training_questions import load_unseen
+from drllm.tasks import load_task
 from healed import CONFIG
 
 EVALUATE = EvaluateConfig(n_resamples=200, max_step_tokens=600)
@@ -85,10 +87,21 @@ def test_evaluate_compares_it(run, capsys):
     assert "healed" in page.read_text(encoding="utf-8")
 
 
+def test_what_it_learned_from_judges_nothing(run, tmp_path):
+    """Also where another task's test part holds it."""
+    fit = {example.question for example in load_task(runs.TASK, run.data).select("fit")}
+    rows = [row | {"part": "test"} for row in runs.questions(160)]
+    rows += [rows[0] | {"id": "new", "question": "a new one?"}]
+    found = load_unseen(run.folder, {"openbookqa": runs.write_rows(tmp_path / "other.jsonl", rows)}, "test")["openbookqa"]
+    asked = {example.question for example in found.select("test")}
+    assert len(fit) > 50
+    assert not fit & asked
+    assert "a new one?" in asked
+
+
 def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     from drllm.deploy.export import export
     from drllm.scoring.scorer import askable, scorer_of
-    from drllm.tasks import load_task
 
     routed = runs.model()
     routed.as_source(run.policy)
@@ -107,7 +120,6 @@ def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
 def test_generated_answers_are_those_of_the_merged_model(run, tmp_path):
     from drllm.deploy.export import export
     from drllm.scoring.scorer import askable, scorer_of
-    from drllm.tasks import load_task
 
     routed = runs.model()
     routed.as_source(run.policy)

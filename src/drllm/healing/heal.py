@@ -112,7 +112,8 @@ def heal(
     with alone_in(out, "heal"), running(out, "heal", to_dict(config) | {"tasks": list(tasks), "prompts": _text(prompts)}, argv):
         held_out, fit = split_prompts(routed, _prompts(routed, tasks, data, prompts, config), config)
         about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
-        _check_settings(folder, about | {"prompts": fields_of([*held_out, *fit])} | to_dict(config))
+        about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
+        _check_settings(folder, about | to_dict(config))
         return _Healing(routed, out, folder, config, held_out, fit).run(route)
 
 
