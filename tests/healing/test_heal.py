@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shlex
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -41,6 +42,8 @@ def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
     assert json.loads((run.folder / "train" / "healed" / "heal.json").read_text())["kl_after"] == run.healed.kl_after
     assert set(run.healed.seconds) == {"base", "route", "training"}
     assert run.routed.policy is None
+    card = (run.folder / "healed" / "README.md").read_text(encoding="utf-8")
+    assert f"without and with the adapter: {run.healed.kl_before:.3f}, {run.healed.kl_after:.3f}\n" in card
 
 
 def test_the_same_call_finds_all_of_it_done(run, monkeypatch):
@@ -245,7 +248,9 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch, caps
     assert error.endswith("make room and run the same command, which resumes")
     room = 10**6
     assert main([*command, "--out", str(tmp_path / "full")]) == 0
-    assert runs.folder_bytes(tmp_path / "full" / "healed") == runs.folder_bytes(tmp_path / "whole" / "healed")
+    whole, full = (runs.folder_bytes(tmp_path / name / "healed") for name in ("whole", "full"))
+    assert {name: part for name, part in whole.items() if name != "README.md"} == {n: p for n, p in full.items() if n != "README.md"}
+    assert shlex.join(["drllm", *command, "--out", str(tmp_path / "full")]) in full["README.md"].decode()
 
 
 def test_two_at_work_in_one_folder_are_refused(run, tmp_path):

@@ -41,7 +41,7 @@ class Healed:
         kl_before, kl_after: of the route without and with its adapter to the base, in nats a token, on the held-out prompts.
         same_before, same_after: the share of their tokens behind which the most likely next token is the base's.
         steps: taken; ended: why there were no more, where they ended early.
-        seconds: of each stage, by all calls that worked on it.
+        seconds: of each stage, by the call that ended it; of training, by all calls.
         looks: (step, KL, share of the same next token) while it was trained.
     """
 
@@ -114,7 +114,9 @@ def heal(
         about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
         about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
         _check_settings(folder, about | to_dict(config))
-        return _Healing(routed, out, folder, config, held_out, fit).run(route)
+        policy, found = _Healing(routed, out, folder, config, held_out, fit).run(route)
+    refresh_card(RunFolder(out).policy(POLICY))  # with this command and its figures
+    return policy, found
 
 
 def _prompts(routed: RoutedModel, tasks: Sequence[str], data: Any, prompts: Any, config: HealConfig) -> list[Ids]:
@@ -175,9 +177,7 @@ class _Healing:
         policy = HealedPolicy(adapter)
         self.routed.as_source(policy)
         found = self._measured(policy, course, held_out, [text for step in steps[: course.step] for text in step])
-        place = RunFolder(self.out).policy(POLICY)
-        save_policy(policy, self.routed.identity, place)
-        refresh_card(place)
+        save_policy(policy, self.routed.identity, RunFolder(self.out).policy(POLICY))
         write_json(self.folder.report, asdict(found))
         return policy, found
 

@@ -52,6 +52,7 @@ class CardFacts:
     method: str = ""  # its name in the run
     comparisons: Sequence[Comparison] = ()  # evaluations of these very files
     commands: Sequence[str] = ()  # the command lines that made the run
+    notes: Sequence[str] = ()  # what else was measured of these very files
 
 
 def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts) -> str:
@@ -82,6 +83,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
         f"- guarantee: {guarantee['sentence']}",
+        *(f"- {note}" for note in facts.notes),
         "",
         "## Figures",
         "",
