@@ -15,6 +15,8 @@ from drllm.cli.options import ROUTE_HELP, Parser, add_common, add_section
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 
+SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "policy", "steps", "rank", "dtype")  # by --help
+
 
 def run(job: Job) -> Lines:
     arguments, out, config = job.arguments, job.need("out"), job.config("heal")
