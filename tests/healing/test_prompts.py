@@ -36,14 +36,14 @@ def test_a_task_s_fit_questions_are_asked_without_their_answers(data):
 
 def test_plain_lines_and_chats(tmp_path):
     (tmp_path / "lines.txt").write_bytes("one prompt\r\n\n  two, with a ß \n".encode())
-    assert [text(ids) for ids in file_prompts(ROUTED, tmp_path / "lines.txt")] == ["one prompt", "  two, with a ß "]
+    assert [text(one.ids) for one in file_prompts(ROUTED, tmp_path / "lines.txt")] == ["one prompt", "  two, with a ß "]
     user, answer = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "no"}
     lines = [{"messages": [user, answer]}, [user], {"messages": [user, answer, user]}]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = [text(ids) for ids in file_prompts(ROUTED, tmp_path / "chats.jsonl")]
+    found = [text(one.ids) for one in file_prompts(ROUTED, tmp_path / "chats.jsonl")]
     assert found == ["user: hello\nassistant:"] * 2 + ["user: hello\nassistant: no\nuser: hello\nassistant:"]
     (tmp_path / "texts.jsonl").write_text('{"prompt": "a"}\n"b"\n{"text": "c"}\n')
-    assert [text(ids) for ids in file_prompts(ROUTED, tmp_path / "texts.jsonl")] == ["a", "b", "c"]
+    assert [text(one.ids) for one in file_prompts(ROUTED, tmp_path / "texts.jsonl")] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

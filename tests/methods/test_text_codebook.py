@@ -50,7 +50,7 @@ def states(fit: Matrix, tune: Matrix, says: float) -> dict[str, dict[int, Read]]
 def test_kinds_are_told_by_their_words():
     fit, tune = two_kinds(0), two_kinds(1)
     config = CodebookConfig(n_routes=2)
-    readings = read_text(fit, tune)
+    readings = read_text(fit.prompts, tune.prompts)
     best = max(fit_candidates(fit, tune, readings, config, choose_routes), key=lambda candidate: candidate.tune_gain)
     assert {str(route) for route in best.routes[1:]} == {str(ROUTES[1]), str(ROUTES[2])}, "also a route that skips the first block"
     picked = [best.routes[place] for place in choices(best, readings["tune"][TEXT])]
@@ -72,7 +72,7 @@ def test_states_are_read_only_where_they_gain_more_for_sure(says: float | None, 
     if says is None:
         fit, tune = (Matrix(**{**vars(part), "prompts": tuple(ids[:8] for ids in part.prompts)}) for part in (fit, tune))
     config = CodebookConfig(n_routes=2)
-    found = [(read, list(fit_candidates(fit, tune, read, config, choose_routes))) for read in (read_text(fit, tune), known)]
+    found = [(read, list(fit_candidates(fit, tune, read, config, choose_routes))) for read in (read_text(fit.prompts, tune.prompts), known)]
     read, best = choose_reading(tune, found, config)
     assert (best.block == TEXT) == (reads == "text")
     assert read is (found[0][0]["tune"][TEXT] if reads == "text" else known["tune"][1])

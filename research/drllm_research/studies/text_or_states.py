@@ -59,7 +59,7 @@ def read_of(fit: Matrix, tune: Matrix, there: Matrix, states: dict[int, np.ndarr
     if not states:
         grams = common_grams(fit.prompts)
         away = [strangeness(len(mine), len(mine & grams.keys())) for mine in map(grams_in, there.prompts)]
-        return read_text(fit, tune) | {"there": {TEXT: Read(presence(there.prompts, grams), np.array(away))}}
+        return read_text(fit.prompts, tune.prompts) | {"there": {TEXT: Read(presence(there.prompts, grams), np.array(away))}}
     found: Readings = {"fit": {}, "tune": {}, "there": {}}
     for block, values in states.items():
         mean, scale = moments(values[places[0]])

@@ -1,11 +1,13 @@
 """Try every kind of policy within some minutes, and recommend one to deploy, or the base.
 
+`--prompts FILE` needs no answer key: cheaper routes are healed, and what is promised is how often answers differ from the base's.
 `--recipe paper` runs the paper's search, a static route and routers alone. Finished stages are skipped.
 
 example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --minutes 10 --out runs/demo
   drllm retrofit --model ID --data mine.jsonl --objective speed --out runs/mine
   drllm retrofit --model ID --data mine.jsonl --out runs/mine --dry-run
+  drllm retrofit --model ID --prompts requests.jsonl --minutes 60 --out runs/mine
 """
 
 from collections.abc import Mapping
@@ -21,11 +23,30 @@ ABOUT |= dict.fromkeys(("evaluate", "static", "routers"), "with --recipe paper a
 JUDGING = ("search_reward", "search_metric", "search_max_new_tokens", "search_max_step_tokens")  # of a search, what every recipe reads
 IDLE = ("gate_calibrate_limit",)  # of --recipe paper alone, as all else of a search
 IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
-SHOWN = 80  # characters of a text
-SHOWN = ("model", "tasks", "data", "out", "minutes", "objective", "budget", "gate_epsilon", "dtype", "config", "dry_run")  # by --help
+OF_PROMPTS = ("prompts", "budgets", "differ", "minutes", "gate_delta", "threads", "model", "dtype", "device", "out", "config", "dry_run")
+CUT = 80  # characters of a text
+SHOWN = (
+    "model",
+    "tasks",
+    "data",
+    "prompts",
+    "out",
+    "minutes",
+    "objective",
+    "budget",
+    "gate_epsilon",
+    "dtype",
+    "config",
+    "dry_run",
+)  # by --help
 
 
 def run(job: Job) -> Lines:
+    if job.arguments.prompts is not None:
+        yield from _by_prompts(job)
+        return
+    if idle := [flag for flag in ("budgets", "differ") if getattr(job.arguments, flag) is not None]:
+        raise InputError(f"--{idle[0]} is for prompts without an answer key: give --prompts, or leave it out")
     out, tasks, configs = job.need("out"), job.tasks(), configs_of(job)
     model, recipe = job.need("model"), configs["retrofit"].recipe
     if recipe == "auto":
@@ -43,6 +64,33 @@ def run(job: Job) -> Lines:
     yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
 
 
+def _by_prompts(job: Job) -> Lines:
+    if job.common.tasks or job.data:
+        flag = "tasks" if job.common.tasks else "data"
+        raise InputError(f"got both --prompts and --{flag}: prompts have no answer key and questions have one, leave one of them out")
+    if idle := [name for name in _typed(job) if name not in OF_PROMPTS and not name.startswith("heal_")]:
+        raise InputError(f"--{idle[0].replace('_', '-')} is for questions with an answer key: leave it out with --prompts")
+    if job.arguments.dry_run:
+        raise InputError("--dry-run counts questions with an answer key: leave it out with --prompts, whose first line says what fits")
+    out, model = job.need("out"), job.need("model")
+    job.arguments.gate_calibrate = "calibrate"
+    configs = {name: job.config(name, f"{name}_") for name in ("gate", "heal")}
+    configs |= {name: job.config(name) for name in ("retrofit", "prompts", "resources")}
+    from drllm.reporting.drawing import need_extras
+
+    need_extras()
+    from drllm.healing.training import need_peft
+    from drllm.reporting.agreement import panel
+    from drllm.retrofitting.by_prompts import retrofit_prompts
+
+    need_peft()
+    found, result = retrofit_prompts(job.load(model), job.arguments.prompts, out, configs, job.argv)
+    for name in ("prompt", "base", "policy") if found.example else ():
+        yield f"{name}: {_cut(found.example[name])}"
+    yield f"report: {result['report']}"
+    yield panel(found, out)
+
+
 def configs_of(job: Job) -> dict[str, Any]:
     """The configuration of each section; with recipe `paper`, search and routers have preset `paper` unless another was asked for."""
     of_paper: dict[str, Any] = {}
@@ -56,11 +104,18 @@ def configs_of(job: Job) -> dict[str, Any]:
 
 def _check_flags(job: Job) -> None:
     """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
-    typed = [name for name, value in vars(job.arguments).items() if value is not None]
-    typed += [f"{section}_{key}" for section, values in job.settings.sections.items() for key in values]
+    typed = _typed(job)
     if idle := [name for name in typed if name in IDLE or (name.startswith(("search_", "static_", "routers_")) and name not in JUDGING)]:
         flag = "--" + idle[0].replace("_", "-")
         raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
+
+
+def _typed(job: Job) -> list[str]:
+    """Settings that were given, on the command line or in the YAML file, as flags are called."""
+    typed = [name for name, value in vars(job.arguments).items() if value is not None]
+    plain = ("retrofit", "prompts", "resources")
+    sections = job.settings.sections.items()
+    return typed + [key if section in plain else f"{section}_{key}" for section, values in sections for key in values]
 
 
 def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
@@ -124,7 +179,7 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
 def _cut(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
+    return line if len(line) <= CUT else f"{line[:CUT]} ..."
 
 
 def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
@@ -146,7 +201,11 @@ def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: 
 
 def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
+    about = "a file of prompts without an answer key, instead of --tasks: one a line, or .jsonl with messages, text or requests"
+    parser.add_argument("--prompts", metavar="FILE", help=about)
     add_section(parser, "retrofit")
+    add_section(parser, "prompts")
+    add_section(parser, "heal", prefix="heal_", about="of healed routes")
     add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
     add_section(parser, "resources")
     for section in SECTIONS[1:]:

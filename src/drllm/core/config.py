@@ -303,6 +303,31 @@ class HealConfig(Options):
     seed: int = option(0, "seed of the adapter's first weights and of the order of prompts", ge=0, le=MAX_SEED)
 
 
+@dataclass(frozen=True)
+class PromptsConfig(Options):
+    """A retrofit from prompts alone: a nest of healed routes, and a selector that takes one of them, or the base, for a prompt."""
+
+    budgets: tuple[str, ...] = option(("0.9", "0.8", "0.7"), "with --prompts: block passes of each route of the nest, shares of the base's")
+    differ: float = option(
+        0.0, "with --prompts: share of greedy answers that may differ from the base's; 0: promise what the prompts bear", ge=0, le=0.5
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "expected shares from 0.1 to below 1, each once, such as 0.9,0.8,0.7"
+        try:
+            shares = [float(budget) for budget in self.budgets]
+        except ValueError:
+            shares = []
+        if not shares or len(set(shares)) < len(shares) or not all(0.1 <= share < 1 for share in shares):
+            raise InputError(f"PromptsConfig.budgets is {','.join(self.budgets) or 'empty'}, {expected}")
+
+    @property
+    def shares(self) -> list[float]:
+        """The budgets, the widest first."""
+        return sorted(map(float, self.budgets), reverse=True)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain values, for `run.json` and for comparing runs; without options of later versions that are not used."""
     unused = {item.name for item in dataclasses.fields(config) if item.metadata.get("later") and getattr(config, item.name) == item.default}
@@ -311,6 +336,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # Of the jobs; each method has a section of its own name besides.
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
-SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig}
+SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig, "prompts": PromptsConfig}
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

@@ -18,6 +18,7 @@ from drllm.healing.prompts import Ids, fields_of, file_prompts, split_prompts, t
 from drllm.healing.teacher import Teacher, Text
 from drllm.healing.training import Course, check_targets, distance_along, need_peft, train_adapter
 from drllm.model.routed import RoutedModel
+from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
 from drllm.runs.alone import alone_in
@@ -114,7 +115,9 @@ def heal(
         about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
         about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
         _check_settings(folder, about | to_dict(config))
-        policy, found = _Healing(routed, out, folder, config, held_out, fit).run(route)
+        adapter, found = Healing(routed, folder, config, held_out, fit).run(route)
+        policy = HealedPolicy(adapter)
+        save_policy(policy, routed.identity, RunFolder(out).policy(POLICY))
     refresh_card(RunFolder(out).policy(POLICY))  # with this command and its figures
     return policy, found
 
@@ -122,7 +125,7 @@ def heal(
 def _prompts(routed: RoutedModel, tasks: Sequence[str], data: Any, prompts: Any, config: HealConfig) -> list[Ids]:
     if not tasks and prompts is None:
         raise InputError("no prompts to learn from: give tasks (--tasks) or a file of prompts (--prompts)")
-    return task_prompts(routed, tasks, data, config) + ([] if prompts is None else file_prompts(routed, prompts))
+    return task_prompts(routed, tasks, data, config) + ([] if prompts is None else [one.ids for one in file_prompts(routed, prompts)])
 
 
 def _check_route(routed: RoutedModel, route: Route) -> None:
@@ -143,11 +146,10 @@ def _check_settings(folder: HealFolder, settings: dict[str, Any]) -> None:
 
 
 @dataclass
-class _Healing:
-    """One healing, its prompts told apart."""
+class Healing:
+    """One healing, its prompts told apart: those it learns from, and those that say when to stop."""
 
     routed: RoutedModel
-    out: Path
     folder: HealFolder
     config: HealConfig
     held_out: list[Ids]
@@ -157,8 +159,9 @@ class _Healing:
         done = read_json(self.folder.report, "delete it and run the same command again", dict) if self.folder.report.is_file() else {}
         self.seconds: dict[str, float] = done.get("seconds", {})
 
-    def run(self, route: Route | None) -> tuple[HealedPolicy, Healed]:
-        """All stages, as far as they are not done."""
+    def run(self, route: Route | None) -> tuple[Adapter, Healed]:
+        """All stages, as far as they are not done; what it came to is written to the folder. None: a route of the budget is chosen."""
+        self.folder.root.mkdir(parents=True, exist_ok=True)
         config, numbers = self.config, training_steps([len(ids) + self.config.new_tokens for ids in self.fit], self.config)
         used = sorted({index for step in numbers for index in step})
         started = time.monotonic()
@@ -174,16 +177,13 @@ class _Healing:
         texts = dict(zip(used, learned, strict=True))
         steps = [[texts[index] for index in step] for step in numbers]
         adapter, course = train_adapter(self.routed, route.bare, steps, held_out, config, self.folder.root)
-        policy = HealedPolicy(adapter)
-        self.routed.as_source(policy)
-        found = self._measured(policy, course, held_out, [text for step in steps[: course.step] for text in step])
-        save_policy(policy, self.routed.identity, RunFolder(self.out).policy(POLICY))
+        self.routed.as_source(HealedPolicy(adapter))
+        found = self._measured(adapter, course, held_out, [text for step in steps[: course.step] for text in step])
         write_json(self.folder.report, asdict(found))
-        return policy, found
+        return adapter, found
 
-    def _measured(self, policy: HealedPolicy, course: Course, held_out: Sequence[Text], learned: Sequence[Text]) -> Healed:
+    def _measured(self, adapter: Adapter, course: Course, held_out: Sequence[Text], learned: Sequence[Text]) -> Healed:
         """Measure the route itself, bare and healed."""
-        (adapter,) = policy.adapters
         before, after = (distance_along(self.routed, one, held_out, self.config.max_step_tokens) for one in (adapter.route, adapter.healed))
         return Healed(
             route=str(adapter.healed),

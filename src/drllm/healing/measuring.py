@@ -69,34 +69,38 @@ class RouteMeter:
                 for index, root in zip(members, roots, strict=False):
                     self._roots[index] = root
 
-    @torch.no_grad()
     def kls(self, routes: Sequence[Route]) -> dict[Route, float]:
         """In nats a token, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
+        n_tokens = sum(len(text.ids) for text in self.texts)
+        return {route: sum(float(kls.sum()) for kls in of) / n_tokens for route, of in self.by_token(routes).items()}
+
+    @torch.no_grad()
+    def by_token(self, routes: Sequence[Route]) -> dict[Route, list[Tensor]]:
+        """Of each route, text by text: the KL (N,) behind each token, float64. `InputError` where one is NaN or infinite."""
         for route in routes:
             for index, root in enumerate(self._roots):
                 self.runner.submit(root, route, (route, index))
-        sums: dict[Any, float] = {}
+        found: dict[Any, Tensor] = {}
         force = False
-        while len(sums) < len(routes) * len(self.texts):
+        while len(found) < len(routes) * len(self.texts):
             n_applied = self.runner.n_applied
             for tag, node in self.runner.sweep(force):
                 assert isinstance(tag, tuple)
                 assert node.state is not None
-                sums[tag] = self._of(node.state, self.texts[tag[1]])
+                found[tag] = self._of(node.state, self.texts[tag[1]])
                 self.runner.release(node)
             force = self.runner.n_applied == n_applied
-        n_tokens = sum(len(text.ids) for text in self.texts)
-        found = {route: sum(sums[route, index] for index in range(len(self.texts))) / n_tokens for route in routes}
-        if broken := [route for route, kl in found.items() if not math.isfinite(kl)]:
-            raise InputError(f"the KL of route {broken[0]} is {found[broken[0]]}: load the base in bfloat16 or float32")
-        return found
+        for (route, _), kls_N in found.items():
+            if not math.isfinite(kl := float(kls_N.sum())):
+                raise InputError(f"the KL of route {route} is {kl}: load the base in bfloat16 or float32")
+        return {route: [found[route, index] for index in range(len(self.texts))] for route in routes}
 
-    def _of(self, state_WD: Tensor, text: Text) -> float:
-        """The sum over a text's tokens, from the states behind its last block."""
-        states_ND, found = state_WD[-len(text.ids) :], 0.0
+    def _of(self, state_WD: Tensor, text: Text) -> Tensor:
+        """Behind each of a text's tokens (N,), from the states behind its last block."""
+        states_ND, found = state_WD[-len(text.ids) :], []
         for start in range(0, len(states_ND), HEAD_TOKENS):
             part = slice(start, start + HEAD_TOKENS)
             logits_NV = self.runner.finish(states_ND[part]).float()
             kept = (one[part].to(logits_NV.device) for one in (text.top, text.logs, text.rest))
-            found += float(divergence(logits_NV, *kept).double().sum())
-        return found
+            found.append(divergence(logits_NV, *kept).double().cpu())
+        return torch.cat(found)

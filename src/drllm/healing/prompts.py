@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from drllm.core.config import EvaluateConfig, HealConfig
 from drllm.core.digest import digest
@@ -17,6 +17,17 @@ from drllm.scoring.scorer import askable, said_left_out, scorer_of
 from drllm.tasks import load_task
 
 Ids = tuple[int, ...]
+PARTS = {"heal": 0.5, "select": 0.25, "calibrate": 0.25}  # of the prompts of a file: who learns from them
+
+
+class Asked(NamedTuple):
+    """A prompt of a file. Attributes: kind: what its line calls "task" or "kind", else empty; form: "raw" or "chat"."""
+
+    ids: Ids
+    kind: str
+    form: str
+
+
 _LINES = 'expected lines like {"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}'
 
 
@@ -33,7 +44,7 @@ def task_prompts(routed: RoutedModel, tasks: Sequence[str], data: str | Path | N
     return found
 
 
-def file_prompts(routed: RoutedModel, path: str | Path) -> list[Ids]:
+def file_prompts(routed: RoutedModel, path: str | Path) -> list[Asked]:
     """The prompts of a file: of a `.jsonl` file one a JSON line, chat messages or text; of any other each line that is not blank."""
     path = Path(path)
     try:
@@ -45,45 +56,63 @@ def file_prompts(routed: RoutedModel, path: str | Path) -> list[Ids]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path} holds no prompt: give one a line")
-    prompts: list[Prompt] = [_of_json(path, *one) for one in lines] if path.suffix == ".jsonl" else [line.rstrip("\r") for _, line in lines]
-    return [tuple(ids) for ids in encode_prompts(routed.tokenizer, prompts)[0]]
+    read: list[tuple[Prompt, str]] = (
+        [_of_json(path, *one) for one in lines] if path.suffix == ".jsonl" else [(line.rstrip("\r"), "") for _, line in lines]
+    )
+    encoded, form = encode_prompts(routed.tokenizer, [prompt for prompt, _ in read])
+    return [Asked(tuple(ids), kind, form) for ids, (_, kind) in zip(encoded, read, strict=True)]
 
 
-def _of_json(path: Path, number: int, line: str) -> Prompt:
-    """One line's text or messages, without the answer that a log may have behind them."""
+def _of_json(path: Path, number: int, line: str) -> tuple[Prompt, str]:
+    """One line's text or messages, without the answer that a log may have behind them, and its kind. A log may keep them in a request."""
     try:
         value = json.loads(line)
     except ValueError:
         raise InputError(f"{path}, line {number} is no JSON: {_LINES}") from None
+    kind = ""
     if isinstance(value, dict):
+        kind = str(value.get("task") or value.get("kind") or "")
+        value = next((value[key] for key in ("request", "body") if isinstance(value.get(key), dict)), value)
         value = next((value[key] for key in ("messages", "prompt", "text") if key in value), None)
     if isinstance(value, str) and value.strip():
-        return value
+        return value, kind
     if not isinstance(value, list) or not all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in value):
         raise InputError(f"{path}, line {number} holds no prompt: {_LINES}")
     while value and value[-1]["role"] == "assistant":
         value = value[:-1]
     if not value:
         raise InputError(f"{path}, line {number} holds no prompt but answers alone: {_LINES}")
-    return value
+    return value, kind
 
 
 def split_prompts(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfig) -> tuple[list[Ids], list[Ids]]:
-    """(held out, to learn from), each prompt once, in an order that the seed and their tokens alone decide.
+    """(held out, to learn from), as `in_order` has them; `InputError` where none is left to learn from."""
+    ranked = in_order(routed, prompts, config)
+    if len(ranked) <= config.held_out:
+        found = f"{len(ranked)} different prompts of at most {_most_tokens(routed, config)} tokens, and {config.held_out} are held out"
+        raise InputError(f"got {found}: give more, or lower --held-out")
+    return ranked[: config.held_out], ranked[config.held_out :]
 
-    Raises:
-        InputError: none is left to learn from.
-    """
-    limit = min(config.step_tokens, getattr(routed.config, "max_position_embeddings", None) or config.step_tokens) - config.new_tokens
+
+def parted(prompts: Sequence[Ids]) -> dict[str, list[Ids]]:
+    """The prompts by `PARTS`, in their order: whoever learns from one part sees nothing of the others."""
+    ends = [round(len(prompts) * sum(list(PARTS.values())[:place])) for place in range(len(PARTS) + 1)]
+    return {name: list(prompts[start:end]) for name, start, end in zip(PARTS, ends, ends[1:], strict=False)}
+
+
+def in_order(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfig) -> list[Ids]:
+    """Each prompt that a training step has room for once, in an order that the seed and their tokens alone decide."""
+    limit = _most_tokens(routed, config)
     distinct = dict.fromkeys(prompts)
     fit = [ids for ids in distinct if len(ids) <= limit]
     if len(fit) < len(distinct):
         say(f"heal: {len(distinct) - len(fit)} prompts of more than {limit} tokens left out: raise --step-tokens to keep them")
-    ranked = sorted(fit, key=lambda ids: digest(f"{config.seed} {ids}"))
-    if len(ranked) <= config.held_out:
-        found = f"{len(ranked)} different prompts of at most {limit} tokens, and {config.held_out} are held out"
-        raise InputError(f"got {found}: give more, or lower --held-out")
-    return ranked[: config.held_out], ranked[config.held_out :]
+    return sorted(fit, key=lambda ids: digest(f"{config.seed} {ids}"))
+
+
+def _most_tokens(routed: RoutedModel, config: HealConfig) -> int:
+    """Of a prompt."""
+    return min(config.step_tokens, getattr(routed.config, "max_position_embeddings", None) or config.step_tokens) - config.new_tokens
 
 
 def training_steps(lengths: Sequence[int], config: HealConfig) -> list[list[int]]:

@@ -24,7 +24,7 @@ from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.core.route import Route, Span
 from drllm.methods.base import Method, pass_limit
-from drllm.methods.prompt_reading import TEXT, Read, Readings, reach_of, read_states, read_text, reading_blocks
+from drllm.methods.prompt_reading import TEXT, Read, Readings, reach_of, read_states, read_text, reading_blocks, text_selector
 from drllm.methods.selector import Folds, Ridge, lower_bound, sure_gain
 from drllm.runs.layout import CANDIDATES_FILE
 
@@ -112,7 +112,10 @@ def fit_codebook(
     if config.block and config.read == "text":
         raise InputError(f"CodebookConfig.block is {config.block}, before which states are read, and read is text: leave one of them out")
     blocks = [config.block] if config.block else reading_blocks(routed.n_layers)
-    read_by = {"text": lambda: read_text(matrix, tune), "states": lambda: read_states(routed, folder.parent, matrix, tune, blocks)}
+    read_by = {
+        "text": lambda: read_text(matrix.prompts, tune.prompts),
+        "states": lambda: read_states(routed, folder.parent, matrix, tune, blocks),
+    }
     found: list[tuple[Readings, list[Candidate]]] = []
     both = config.read == "auto" and not config.block
     for name in ("text", "states") if both else ("states" if config.block else config.read,):
@@ -156,16 +159,12 @@ def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelect
     import torch
 
     from drllm.policies.codebook import StateSelector
-    from drllm.policies.text_selector import TextSelector, common_grams
 
     ridge, reach = candidate.ridge, candidate.reach if n_routes else math.inf
     arrays = (ridge.mean, ridge.scale, ridge.weight[:, :n_routes], ridge.bias[:n_routes])
     if candidate.block != TEXT:
         return StateSelector(candidate.block, *(torch.tensor(array, dtype=torch.float32) for array in arrays), reach=reach)
-    mean, scale, weight, bias = arrays
-    plain = weight / scale[:, None]  # what is read of a text is neither centred nor scaled
-    weight, bias = (torch.tensor(array, dtype=torch.float32) for array in (plain, bias - mean @ plain))
-    return TextSelector(list(common_grams(fit.prompts)), weight, bias, reach)
+    return text_selector(*arrays, fit.prompts, reach)
 
 
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from drllm.methods.base import RoutedModel
     from drllm.methods.matrix import Matrix
+    from drllm.policies.text_selector import TextSelector
 
 TEXT = 0  # the block of what is read before anything runs
 
@@ -41,17 +42,30 @@ def reading_blocks(n_layers: int) -> list[int]:
     return sorted({max(1, round(n_layers * share)) for share in (0.1, 0.2, 0.33)})
 
 
-def read_text(fit: Matrix, tune: Matrix) -> Readings:
+def read_text(fit: Sequence[Sequence[int]], tune: Sequence[Sequence[int]]) -> Readings:
     """Which common grams of the fit prompts each prompt holds, and its strangeness: of a fit prompt by what the other ones hold."""
     from drllm.policies.text_selector import LEAST_PROMPTS, common_grams, grams_in, presence, strangeness
 
-    counts = common_grams(fit.prompts)
+    counts = common_grams(fit)
     by_others = {gram for gram, n in counts.items() if n > LEAST_PROMPTS}
     found: Readings = {}
     for split, part, known in (("fit", fit, by_others), ("tune", tune, counts.keys())):
-        away = [strangeness(len(grams), len(grams & known)) for grams in map(grams_in, part.prompts)]
-        found[split] = {TEXT: Read(presence(part.prompts, counts), np.array(away))}
+        away = [strangeness(len(grams), len(grams & known)) for grams in map(grams_in, part)]
+        found[split] = {TEXT: Read(presence(part, counts), np.array(away))}
     return found
+
+
+def text_selector(
+    mean: np.ndarray, scale: np.ndarray, weight: np.ndarray, bias: np.ndarray, prompts: Sequence[Sequence[int]], reach: float
+) -> TextSelector:
+    """A ridge (`drllm.methods.selector.Ridge`) on what `read_text` reads of the fit prompts, as a policy decides by it."""
+    import torch
+
+    from drllm.policies.text_selector import TextSelector, common_grams
+
+    plain = weight / scale[:, None]  # what is read of a text is neither centred nor scaled
+    weight_GK, bias_K = (torch.tensor(array, dtype=torch.float32) for array in (plain, bias - mean @ plain))
+    return TextSelector(list(common_grams(prompts)), weight_GK, bias_K, reach)
 
 
 def read_states(routed: RoutedModel, folder: Path, fit: Matrix, tune: Matrix, blocks: Sequence[int]) -> Readings:

@@ -21,11 +21,14 @@ from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route, Visit
+from drllm.policies.adapter import Adapter
 from drllm.policies.files import PolicyFiles
+from drllm.policies.healed import HealedPolicy
 from drllm.policies.policy import Decider, Policy, register_policy
 from drllm.policies.text_selector import TextSelector
 
 TENSORS = ("mean", "scale", "weight", "bias")
+ADAPTERS = "adapters"  # a folder, which holds one of each adapter, as a healed route is saved
 _FILES = PolicyFiles("codebook", "train the codebook again", "codebook.json", "selector.safetensors")
 
 
@@ -87,12 +90,20 @@ class Codebook(Policy):
         selector: scores each route but the base, whose score is 0.
         points: operating points, most conservative first; none for a codebook of the base alone.
         at: the one in use.
+        adapters: those that the routes name; only a codebook that reads text has such routes, which differ from the first block on.
     """
 
     about = "a few routes, and a selector that takes one of them for a prompt where a gain is sure"
 
-    def __init__(self, routes: Sequence[Route], selector: StateSelector | TextSelector, points: Sequence[Point], at: int = 0):
-        self.routes, self.selector = tuple(routes), selector
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        selector: StateSelector | TextSelector,
+        points: Sequence[Point],
+        at: int = 0,
+        adapters: Sequence[Adapter] = (),
+    ):
+        self.routes, self.selector, self.adapters = tuple(routes), selector, tuple(adapters)
         self.n_layers = len(self.routes[0])
         self.has_digits = all(route.has_digits for route in self.routes)
         self.at, self.points = at, tuple(points)
@@ -103,6 +114,10 @@ class Codebook(Policy):
         if not self.routes[0].is_full or any(route.first_edit() < selector.block for route in self.routes[1:]):
             expected = f"must list the base route first; no route may change a block before {selector.block}"
             raise InputError(f"a codebook that reads the prompt before block {selector.block} {expected}")
+        named, given = {route.adapter for route in self.routes} - {""}, {adapter.name for adapter in self.adapters}
+        if named != given or (named and isinstance(selector, StateSelector)):
+            what = f"routes under the adapters {', '.join(sorted(named)) or 'none'}, and the adapters {', '.join(sorted(given)) or 'none'}"
+            raise InputError(f"got {what}: give those that the routes name, in a codebook that reads text")
         fits = len(selector.bias) == len(self.routes) - 1
         if not fits or not 0 <= at < max(1, len(self.points)) or (len(self.routes) > 1 and not self.points):
             raise InputError(f"a selector of {len(selector.bias)} scores does not fit {len(self.routes)} routes and point {at}")
@@ -151,13 +166,18 @@ class Codebook(Policy):
         return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 
     def save(self, folder: Path) -> list[str]:
-        """`codebook.json`, which holds a checksum of `selector.safetensors`; each atomically."""
+        """`codebook.json`, which holds a checksum of `selector.safetensors`, and each adapter in a folder; each file atomically."""
+        written: list[str] = []
+        for adapter in self.adapters:
+            place = folder / ADAPTERS / adapter.name
+            place.mkdir(parents=True, exist_ok=True)
+            written += [f"{ADAPTERS}/{adapter.name}/{name}" for name in HealedPolicy(adapter).save(place)]
         about: dict[str, Any] = {"routes": [str(route) for route in self.routes], "at": self.at}
         about["points"] = [asdict(point) for point in self.points]
         about |= {"reach": self.selector.reach} if self.selector.reach < math.inf else {}
         if isinstance(self.selector, StateSelector):
             return _FILES.save(folder, about | {"block": self.selector.block}, {name: getattr(self.selector, name) for name in TENSORS})
-        return _FILES.save(folder, about, self.selector.tensors())
+        return written + _FILES.save(folder, about, self.selector.tensors())
 
     @classmethod
     def load(cls, folder: Path) -> Codebook:
@@ -175,7 +195,10 @@ class Codebook(Policy):
                 selector = StateSelector(int(about["block"]), *(tensors[name] for name in TENSORS), reach=reach)
             else:
                 selector = TextSelector.of_tensors(tensors, reach)
-            return cls([Route.parse(text) for text in about["routes"]], selector, points, int(about["at"]))
+            routes = [Route.parse(text) for text in about["routes"]]
+            names = sorted({route.adapter for route in routes} - {""})
+            adapters = [HealedPolicy.load(folder / ADAPTERS / name).adapters[0] for name in names]
+            return cls(routes, selector, points, int(about["at"]), adapters)
 
 
 class _StateDecider(Decider):

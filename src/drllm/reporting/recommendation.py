@@ -146,10 +146,14 @@ def commands(found: Recommendation, out: str) -> list[str]:
 def panel(found: Recommendation, out: str) -> str:
     """The box at the end of a retrofit."""
     kept = [f"Every policy that was tried stands in {out}/: {', '.join(found.tried)}."] if found.tried and not found.deploy else []
-    text = "\n".join([*lines(found), *kept, "", *(f"  {command}" for command in commands(found, out))])
+    return boxed(title(found), "\n".join([*lines(found), *kept, "", *(f"  {command}" for command in commands(found, out))]))
+
+
+def boxed(title: str, text: str) -> str:
+    """Plain lines in a box under a title."""
     console = Console(width=WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as shown:
-        console.print(Panel(Text(text), title=title(found), title_align="left", box=box.ROUNDED))
+        console.print(Panel(Text(text), title=title, title_align="left", box=box.ROUNDED))
     return "\n".join(line.rstrip() for line in shown.get().rstrip().splitlines())
 
 

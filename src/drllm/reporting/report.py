@@ -9,6 +9,7 @@ from typing import Any
 from drllm.core.errors import InputError
 from drllm.core.text import points
 from drllm.reporting import figures
+from drllm.reporting.agreement import page_parts
 from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import need_extras, write_charts
@@ -19,6 +20,7 @@ from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
+from drllm.runs.agreement import read_agreed
 from drllm.runs.label_stats import broken_note, describe, tables
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
@@ -54,6 +56,11 @@ def report(run: str | Path) -> Path:
         ArtifactError: no such folder, no stage in it, or a corrupt file.
         InputError: matplotlib or plotly is not installed.
     """
+    if (found := read_agreed(RunFolder(Path(run)).agreed)) is not None:
+        need_extras()
+        start, body = page_parts(found, Path(run).as_posix())
+        write_charts(body, folder := RunFolder(Path(run)).report)
+        return write_page(start, body, folder)
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report

@@ -6,6 +6,7 @@ At its end: what answers take, and how far they depend on the float type.
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from drllm.core.config import RetrofitConfig, SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.progress import say
 from drllm.core.text import type_name
-from drllm.evaluation.clock import batched_ms, throughput
+from drllm.evaluation.clock import Prompts, batched_ms, throughput
 from drllm.evaluation.rounding import rounding
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
@@ -25,9 +26,11 @@ from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
 from drllm.retrofitting.sizes import Sizes, TooShort, sizes_of
 from drllm.runs.recommendation import ROUGH
+from drllm.scoring.route_prediction import prompt_inputs
 
 CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
 ROUNDS, CLOCK_TOKENS = 8, 16
+TIMED = 8  # prompts of one timed forward
 ROUNDED = 16  # prompts that are run in both float types
 
 
@@ -85,9 +88,26 @@ def sized(
 
 def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, float]:
     """An answer's seconds against the base's, one prompt at a time, in turns on tune questions of every task."""
+    return seconds_on(routed, _prompts(data), policy)
+
+
+def seconds_on(routed: RoutedModel, prompts: Prompts, policy: Policy) -> dict[str, float]:
+    """The same on prompts that are given."""
     moved: Any = policy.to(routed.device)
-    [row] = throughput(routed, moved, _prompts(data), (1,), CLOCK_TOKENS, ROUNDS)
+    [row] = throughput(routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
     return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
+
+
+@torch.no_grad()
+def token_ms(routed: RoutedModel, prompts: Prompts) -> float:
+    """Milliseconds of a token of a plain forward of several prompts at once, here and now."""
+    inputs = prompt_inputs(routed, prompts[:TIMED])
+    times = []
+    for _ in range(3):  # the first warms up
+        started = time.perf_counter()
+        routed.model(**inputs, use_cache=False).logits[0, -1, 0].item()
+        times.append(time.perf_counter() - started)
+    return 1000 * min(times[1:]) / inputs["input_ids"].numel()
 
 
 def policy_rounding(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, Any]:

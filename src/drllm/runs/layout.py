@@ -1,5 +1,7 @@
 """Where every file of a run folder lies. No other folder of the library knows one of these names."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 
@@ -37,11 +39,13 @@ class RunFolder:
         finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
         under_way: seconds of the stage of a retrofit that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
+        agreed: the same of a retrofit from prompts without labels.
         paper: the run folder of the paper's search, inside this one.
         verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
         healing: what a healing leaves beside its policy.
+        nest: what the healings of a nest of routes leave, and the selector among them.
         scan: the map of the model, and what it was made from.
         report: the page of the run with its pictures.
         reproduction: tables and pictures of the paper's reproduction.
@@ -52,9 +56,11 @@ class RunFolder:
         self.jobs, self.finished = root / "run.json", root / "pipeline.json"
         self.under_way = root / "under-way.json"
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
+        self.agreed = root / "agreement.json"
         self.verdicts, self.decided = root / _VERDICTS, root / _DECIDED
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features, self.healing = self.training("features"), HealFolder(self.training("healed"))
+        self.nest = self.training("nest")
         self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
         self.reproduced = self.reproduction / "stages.json"
@@ -74,6 +80,10 @@ class RunFolder:
     def training(self, policy: str) -> Path:
         """What a training leaves beside its policy."""
         return self.root / _TRAIN / policy
+
+    def nested(self, budget: float) -> HealFolder:
+        """The healing of one route of a nest."""
+        return HealFolder(self.nest / f"{budget:g}", self.nest)
 
     def evaluation(self, split: str) -> Path:
         """What evaluations on a split left."""
@@ -109,7 +119,7 @@ class RunFolder:
 
 
 class HealFolder:
-    """What a healing leaves beside its policy.
+    """What a healing leaves beside its policy; those of a nest keep together what they have in common.
 
     Attributes:
         settings: what was asked for.
@@ -118,10 +128,10 @@ class HealFolder:
         report: what it came to.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.settings, self.teacher = root / "settings.json", root / "teacher"
-        self.choice, self.report = root / "choice.json", root / "heal.json"
+    def __init__(self, root: Path, common: Path | None = None):
+        self.root, common = root, common or root
+        self.settings, self.report = root / "settings.json", root / "heal.json"
+        self.teacher, self.choice = common / "teacher", common / "choice.json"
 
 
 class ScanFolder:

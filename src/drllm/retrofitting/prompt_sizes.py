@@ -1,0 +1,61 @@
+"""How many steps and prompts of a retrofit from prompts alone fit into its minutes. Costs are in tokens of a plain forward. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from drllm.core.config import HealConfig
+from drllm.core.errors import InputError
+from drllm.core.route import kept_passes
+from drllm.healing.choice import TRIED
+
+# Of the time: what healing may take, and measuring on the prompts of each of the two other parts; the rest is for what cannot be foreseen.
+HEALING, MEASURING = 0.55, 0.15
+TRAINED = 4  # a token of a training step: forward and backward through low-rank weights
+DECODED = 4  # a token that is decoded beside others
+ALONG = 3  # routes along which an operating point sends a calibrate prompt, the base's among them
+LEAST = {"heal": 40, "select": 20, "calibrate": 20}  # prompts, fewer say nothing
+FEWEST_STEPS = 10
+
+
+@dataclass(frozen=True)
+class PromptSizes:
+    """What fits. Attributes: steps: of each healing; select, calibrate: prompts."""
+
+    steps: int
+    select: int
+    calibrate: int
+
+
+def check_parts(parts: Mapping[str, Sequence[object]]) -> None:
+    """`InputError` for too few prompts."""
+    if any(len(parts[name]) < least for name, least in LEAST.items()):
+        n, needed = sum(map(len, parts.values())), 2 * max(LEAST.values())
+        raise InputError(f"got {n} different prompts that are short enough: give {needed} at least; a promise of 1 % needs 1,200")
+
+
+def sizes_of_prompts(
+    parts: Mapping[str, Sequence[Sequence[int]]],
+    token_ms: float,
+    minutes: float,
+    config: HealConfig,
+    shares: Sequence[float],
+    n_layers: int,
+) -> PromptSizes:
+    """What fits; `InputError`, which says how many minutes would do, where too little does."""
+    tokens, new, k = 60_000 * minutes / token_ms, config.new_tokens, len(shares)
+    length = sum(map(len, parts["heal"])) / len(parts["heal"])
+    left_out = n_layers - kept_passes(min(shares), n_layers)
+    choosing = (n_layers + TRIED * (left_out - 1)) * min(config.choose_on, len(parts["heal"])) * (length + new) / 2  # half is shared
+    told = (length + DECODED * new) / (length + new) + 1  # the base's answer and its distributions, of a token
+    step = config.step_tokens * (TRAINED * k + told)
+    steps = min(config.steps, int((HEALING * tokens - choosing) / step))
+    if steps < min(FEWEST_STEPS, config.steps):
+        needed = math.ceil((choosing + FEWEST_STEPS * step) / HEALING * token_ms / 6_000) / 10
+        raise InputError(f"{minutes:g} minutes are too short to heal {k} routes here: give --minutes {needed:g}, or fewer --budgets")
+    select = (length + new) * (told + k)
+    calibrate = ALONG * (length + DECODED * new)
+    found = {name: max(LEAST[name], int(MEASURING * tokens / cost)) for name, cost in (("select", select), ("calibrate", calibrate))}
+    return PromptSizes(steps, *(min(len(parts[name]), n) for name, n in found.items()))
