@@ -12,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drllm import ArtifactError, InputError, Route
+import runs
+from drllm import ArtifactError, InputError, Route, RoutedModel
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.text_selector import LEAST_PROMPTS, MOST_GRAMS, TextSelector, common_grams, grams_in, presence, strangeness
+from healed import random_adapter
 
 L = 4
 ROUTES = [Route.full(L), Route.parse("0111"), Route.parse("1121")]
@@ -93,3 +95,38 @@ def test_grams_that_do_not_fit_are_refused():
         by_hand().routes_for([[7], []])
     with pytest.raises(InputError, match="there is nothing to start"):
         by_hand().start(torch.ones(1, 3))
+
+
+def of_healed(routed) -> Codebook:
+    """Token 7 speaks for a healed route, token 8 for a bare one."""
+    adapter = random_adapter(routed, Route.parse("1011"))
+    selector = TextSelector([(7,), (8,)], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-0.1, -0.1]), math.inf)
+    return Codebook([Route.full(L), adapter.healed, Route.parse("0111")], selector, [Point(0.0)], 0, [adapter])
+
+
+def test_routes_may_have_adapters_and_a_batch_is_mixed(tmp_path):
+    routed = runs.model()
+    routed.policy = codebook = of_healed(routed)
+    prompts = [[7, 20, 30], [8, 20, 30], [9, 20, 30]]
+    ids = torch.tensor(prompts)
+    together = routed.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert [output.route for output in together] == [codebook.routes[1], codebook.routes[2], codebook.routes[0]]
+    alone = [routed.generate(input_ids=ids[row : row + 1], max_new_tokens=4, do_sample=False)[0] for row in range(3)]
+    assert [output.token_ids for output in together] == [output.token_ids for output in alone]
+    assert alone[2].token_ids == runs.model().generate(input_ids=ids[2:], max_new_tokens=4, do_sample=False)[0].token_ids
+    routed.save_pretrained(tmp_path)
+    again = RoutedModel.from_pretrained(tmp_path, base=runs.model())
+    assert [output.token_ids for output in again.generate(input_ids=ids, max_new_tokens=4, do_sample=False)] == [
+        output.token_ids for output in together
+    ]
+    name = codebook.adapters[0].name
+    (tmp_path / "adapters" / name / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ArtifactError, match="missing or not the file that was saved"):
+        RoutedModel.from_pretrained(tmp_path, base=runs.model())
+
+
+def test_adapters_that_no_route_names_or_a_route_lacks_are_refused():
+    codebook = of_healed(runs.model())
+    for routes, adapters in ((codebook.routes, ()), ([route.bare for route in codebook.routes], codebook.adapters)):
+        with pytest.raises(InputError, match="give those that the routes name"):
+            Codebook(routes, codebook.selector, codebook.points, 0, adapters)

@@ -99,7 +99,7 @@ def configs_of(job: Job) -> dict[str, Any]:
     else:
         of_paper = {"preset": "paper"}
     configs = {name: job.config(name, f"{name}_", **of_paper if name in ("search", "routers") else {}) for name in SECTIONS}
-    return configs | {name: job.config(name) for name in ("resources", "retrofit")}
+    return configs | {name: job.config(name) for name in ("resources", "retrofit")} | {"heal": job.config("heal", "heal_")}
 
 
 def _check_flags(job: Job) -> None:

@@ -54,6 +54,8 @@ def fit_nearest(
     from drllm.policies.codebook import Codebook, Point
 
     read = read_text(prompts, [])["fit"][TEXT]
+    if not np.isfinite(read.away).any():
+        raise InputError(f"these {len(prompts)} prompts have no token in common by which a KL could be predicted: give more prompts")
     reach = reach_of(read, TEXT, 0.0)
     ridge, predicted_NK = Folds(read.features, -kls_NK, FOLDS, seed, one_scale=True).pick(range(len(routes)))
     predicted_NK[read.away > reach] = -np.inf
@@ -65,8 +67,6 @@ def fit_nearest(
         if chosen_N.any() and not (taken and np.array_equal(taken[-1], chosen_N)):
             prices.append(price)
             taken.append(chosen_N)
-    if not prices:
-        raise InputError(f"these {len(prompts)} prompts have no token in common by which a KL could be predicted: give more prompts")
     selector = text_selector(ridge.mean, ridge.scale, ridge.weight, ridge.bias, prompts, reach)
     full = Route.full(len(routes[0]))
     points = [Point(0.0, price) for price in prices]

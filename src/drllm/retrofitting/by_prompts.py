@@ -225,9 +225,7 @@ class _ByPrompts:
         return result | {"point": found.point, "passes": passes[found.point], "example": example | {"route": str(routes[place])}}
 
     def _policy(self, name: str) -> Policy:
-        policy = self.routed.load_policy(self.folder.policy(name))
-        self.routed.as_source(policy)
-        return policy
+        return self.routed.load_policy(self.folder.policy(name))
 
     def _save(self, name: str, policy: Policy) -> None:
         with under_policy(self.routed, policy):

@@ -47,15 +47,25 @@ def sizes_of_prompts(
     """What fits; `InputError`, which says how many minutes would do, where too little does."""
     tokens, new, k = 60_000 * minutes / token_ms, config.new_tokens, len(shares)
     length = sum(map(len, parts["heal"])) / len(parts["heal"])
-    left_out = n_layers - kept_passes(min(shares), n_layers)
-    choosing = (n_layers + TRIED * (left_out - 1)) * min(config.choose_on, len(parts["heal"])) * (length + new) / 2  # half is shared
-    told = (length + DECODED * new) / (length + new) + 1  # the base's answer and its distributions, of a token
-    step = config.step_tokens * (TRAINED * k + told)
+    choosing, step = costs_of_healing(parts["heal"], config, shares, n_layers)
     steps = min(config.steps, int((HEALING * tokens - choosing) / step))
     if steps < min(FEWEST_STEPS, config.steps):
         needed = math.ceil((choosing + FEWEST_STEPS * step) / HEALING * token_ms / 6_000) / 10
         raise InputError(f"{minutes:g} minutes are too short to heal {k} routes here: give --minutes {needed:g}, or fewer --budgets")
-    select = (length + new) * (told + k)
+    select = (length + new) * (_told(length, new) + k)
     calibrate = ALONG * (length + DECODED * new)
     found = {name: max(LEAST[name], int(MEASURING * tokens / cost)) for name, cost in (("select", select), ("calibrate", calibrate))}
     return PromptSizes(steps, *(min(len(parts[name]), n) for name, n in found.items()))
+
+
+def costs_of_healing(prompts: Sequence[Sequence[int]], config: HealConfig, shares: Sequence[float], n_layers: int) -> tuple[float, float]:
+    """(choosing the routes, a training step of each of them and what the base says of its prompts)."""
+    length = sum(map(len, prompts)) / len(prompts)
+    tried = n_layers + TRIED * max(0, n_layers - kept_passes(min(shares), n_layers) - 1)
+    choosing = tried * min(config.choose_on, len(prompts)) * (length + config.new_tokens) / 2  # half of each path is shared
+    return choosing, config.step_tokens * (TRAINED * len(shares) + _told(length, config.new_tokens))
+
+
+def _told(length: float, new: int) -> float:
+    """The base's answer and its distributions, of a token of a prompt or an answer."""
+    return (length + DECODED * new) / (length + new) + 1

@@ -6,6 +6,7 @@
 | looped | the scan's best span that runs once more |
 | codebook | the scan's routes, of which a selector takes one a prompt |
 | routers | the same routes, from which a router a block learns |
+| healed | where passes are limited: a route chosen by KL, and an adapter that brings it back to the base's answers |
 | paper | the paper's search, and its routers |
 """
 
@@ -24,6 +25,9 @@ from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.evaluation.run import evaluate
+from drllm.healing.heal import heal
+from drllm.healing.prompts import task_prompts
+from drllm.healing.training import need_peft
 from drllm.methods.codebook import CodebookConfig
 from drllm.methods.fitting import train
 from drllm.methods.static import StaticConfig
@@ -35,7 +39,8 @@ from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
-from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized
+from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized, token_ms
+from drllm.retrofitting.prompt_sizes import FEWEST_STEPS, HEALING, costs_of_healing
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
 from drllm.retrofitting.stages import LISTED, STEPS, Stages, claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.time_left import TimeLeft
@@ -70,7 +75,7 @@ def recommend(
         routed: the model; its policy is not used, and stays what it was.
         tasks: task names.
         out: the run folder.
-        configs: by section: `retrofit`, `search`, `resources`, `evaluate`, `gate` (epsilon and delta of the promise).
+        configs: by section: `retrofit`, `search`, `heal`, `resources`, `evaluate`, `gate` (epsilon and delta of the promise).
         data: a file or folder with the questions.
         argv: the command line, for `run.json`.
 
@@ -179,6 +184,8 @@ class _Tries:
             self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
         self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
+        if self.asked.kept < 1:
+            self._heal()
         if self.sizes.most_fit and self.sizes.most_fit < FEWEST:
             self.missed["paper"] = f"fewer than {FEWEST} fit questions"
             return
@@ -192,7 +199,33 @@ class _Tries:
         self.stages.run("search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given)))
         self._make("paper", PAPER, self._paper)
 
-    def _make(self, name: str, config: Any, work: Callable[[], None] | None = None) -> None:
+    def _heal(self) -> None:
+        """A route within the budget, and the adapter that as many steps train as `HEALING` of the time left before the promise bears."""
+        try:
+            need_peft()
+        except InputError as error:  # which may be installed by the next call
+            self.missed["healed"] = str(error)
+            return
+        judged = {"reward": self.judged["reward"], "max_step_tokens": self.judged["max_step_tokens"]}
+        config = replace(self.of["heal"], budget=self.asked.kept, **judged)
+
+        def fitting() -> dict[str, int]:
+            prompts = task_prompts(self.routed, self.tasks, self.data, config)
+            choosing, step = costs_of_healing(prompts, config, (self.asked.kept,), self.routed.n_layers)
+            tokens = HEALING * 1000 * self._left.before_the_promise / token_ms(self.routed, prompts)
+            return {"steps": min(config.steps, int((tokens - choosing) / step)), "held_out": min(config.held_out, len(prompts) // 4)}
+
+        found = self.stages.run("steps of healing", to_dict(config) | {"targets": list(config.targets)}, [], fitting)
+        if found["steps"] < min(FEWEST_STEPS, config.steps):
+            self.missed["healed"] = f"{self.asked.minutes:g} minutes are too short to heal a route"
+            self.out_of_time = True
+            return
+        config = replace(config, **found)
+        self._make(
+            "healed", to_dict(config), lambda: heal(self.routed, self.run.root, None, self.tasks, self.data, None, config, self.argv)
+        )
+
+    def _make(self, name: str, config: Any, work: Callable[[], object] | None = None) -> None:
         """Train it, or remember that it cannot be made; a file that cannot be read may be mended, and is not remembered."""
 
         def fit() -> dict[str, str]:

@@ -168,7 +168,9 @@ def merged(routed: RoutedModel, cache: Path, with_base: bool) -> RoutedModel:
     from drllm.model.routed import RoutedModel as Model
 
     assert routed.policy is not None
-    if routed.policy.route is None or with_base:
+    if routed.policy.route is None:
+        raise InputError("this policy chooses among healed routes, and the server holds no adapter: serve one of them (OUT/healed-0.9)")
+    if with_base:
         raise InputError("a healed route is served merged, as a model of fewer blocks: it has no base beside it, leave --with-base out")
     plain = Model.wrap(checkpoint_of(routed, cache, routed.policy.route), dtype=routed.model.dtype, device=routed.device)
     plain.policy = Route.full(plain.n_layers)
