@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from drllm import Route, RoutedModel, search
-from drllm.core.config import SECTIONS, GuaranteeConfig, RetrofitConfig, SearchConfig
+from drllm.core.config import SECTIONS, GuaranteeConfig, HealConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.methods.base import get_method
 from drllm.policies.routers import RouterConfig, Routers
@@ -509,3 +510,38 @@ def test_the_papers_search_is_left_out_where_it_would_take_the_promises_time():
         left.pace = 0.03
         assert left.bears_the_search() == bears
     assert left.before_the_promise == pytest.approx(10)
+
+
+def test_where_passes_are_limited_a_route_is_healed_within_the_time(tiny, rows, tmp_path, monkeypatch):
+    """From fit questions alone, in the time that is left before the promise; without peft the rest goes on."""
+    of = configs(budget=0.75, minutes=1.5) | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
+    of |= {"heal": HealConfig(steps=15, rank=2, lr=1e-2, choose_on=4, step_tokens=400, new_tokens=2)}
+    monkeypatch.setattr("drllm.retrofitting.recommend.token_ms", lambda *_: 0.01)
+    found, result = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
+    assert "healed" in found.tried
+    assert Route.parse(found.routes["healed"]).n_passes == 3
+    row = next(row for row in result["summary"].pooled if row.method == "healed")
+    assert row.mean_passes == 3
+    report = json.loads((tmp_path / "train" / "healed" / "heal.json").read_text())
+    assert report["kl_after"] < report["kl_before"]
+    assert report["steps"] == 15
+    asked = json.loads((tmp_path / "train" / "healed" / "settings.json").read_text())
+    assert asked["tasks"] == [TASK]
+    assert asked["budget"] == 0.75
+
+
+def test_too_short_or_without_peft_nothing_is_healed(tiny, rows, tmp_path, monkeypatch):
+    import importlib.util
+
+    from drllm.retrofitting.recommend import _Tries
+
+    of = configs(objective="speed", minutes=1)
+    tries = _Tries(tiny, [TASK], RunFolder(tmp_path), of, rows, None)
+    monkeypatch.setattr("drllm.retrofitting.recommend.token_ms", lambda *_: 1e3)
+    monkeypatch.setattr(_Tries, "_left", SimpleNamespace(before_the_promise=30.0))
+    tries._heal()
+    assert (tries.missed["healed"], tries.out_of_time) == ("1 minutes are too short to heal a route", True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    tries._heal()
+    assert tries.missed["healed"].startswith("healing needs the package peft")
