@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 
 import pytest
@@ -13,9 +14,11 @@ import families
 from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
-from drllm.deploy.serving.launch import make_spec
+from drllm.deploy.serving.launch import make_spec, merged
 from drllm.deploy.serving.spec import ServeSpec
-from healed import random_policy
+from drllm.policies.codebook import Codebook, Point
+from drllm.policies.text_selector import TextSelector
+from healed import random_adapter, random_policy
 
 ROUTES = ["1011", "1120", "0-2,1-3"]
 IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90]])
@@ -114,3 +117,12 @@ def test_no_server_runs_a_healed_route_without_its_adapter():
         make_spec(routed.policy, "", routed)
     with pytest.raises(InputError, match="is healed, and the server holds no adapter"):
         ServeSpec("routes", 4).check(str(routed.policy.route))
+
+
+def test_a_policy_among_healed_routes_is_not_served(tmp_path):
+    routed = RoutedModel.wrap(families.build("llama"))
+    adapter = random_adapter(routed, Route.parse("1011"))
+    selector = TextSelector([(7,)], torch.ones(1, 1), torch.zeros(1), math.inf)
+    routed.policy = Codebook([Route.full(4), adapter.healed], selector, [Point(0.0)], 0, [adapter])
+    with pytest.raises(InputError, match="chooses among healed routes, and the server holds no adapter: serve one of them"):
+        merged(routed, tmp_path, False)

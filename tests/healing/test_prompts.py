@@ -8,7 +8,7 @@ import pytest
 
 import runs
 from drllm import HealConfig, InputError
-from drllm.healing.prompts import file_prompts, split_prompts, task_prompts, training_steps
+from drllm.healing.prompts import PARTS, file_prompts, parted, split_prompts, task_prompts, training_steps
 from drllm.tasks import load_task
 
 ROUTED = runs.model()
@@ -89,3 +89,25 @@ def test_steps_take_every_prompt_before_any_again():
     assert max(counts) - min(counts) <= 1
     assert set(taken[:100]) == set(range(100))
     assert training_steps(lengths, HealConfig(steps=20, step_tokens=100)) == steps[:20]
+
+
+def test_a_log_of_requests_and_its_kinds(tmp_path):
+    lines = [
+        {"request": {"prompt": "a"}, "kind": "x"},
+        {"body": {"text": "b"}, "task": "y"},
+        {"prompt": "c"},
+        {"request": "none", "text": "d"},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = file_prompts(ROUTED, tmp_path / "log.jsonl")
+    assert [(text(one.ids), one.kind, one.form) for one in found] == [
+        *(("a", "x", "raw"), ("b", "y", "raw"), ("c", "", "raw"), ("d", "", "raw"))
+    ]
+
+
+def test_parts_hold_every_prompt_once():
+    for n in (80, 81, 83, 1001):
+        prompts = [(n,) for n in range(n)]
+        parts = parted(prompts)
+        assert [ids for part in parts.values() for ids in part] == prompts
+        assert all(abs(len(parts[name]) - share * n) <= 1 for name, share in PARTS.items())

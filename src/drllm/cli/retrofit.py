@@ -36,7 +36,6 @@ SHOWN = (
     "budget",
     "gate_epsilon",
     "dtype",
-    "config",
     "dry_run",
 )  # by --help
 
