@@ -17,12 +17,13 @@ from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import write_charts
 from drllm.reporting.scan import scan_parts
 from drllm.runs.load import load_run
+from drllm_research.comparison.stored import Results
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
 SCAN = "scan-smollm2-135m-q4"
-MIXED = ROOT / "results" / "policies-smollm2-135m-q4" / "mixed"
-KINDS = ROOT / "results" / "policies-qwen2.5-coder-1.5b-q4" / "kinds"
+MIXED = (Results(ROOT / "results" / "policies-smollm2-135m-q4"), "mixed")
+KINDS = (Results(ROOT / "results" / "policies-qwen2.5-coder-1.5b-q4"), "kinds")
 MODEL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 # (the README's words, the first two cells of the row in docs/results.md's table "What holds")
 POLICIES = (
@@ -85,17 +86,16 @@ def scan_command() -> str:
     return re.sub(r" --executor \w+ --workers \d+", "", re.findall(r"`(drllm scan [^`]*)`", row)[0])
 
 
-def seeds_of(folder: Path, method: str) -> list[Path]:
-    """The test verdicts of a method."""
-    return sorted((folder / "test").glob(f"{method}.[0-9].parquet"))
+def tested(results: Results, setting: str, method: str) -> list[pd.DataFrame]:
+    """The test answers of a method, one table a seed."""
+    return [pd.DataFrame(answers) for (name, _), answers in results.of(setting, "test").items() if name == method]
 
 
-def where_the_gain_is(folder: Path, method: str, rival: str = "base") -> str:
+def where_the_gain_is(results: Results, setting: str, method: str, rival: str = "base") -> str:
     """The fewest tasks that together hold all that a method answers more than another, over its seeds, largest first."""
-    tasks = pd.read_parquet(folder / "questions-test.parquet")["task"]
-    base = pd.read_parquet(folder / "test" / f"{rival}.0.parquet")["correct"].astype(int)
-    seeds = [pd.read_parquet(path)["correct"].astype(int) for path in seeds_of(folder, method)]
-    gained = sum((seed - base for seed in seeds), start=base * 0).groupby(tasks).sum().sort_values(ascending=False)
+    other = tested(results, setting, rival)[0]
+    right = sum(answers["correct"].astype(int) - other["correct"].astype(int) for answers in tested(results, setting, method))
+    gained = right.groupby(other["task"]).sum().sort_values(ascending=False)
     n = int((gained.cumsum() < gained.sum()).sum()) + 1
     return " and ".join(dict.fromkeys(TITLES[str(task)] for task in gained.index[:n]))
 
@@ -113,12 +113,12 @@ def table(results: str) -> str:
     scanned = next(row for (model, spans), row in rows.items() if SCAN in model and re.match(r"mean of \d+ winners", spans))
     words = "`drllm scan`: spans run twice or skipped, the winners on new questions"
     lines.append(f"| {words} | {first_interval(scanned[-1])} | | `{scan_command()}` |")
-    larger = {"larger": LARGER, "where_larger": where_the_gain_is(KINDS, "codebook_at_0.9", "static_tuned_at_0.9")}
+    larger = {"larger": LARGER, "where_larger": where_the_gain_is(*KINDS, "codebook@0.9", "static_tuned@0.9")}
     if not all("open" in rows[(setting, "`codebook_by_task`")][2] for setting in NO_GAIN):
         raise SystemExit("docs/results.md shows a gain, or a loss, at no more passes: say so in the README")
-    n_seeds = len(seeds_of(KINDS, "codebook_at_0.9"))
+    n_seeds = len(tested(*KINDS, "codebook@0.9"))
     seeds = "one" if n_seeds == 1 else str(n_seeds)
-    caveat = CAVEAT.format(model=MODEL, where=where_the_gain_is(MIXED, "codebook"), seeds=seeds, **larger)
+    caveat = CAVEAT.format(model=MODEL, where=where_the_gain_is(*MIXED, "codebook"), seeds=seeds, **larger)
     return "\n".join([*lines, "", textwrap.fill(caveat, 138, break_long_words=False, break_on_hyphens=False), ""])
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import write_readme as tool
+from drllm_research.comparison.stored import Results
 
 pytest.importorskip("matplotlib")
 
@@ -48,10 +48,10 @@ def test_its_picture_is_drawn_from_the_stored_scan(tmp_path):
 
 
 def test_where_a_gain_is_comes_from_the_stored_verdicts(tmp_path):
-    (tmp_path / "test").mkdir()
     tasks = ["piqa"] * 3 + ["boolq"] * 3 + ["openbookqa"] * 2
-    pd.DataFrame({"task": tasks}).to_parquet(tmp_path / "questions-test.parquet")
-    right = {"base.0": "00000010", "one.0": "01101100", "one.1": "11101001"}
-    for name, given in right.items():
-        pd.DataFrame({"correct": [one == "1" for one in given]}).to_parquet(tmp_path / "test" / f"{name}.parquet")
-    assert tool.where_the_gain_is(tmp_path, "one") == "PIQA and BoolQ"  # +5, +3 and -1, of +7
+    asked = {"task": tasks, "id": list("abcdefgh"), "route": ["1111"] * 8, "n_passes": [4.0] * 8}
+    right = {("base", 0): "00000010", ("one", 0): "01101100", ("one", 1): "11101001"}
+    results = Results(tmp_path)
+    answered = {named: asked | {"correct": [one == "1" for one in given]} for named, given in right.items()}
+    results.add("mixed", "test", answered, dict.fromkeys(right, ""))
+    assert tool.where_the_gain_is(Results(tmp_path), "mixed", "one") == "PIQA and BoolQ"  # +5, +3 and -1, of +7
