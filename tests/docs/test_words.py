@@ -58,7 +58,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("research/drllm_research/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),
     (".*", '"gate"', "the section of a YAML file, and a tensor's name in saved gates"),
     ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
-    ("src/drllm/retrofitting/pipeline.py", "gate", "the section of a YAML file, part of a stage's key"),
     ("src/drllm/retrofitting/recommend.py", "gate", "the section of a YAML file"),
     ("src/drllm/reporting/recommendation.py", "gate", "the flag of that section"),
     ("src/drllm/(retrofitting/dry_run|model/generation).py", "--gate-", "flags"),

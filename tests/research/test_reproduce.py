@@ -19,7 +19,7 @@ import yaml
 from scipy import stats
 
 import drllm.evaluation.clock
-import drllm.retrofitting.pipeline
+import drllm.evaluation.fit
 import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, RoutedModel
@@ -254,7 +254,7 @@ def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("done already")
 
-    monkeypatch.setattr(drllm.retrofitting.pipeline, "fit_policy", refuse)
+    monkeypatch.setattr(drllm.evaluation.fit, "fit_policy", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
     before = kept_bytes(bench.folder)

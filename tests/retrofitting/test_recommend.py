@@ -13,13 +13,11 @@ import pytest
 from drllm import Route, RoutedModel, search
 from drllm.core.config import SECTIONS, GuaranteeConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
-from drllm.methods.base import get_method
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
 from drllm.retrofitting.pace import Measured
-from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
 from drllm.retrofitting.time_left import TimeLeft
@@ -60,8 +58,10 @@ def rows(tmp_path_factory) -> Path:
 
 
 def configs(**retrofit) -> dict:
-    of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in ("static", "routers")}
-    return of | {"search": SearchConfig(max_step_tokens=600), "retrofit": RetrofitConfig(**{"minutes": 0.3} | retrofit)}
+    return {name: kind() for name, kind in SECTIONS.items()} | {
+        "search": SearchConfig(max_step_tokens=600),
+        "retrofit": RetrofitConfig(**{"minutes": 0.3} | retrofit),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,6 @@ def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
     for changes, what in (({"minutes": 1}, "minutes 0.3, now it is 1"), ({"objective": "accuracy"}, "objective")):
         with pytest.raises(ArtifactError, match=f"was asked for with {what}"):
             recommend(tiny, [TASK], out, configs(**{"objective": "speed"} | changes), rows)
-    with pytest.raises(ArtifactError, match="go on with that, or give another --out"):
-        retrofit(tiny, [TASK], out, None, rows)
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.json"))} == before
     search(tiny, [TASK], SEARCH, tmp_path, rows)
     with pytest.raises(ArtifactError, match="holds a search"):

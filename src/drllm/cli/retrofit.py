@@ -1,6 +1,6 @@
 """Try every kind of policy within some minutes, and recommend one to deploy, or the base.
 
-`--recipe paper` runs the paper's search, a static route and routers alone. Finished stages are skipped.
+Finished stages are skipped.
 
 example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --minutes 10 --out runs/demo
@@ -13,66 +13,33 @@ from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
-from drllm.core.errors import InputError
 
-SECTIONS = ("gate", "search", "evaluate", "static", "routers")
-ABOUT = {"gate": "the promise, always tested on calibrate", "search": "how answers are judged; the rest with --recipe paper"}
-ABOUT |= dict.fromkeys(("evaluate", "static", "routers"), "with --recipe paper alone")
-JUDGING = ("search_reward", "search_metric", "search_max_new_tokens", "search_max_step_tokens")  # of a search, what every recipe reads
-IDLE = ("gate_calibrate_limit",)  # of --recipe paper alone, as all else of a search
-IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
+JUDGING = ("reward", "metric", "max_new_tokens", "max_step_tokens")  # of a search; all else follows from the time
+COMPARING = ("batch_size", "n_resamples", "seed")  # of an evaluation
 SHOWN = 80  # characters of a text
 
 
 def run(job: Job) -> Lines:
-    out, tasks, configs = job.need("out"), job.tasks(), configs_of(job)
-    model, recipe = job.need("model"), configs["retrofit"].recipe
-    if recipe == "auto":
-        _check_flags(job)
+    out, tasks, model, configs = job.need("out"), job.tasks(), job.need("model"), configs_of(job)
     if job.arguments.dry_run:
-        if recipe != "auto":
-            raise InputError("--dry-run is for --recipe auto; what the paper's search costs: drllm search --dry-run")
         yield from _dry_run(job, model, tasks, configs)
         return
     from drllm.reporting.drawing import need_extras
+    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+    from drllm.retrofitting.sizes import check_questions
 
     need_extras()  # an hour of search must not end in a missing package
-    _check_questions(job, tasks, configs)
-    asked = (job.load(model), tasks, out, configs, job.data, job.argv)
-    yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
+    check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
+    yield from _recommended(job.load(model), tasks, out, configs, job.data, job.argv)
 
 
 def configs_of(job: Job) -> dict[str, Any]:
-    """The configuration of each section; with recipe `paper`, search and routers have preset `paper` unless another was asked for."""
-    of_paper: dict[str, Any] = {}
-    if job.config("retrofit").recipe == "auto":
-        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
-    else:
-        of_paper = {"preset": "paper"}
-    configs = {name: job.config(name, f"{name}_", **of_paper if name in ("search", "routers") else {}) for name in SECTIONS}
+    """The configuration of each section that a retrofit reads; refuses a YAML file's settings that would do nothing."""
+    job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
+    for section, read in {"search": JUDGING, "evaluate": COMPARING, "static": (), "routers": ()}.items():
+        job.check_read(section, read)
+    configs = {name: job.config(name, f"{name}_") for name in ("gate", "search", "evaluate")}
     return configs | {name: job.config(name) for name in ("resources", "retrofit")}
-
-
-def _check_flags(job: Job) -> None:
-    """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
-    typed = [name for name, value in vars(job.arguments).items() if value is not None]
-    typed += [f"{section}_{key}" for section, values in job.settings.sections.items() for key in values]
-    if idle := [name for name in typed if name in IDLE or (name.startswith(("search_", "static_", "routers_")) and name not in JUDGING)]:
-        flag = "--" + idle[0].replace("_", "-")
-        raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
-
-
-def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
-    """Refuse a split without questions, before a model loads."""
-    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
-    from drllm.retrofitting.sizes import check_questions, check_splits
-
-    loaded = loaded_tasks(tasks, job.data)
-    available = questions_of(loaded)
-    if configs["retrofit"].recipe == "auto":
-        check_questions(available)
-        return
-    check_splits(available, tuple(dict.fromkeys(("fit", configs["evaluate"].split, *filter(None, [configs["gate"].calibrate])))))
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
@@ -126,29 +93,12 @@ def _cut(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
 
 
-def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.reporting.summary_table import render
-    from drllm.retrofitting.pipeline import retrofit
-
-    result = retrofit(routed, tasks, out, configs, data, argv)
-    answer = result["answer"]
-    yield f"prompt: {answer['prompt']}"
-    yield f"answer: {answer['text'].strip()}"
-    yield f"route:  {answer['route']} ({answer['n_passes']} passes of {len(answer['route'])})"
-    yield render(result["summary"])
-    yield result["headline"]
-    for name, sentence in result["guarantees"].items():
-        yield f"{name}, guarantee: {sentence}"
-    yield f"report: {result['report']}"
-    yield f"policy: {result['policy']}"
-
-
 def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "retrofit")
-    add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
+    add_section(parser, "gate", ("epsilon", "delta"), "gate_", "the promise, always tested on calibrate")
     add_section(parser, "resources")
-    for section in SECTIONS[1:]:
-        add_section(parser, section, prefix=f"{section}_", about=ABOUT[section])
+    add_section(parser, "search", JUDGING, "search_", "how answers are judged")
+    add_section(parser, "evaluate", COMPARING, "evaluate_", "comparisons")
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"
     parser.add_argument("--dry-run", action="store_true", help=about)

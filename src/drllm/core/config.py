@@ -261,9 +261,6 @@ class EvaluateConfig(_InOurs, Options):
 class RetrofitConfig(Options):
     """What `drllm retrofit` tries, and what for."""
 
-    recipe: Literal["auto", "paper"] = option(
-        "auto", "auto: try every kind of policy and recommend one, or the base; paper: search, static and routers alone"
-    )
     minutes: float = option(10.0, "about how long trying may take; a stage that does not fit is made smaller or left out", ge=0.1, le=1e5)
     objective: Literal["accuracy", "speed"] = option("accuracy", "accuracy: the most right answers; speed: fewer passes at no loss")
     budget: float = option(0.0, "block passes a prompt at most, as a share of the base's; 0: any for accuracy, 0.9 for speed", ge=0, le=1)

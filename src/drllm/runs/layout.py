@@ -34,8 +34,8 @@ class RunFolder:
     Attributes:
         root: the folder itself.
         jobs: which jobs wrote here (`drllm.runs.provenance`).
-        finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
-        under_way: seconds of the stage of a retrofit that is at work, or was killed.
+        finished: which stages of a retrofit, or of the paper's reproduction, are done (`drllm.runs.stages`).
+        under_way: seconds of the stage that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
         paper: the run folder of the paper's search, inside this one.
         verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
@@ -48,7 +48,7 @@ class RunFolder:
 
     def __init__(self, root: Path):
         self.root = root
-        self.jobs, self.finished = root / "run.json", root / "pipeline.json"
+        self.jobs, self.finished = root / "run.json", root / "stages.json"
         self.under_way = root / "under-way.json"
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
         self.verdicts, self.decided = root / _VERDICTS, root / _DECIDED
@@ -56,7 +56,6 @@ class RunFolder:
         self.features = self.training("features")
         self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
-        self.reproduced = self.reproduction / "stages.json"
 
     def search(self, task: str) -> Path:
         """The folder of a task's search: shards of records and their manifest."""
