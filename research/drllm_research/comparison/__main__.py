@@ -24,9 +24,11 @@ import numpy as np
 
 from drllm import show_progress
 from drllm_research.comparison.asked import Asked
+from drllm_research.comparison.oracle import first_right, oracle_routes
 from drllm_research.comparison.rows import ROWS, SETTINGS, SHUFFLED, STATES, TOLD, file_of, wanted_rows
 from drllm_research.comparison.stored import Named, Results
 from drllm_research.comparison.told import routes_by_task
+from drllm_research.rivals.evaluator import EVALUATORS, fit_evaluator, load_evaluator
 
 DEALT = ("shuffled-over-tasks-", "shuffled-")  # blind baselines made of a row's own routes
 
@@ -52,7 +54,7 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
         before = arguments.results.told(*about) or {}
-        is_there = row.method == "told" or (folder / "drllm_config.json").is_file()
+        is_there = row.method in ("told", "oracle") or (folder / "drllm_config.json").is_file()
         if is_there and {part: before.get(part) for part in made_of} == made_of:
             continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
@@ -60,6 +62,11 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         started = time.perf_counter()
         if row.method == "told":
             made_of |= {"routes": {task: str(route) for task, route in routes_by_task(training_data, **row.options).items()}}
+        elif row.method == "oracle":
+            made_of |= {"routes": [str(route) for route in oracle_routes(training_data)]}
+        elif row.method in EVALUATORS:
+            config = EVALUATORS[row.method].config(**row.options)
+            fit_evaluator(routed, run, row.method, config, None, learned, folder)
         elif row.method == "longer":
             routed.policy = training_data.constant(best_longer(training_data, **row.options))
         else:
@@ -98,7 +105,6 @@ def answer(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Answers of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
     from drllm.evaluation.baselines import baseline_routes
-    from drllm_research.methods.oracle_policy import Oracle
 
     asked, split, results = questions_of(bench, arguments, setting, arguments.limit), arguments.split, arguments.results
     there = results.policies(setting, split)
@@ -114,12 +120,12 @@ def answer(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
         digests |= dict.fromkeys(owned, digest)
         if row.method == "told":
             routes[name, seed] = [policy[task] for task in asked.tasks]
-        elif isinstance(policy, Oracle):
-            routes[name, seed] = asked.told(policy)
-        elif not policy.evaluate_only:
+        elif row.method == "oracle":
+            routes[name, seed] = first_right(policy, asked.answers({route: [route] * len(asked.ids) for route in policy}))
+        elif row.method not in EVALUATORS:
             deciding[name, seed] = policy
         elif there.get((name, seed)) != digest:
-            evaluate_only(asked, policy, results, setting, (name, seed), digest)
+            evaluate(asked, policy, results, setting, (name, seed), digest)
     for (name, seed), mine in zip(deciding, asked.routes(list(deciding.values())), strict=True):
         routes[name, seed] = mine
         if is_dealt(name, split):
@@ -152,12 +158,15 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
 
     folder, policies = folder_of(arguments.run, setting, name, seed), SETTINGS[setting].policies or setting
     about = arguments.results.told("training", policies, f"{name}.{seed}")
-    if ROWS[name].method == "told" and about is not None:
-        by_task = about["routes"]
-        return {task: Route.parse(text, routed.n_layers) for task, text in by_task.items()}, json_digest(by_task)
+    if about is not None and "routes" in about:  # told the task, or every answer
+        digest, given = json_digest(about["routes"]), about["routes"]
+        if isinstance(given, list):
+            return [Route.parse(text, routed.n_layers) for text in given], digest
+        return {task: Route.parse(text, routed.n_layers) for task, text in given.items()}, digest
     if not (folder / "drllm_config.json").is_file():
         raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-    return load_policy(folder, routed.identity), policy_digest(folder)
+    load = load_evaluator(folder, routed) if ROWS[name].method in EVALUATORS else load_policy(folder, routed.identity)
+    return load, policy_digest(folder)
 
 
 def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
@@ -190,9 +199,9 @@ def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list
     return dealt
 
 
-def evaluate_only(asked: Asked, policy: Any, results: Results, setting: str, named: Named, digest: str) -> None:
-    """The answers of a policy that decides no route."""
-    found = [policy.answer(ask.scorer, ask.questions) for ask in asked.asks]
+def evaluate(asked: Asked, evaluator: Any, results: Results, setting: str, named: Named, digest: str) -> None:
+    """The answers of what decides no route."""
+    found = [evaluator.evaluate(ask.scorer, ask.questions) for ask in asked.asks]
     depths, right = [depth for _, spent in found for depth in spent], [verdict.correct for verdicts, _ in found for verdict in verdicts]
     results.add(setting, asked.split, {named: columns(asked, depths, right)}, {named: digest})
 
@@ -205,8 +214,7 @@ def clock(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
     import torch
 
     from drllm.core.progress import Progress
-    from drllm.policies.saved import load_policy
-    from drllm_research.rivals.gated_blocks import Step
+    from drllm_research.rivals.gated_blocks import Gates, Step
 
     routed, asked = bench.routed, questions_of(bench, arguments, setting)
     rng = np.random.default_rng(0)
@@ -214,14 +222,14 @@ def clock(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
     policies = {}
     for name, _, seed in wanted_rows(setting, arguments.methods, 1):
         folder = folder_of(arguments.run, setting, name, seed)
-        if (folder / "drllm_config.json").is_file() and name != "oracle":
-            policies[f"{name}.{seed}"] = load_policy(folder, routed.identity)
+        if (folder / "drllm_config.json").is_file():
+            policies[f"{name}.{seed}"] = trained(routed, arguments, setting, name, seed)[0]
 
     @torch.no_grad()
     def seconds(policy: Any, prompt: Sequence[int]) -> float:
         ids = torch.tensor([prompt])
         started = time.perf_counter()
-        if policy is not None and policy.evaluate_only:
+        if isinstance(policy, Gates):
             with policy.installed(routed, Step.of(torch.ones_like(ids), torch.ones_like(ids))):
                 routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         elif policy is None:

@@ -97,11 +97,6 @@ class Asked:
         decided = [self.bench.decide(ask, policies, f"routes on {ask.task.name}") for ask in self.asks]
         return [[route for of_task in decided for route in of_task[place]] for place in range(len(policies))]
 
-    def told(self, oracle: Any) -> list[Any]:
-        """One route a question by an oracle, as `Oracle.evaluate` takes them."""
-        right = self.answers({route: [route] * len(self.ids) for route in oracle.ranked})
-        return [next((route for route in oracle.ranked if right[route][place]), oracle.ranked[0]) for place in range(len(self.ids))]
-
     def answers(self, routes: Mapping[Any, Sequence[Any]]) -> dict[Any, list[bool]]:
         """Whether each question is answered rightly along its route of each of several lists."""
         asks = [replace(ask, routes=list(zip(*mine, strict=True))) for ask, mine in self._by_task(list(routes.values()))]

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.methods.base import get_method
 from drllm.runs.kept import Kept, kept_in
 from drllm.runs.memo import key_of
 from drllm.runs.names import owner_of
@@ -24,6 +23,7 @@ from drllm.runs.stages import Stages
 from drllm.searching.cost import searched_cost
 from drllm.tasks import get_task, texts_digest
 from drllm_research.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
+from drllm_research.rivals.evaluator import EVALUATORS, fit_evaluator, load_evaluator, method_named
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -159,6 +159,8 @@ class Train(Stage):
         return searched + self.forwards_more + self.points * self.n_tune * len(tasks)
 
     def command(self, setup: Setup) -> str:
+        if self.method in EVALUATORS:
+            return ""
         flags = [part for name, value in self.options for part in as_flag(name, value)]
         tasks = ",".join(self.tasks or setup.tasks)
         return setup.command("train", "--method", self.method, "--name", self.policy, "--tasks", tasks, *flags)
@@ -173,7 +175,7 @@ class Train(Stage):
         from drllm.policies.saved_config import CONFIG_FILE
 
         tasks, folder = self.tasks or bench.setup.tasks, bench.setup.run.policy(self.policy)
-        config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
+        config, training_data = method_named(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
         key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
         if self.n_tune:
             key.append([texts_digest(question.example for question in ask.questions) for ask in training_data.tune(self.n_tune)])
@@ -182,7 +184,10 @@ class Train(Stage):
 
         def fit() -> dict[str, str]:
             try:
-                fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
+                if self.method in EVALUATORS:
+                    fit_evaluator(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks, folder)
+                else:
+                    fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
             except (BudgetError, UnsupportedModelError) as error:
                 return {"missed": str(error)}
             return {}
@@ -218,16 +223,19 @@ class Evaluate(Stage):
 
     def command(self, setup: Setup) -> str:
         config = self.config(setup)
-        flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
+        methods = [name for name in self.methods if name not in EVALUATORS]
+        flags = ["--methods", ",".join(methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
         return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.run import evaluate
 
         setup = bench.setup
-        given = (bench.there(self.methods), self.tasks, setup.out, self.config(setup), setup.data or None, bench.argv, setup.resources)
+        methods = bench.there(self.methods)
+        given = (methods, self.tasks, setup.out, self.config(setup), setup.data or None, bench.argv, setup.resources)
         with bench.stages.doing(self.name):
-            return evaluate(bench.routed, *given)
+            evaluators = {name: load_evaluator(setup.run.policy(name), bench.routed) for name in methods if name in EVALUATORS}
+            return evaluate(bench.routed, *given, evaluators)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,6 @@ def run(job: Job) -> Lines:
         routed = job.load_policy()
         policy = routed.policy
         assert policy is not None
-        if policy.evaluate_only:
-            raise InputError(f"a {policy.name!r} policy is for evaluation only: export a static one")
         if (route := policy.route) is None:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
     from drllm.deploy.export import export
