@@ -31,7 +31,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 GROUPS = {
     "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
-    "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor", "completion"),
+    "lists and tables": ("tasks", "models", "methods", "records", "compare", "completion"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
 RESEARCH = ("reproduce",)  # commands of the package in research/, which is not shipped

@@ -15,7 +15,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
 
 JUDGING = ("reward", "metric", "max_new_tokens", "max_step_tokens")  # of a search; all else follows from the time
-COMPARING = ("batch_size", "n_resamples", "seed")  # of an evaluation
+COMPARING = ("n_resamples", "seed")  # of an evaluation
 SHOWN = 80  # characters of a text
 
 
@@ -66,8 +66,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.cli.menu import is_interactive, offer
-    from drllm.reporting.recommendation import commands, panel
+    from drllm.reporting.recommendation import panel
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.recommend import recommend
 
@@ -83,8 +82,6 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)
-    if is_interactive():
-        offer(commands(found, out), result["report"])
 
 
 def _cut(text: str) -> str:

@@ -33,11 +33,8 @@ def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exporte
     return done
 
 
-def write_weights(routed: RoutedModel, route: Route, place: Path, scaled: tuple[str, ...] = ()) -> int:
-    """Weights, configuration and tokenizer; returns the bytes that later passes take.
-
-    `scaled` names parameters of a block, such as "o_proj.weight", that a span of a strength multiplies by it.
-    """
+def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
+    """Weights, configuration and tokenizer; returns the bytes that later passes take."""
     model: Any = routed.model
     config = path_config(model, route)
     names = {id(module): name for name, module in model.named_modules()}
@@ -45,14 +42,12 @@ def write_weights(routed: RoutedModel, route: Route, place: Path, scaled: tuple[
     assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
     copied_bytes, weights = 0, model.state_dict()
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-    strengths = [span.strength for span in route.spans for _ in span.blocks]
-    for place_of, (block, strength) in enumerate(zip(route.path, strengths, strict=True)):
+    for place_of, block in enumerate(route.path):
         is_copy = block in route.path[:place_of]
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.
-                stored = value * strength if strength != 1 and key.endswith(scaled) else value.clone() if is_copy else value
-                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = stored
+                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = value.clone() if is_copy else value
                 copied_bytes += value.numel() * value.element_size() * is_copy
     try:
         with torch.device("meta"):
