@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers read
     from drllm.cli.terminal import show_progress
-    from drllm.core.config import EvaluateConfig, Resources, RoutersConfig, ScanConfig, SearchConfig
+    from drllm.core.config import EvaluateConfig, HealConfig, Resources, RoutersConfig, ScanConfig, SearchConfig
     from drllm.core.errors import ArtifactError, DrllmError, InputError, UnsupportedModelError
     from drllm.core.route import Action, Route
     from drllm.evaluation.run import evaluate
+    from drllm.healing.heal import heal
     from drllm.methods.fitting import train
     from drllm.model.routed import RoutedModel
     from drllm.policies.policy import Policy
@@ -19,18 +20,30 @@ if TYPE_CHECKING:  # what type checkers read
     from drllm.scanning.scan import scan
     from drllm.searching.runner import search
 
-__all__ = ["Action", "ArtifactError", "DrllmError", "EvaluateConfig", "InputError", "Policy", "Resources", "Route", "RoutedModel"]
-__all__ += ["RoutersConfig", "ScanConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "report", "scan", "search"]
+__all__ = [
+    "Action",
+    "ArtifactError",
+    "DrllmError",
+    "EvaluateConfig",
+    "HealConfig",
+    "InputError",
+    "Policy",
+    "Resources",
+    "Route",
+    "RoutedModel",
+]
+__all__ += ["RoutersConfig", "ScanConfig", "SearchConfig", "UnsupportedModelError", "evaluate", "heal", "report", "scan", "search"]
 __all__ += ["show_progress", "train"]
 
 __version__ = "0.2.0.dev0"
 
 _NAMES = {
     "cli.terminal": ("show_progress",),
-    "core.config": ("EvaluateConfig", "Resources", "RoutersConfig", "ScanConfig", "SearchConfig"),
+    "core.config": ("EvaluateConfig", "HealConfig", "Resources", "RoutersConfig", "ScanConfig", "SearchConfig"),
     "core.errors": ("ArtifactError", "DrllmError", "InputError", "UnsupportedModelError"),
     "core.route": ("Action", "Route"),
     "evaluation.run": ("evaluate",),
+    "healing.heal": ("heal",),
     "methods.fitting": ("train",),
     "model.routed": ("RoutedModel",),
     "policies.policy": ("Policy",),

@@ -162,7 +162,12 @@ def test_every_command_has_help_with_an_example(name, capsys):
     code, out, err = run(capsys, name, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: drllm {name}")
-    assert "--config" in out
+    shown = re.findall(r"^  (-.*?)(?:  |$)", out, re.M)
+    assert len(shown) <= 12, "a first look is short"
+    flags = {option for action in cli.make_parser(name)._actions for option in action.option_strings}
+    everything = run(capsys, name, "--help-all")[1]
+    assert all(flag in everything for flag in flags)
+    assert (f"`drllm {name} --help-all` shows" in out) == (len(shown) < everything.count("\n  -"))
     example = cli.help_of(name)[1]
     assert out.rstrip().endswith(example)
     # Each line of the example is one that parses.
@@ -387,7 +392,7 @@ def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(tm
 
 
 def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
-    code, out, _ = run(capsys, "retrofit", "--help")
+    code, out, _ = run(capsys, "retrofit", "--help-all")
     assert code == 0
     places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--gate-epsilon", "--threads", "--search-reward", "--evaluate-seed")]
     assert places == sorted(places)

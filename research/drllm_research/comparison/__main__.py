@@ -153,7 +153,6 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
     """What `fit` made and its digest: a policy, or of a row that is told the task, the route of each task."""
     from drllm import Route
     from drllm.core.digest import json_digest
-    from drllm.policies.saved import load_policy
     from drllm.policies.saved_config import policy_digest
 
     folder, policies = folder_of(arguments.run, setting, name, seed), SETTINGS[setting].policies or setting
@@ -165,7 +164,7 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
         return {task: Route.parse(text, routed.n_layers) for task, text in given.items()}, digest
     if not (folder / "drllm_config.json").is_file():
         raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-    load = load_evaluator(folder, routed) if ROWS[name].method in EVALUATORS else load_policy(folder, routed.identity)
+    load = load_evaluator(folder, routed) if ROWS[name].method in EVALUATORS else routed.load_policy(folder)
     return load, policy_digest(folder)
 
 

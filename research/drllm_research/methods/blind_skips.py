@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drllm.core.options import MAX_SEED, Options, option
-from drllm.methods.base import Method, kept_passes, without
+from drllm.core.route import kept_passes
+from drllm.methods.base import Method, without
 
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData

@@ -13,7 +13,7 @@ from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
 from drllm_research.paper.config import ReproduceConfig
 
 CONFIG = ReproduceConfig
-
+SHOWN = ("names", "model", "tasks", "data", "out", "scale", "reward", "split", "outside", "dry_run", "config")  # by --help
 NAMES = "table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, search, forcing, or all"
 
 

@@ -85,9 +85,8 @@ class Bench:
 
     def policy(self, name: str) -> Any:
         """A policy of the run, its weights beside the model's."""
-        from drllm.policies.saved import load_policy
 
-        return load_policy(self.setup.run.policy(name), self.routed.identity).to(self.routed.device)
+        return self.routed.load_policy(self.setup.run.policy(name)).to(self.routed.device)
 
     def kept(self, task: str) -> Kept:
         """What the search of a task has kept, of what it has visited."""

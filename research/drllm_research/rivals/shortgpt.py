@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
-from drllm.core.route import Route
-from drllm.methods.base import Method, kept_passes, without
+from drllm.core.route import Route, kept_passes
+from drllm.methods.base import Method, without
 from drllm.runs.layout import INFLUENCE_FILE
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ import torch
 from drllm import RoutedModel, show_progress
 from drllm.core.config import EvaluateConfig
 from drllm.policies.codebook import Codebook, StateSelector, distance
-from drllm.policies.saved import load_policy
 from drllm.scoring.route_prediction import read_prompts
 from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import load_task
@@ -33,7 +32,7 @@ def main() -> None:
     parser.add_argument("--data")
     given = parser.parse_args()
     routed = RoutedModel.wrap(given.model)
-    codebook = load_policy(given.policy, routed.identity)
+    codebook = routed.load_policy(given.policy)
     if not isinstance(codebook, Codebook) or not isinstance(codebook.selector, StateSelector):
         parser.error(f"{given.policy} holds no codebook that reads states")
     selector = codebook.selector

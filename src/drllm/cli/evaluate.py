@@ -16,6 +16,8 @@ from drllm.runs.layout import SUMMARY_FILE, RunFolder
 from drllm.runs.manifest import path_manifests, search_manifests
 from drllm.runs.names import check_methods, owner_of
 
+SHOWN = ("out", "methods", "tasks", "data", "split", "limit", "harness", "harness_args", "model", "dtype", "seed")  # by --help
+
 
 def run(job: Job) -> Lines:
     out, config, methods = Path(job.need("out")), job.config("evaluate"), job.common.methods

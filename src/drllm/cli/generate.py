@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
+SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "control", "epsilon", "dtype", "any_format", "device")  # by --help
 
 
 def run(job: Job) -> Lines:

@@ -29,7 +29,7 @@ from drllm.core.progress import reporting_to
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 GROUPS = {
-    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan"),
+    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan", "heal"),
     "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
     "lists and tables": ("tasks", "models", "methods", "records", "compare", "completion"),
 }
@@ -37,18 +37,41 @@ COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROU
 RESEARCH = ("reproduce",)  # commands of the package in research/, which is not shipped
 
 
+MOST_SHOWN = 12  # flags that --help lists
+
+
 class _Help(Exception):
     """Carries the text of --help to where results are written."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing and exiting, so that every mistake ends as one line."""
+    """Raises instead of printing and exiting, so that every mistake ends as one line.
+
+    Attributes:
+        shown: names of the flags that --help lists where there are many; --help-all lists all.
+    """
+
+    shown: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
 
     def print_help(self, file: Any = None) -> NoReturn:
+        flags = [action for action in self._actions if action.option_strings]
+        if len(flags) > MOST_SHOWN:
+            for action in flags:
+                action.help = action.help if action.dest in ("help", *self.shown) else argparse.SUPPRESS
+            self.usage = f"{self.prog} [flags]"
+            hidden = sum(action.help == argparse.SUPPRESS for action in flags)
+            self.epilog = f"`{self.prog} --help-all` shows {hidden} more flags.\n\n{self.epilog}"
         raise _Help(self.format_help().rstrip())
+
+
+class _HelpAll(argparse.Action):
+    """Shows every flag of a command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        raise _Help(parser.format_help().rstrip())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +152,10 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
     about, example = help_of(name)
     form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
     parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)
-    getattr(find_command(name), "add_flags", add_common)(parser)
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every flag and exit")
+    command = find_command(name)
+    parser.shown = getattr(command, "SHOWN", ())
+    getattr(command, "add_flags", add_common)(parser)
     if name == "train":
         train.add_method_flags(parser, arguments)
     return parser
@@ -147,7 +173,7 @@ def _overview() -> str:
     others = {"of other packages": plugin_names(PLUGINS)}
     for title, names in (GROUPS | (others if any(others.values()) else {})).items():
         text += f"\n{title}:\n" + "".join(f"  {name:10} {help_of(name)[0].splitlines()[0].rstrip('.')}\n" for name in names)
-    text += "\n`drllm COMMAND --help` shows a command's flags; `drllm --version` the version.\n"
+    text += "\n`drllm COMMAND --help` shows a command's flags, `--help-all` all of them; `drllm --version` the version.\n"
     return f"{text}\nexample:\n  {help_of('retrofit')[1]}"
 
 

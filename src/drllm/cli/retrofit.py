@@ -16,7 +16,8 @@ from drllm.cli.options import Parser, add_common, add_section
 
 JUDGING = ("reward", "metric", "max_new_tokens", "max_step_tokens")  # of a search; all else follows from the time
 COMPARING = ("n_resamples", "seed")  # of an evaluation
-SHOWN = 80  # characters of a text
+CUT = 80  # characters of a text
+SHOWN = ("model", "tasks", "data", "out", "minutes", "objective", "budget", "gate_epsilon", "dtype", "config", "dry_run")  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -87,7 +88,7 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
 def _cut(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
+    return line if len(line) <= CUT else f"{line[:CUT]} ..."
 
 
 def add_flags(parser: Parser) -> None:

@@ -16,6 +16,8 @@ from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
 from drllm.core.config import ScanConfig
 from drllm.core.route import Route
 
+SHOWN = ("model", "tasks", "data", "out", "claimed", "kinds", "max_span", "questions", "reward", "dtype", "dry_run")  # by --help
+
 
 def run(job: Job) -> Lines:
     model = job.need("model")

@@ -16,6 +16,8 @@ from drllm.cli.records import sweeps
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
 
+SHOWN = ("model", "tasks", "data", "out", "preset", "n_simulations", "limit", "keep", "reward", "paths", "dry_run")  # by --help
+
 
 def run(job: Job) -> Lines:
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")

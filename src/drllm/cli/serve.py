@@ -20,6 +20,8 @@ from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 from drllm.deploy.serving.spec import ServeSpec
 
+SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "with_base", "max_model_len", "eager", "vllm_args", "print")  # by --help
+
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
@@ -44,6 +46,10 @@ def run(job: Job) -> Lines:
     folder = str(saved.folder.resolve()) if saved else ""
     with said_if_slow(f"loading {base or (saved.config.base_id if saved else '')} ..."):
         routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
+    name = arguments.name or Path(routed.base_id).name
+    if routed.policy is not None and routed.policy.adapters:
+        with said_if_slow("merging the adapter into a checkpoint ..."):
+            routed, folder = launching.merged(routed, launching.cache_folder(), arguments.with_base), ""
     arch = launching.check_supported(routed)
     spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format, arguments.with_base)
     launching.check_extra(extra, spec.mode)
@@ -52,7 +58,6 @@ def run(job: Job) -> Lines:
     context = arguments.max_model_len or min(limit, 8192)
     if not 0 < context <= limit:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
-    name = arguments.name or Path(routed.base_id).name
     dtype, device = type_name(routed.model.dtype), routed.device.type
     more = context, arguments.eager, arguments.api_key, extra
     started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))

@@ -10,15 +10,17 @@ example:
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import add_common, add_section
+from drllm.cli.options import add_common, add_section, section_class
 from drllm.core.errors import InputError
 from drllm.methods.base import get_method
 from drllm.runs.names import check_name
 
 DEFAULT = "routers"
+SHOWN = ("method", "name", "out", "tasks", "calibrate", "epsilon", "model")  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -63,5 +65,6 @@ def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) 
     name = finder.parse_known_args(arguments)[0].method or DEFAULT
     try:
         add_section(parser, name, about="options of the method")
+        parser.shown = (*SHOWN, *(item.name for item in fields(section_class(name))[:4]))  # type: ignore[attr-defined]
     except argparse.ArgumentError as error:
         raise InputError(f"method {name!r} has an option that `drllm train` has itself ({error}): its author must rename it") from None

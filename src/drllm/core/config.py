@@ -276,6 +276,25 @@ class RetrofitConfig(Options):
         return SCAN_KINDS if self.kept > 1 else ("skip",)
 
 
+@dataclass(frozen=True)
+class HealConfig(Options):
+    """A route brought back to the base's answers: low-rank weights on its blocks, trained by KL to the base on prompts without labels."""
+
+    budget: float = option(0.8, "without --route and --policy: block passes to keep, as a share of the base's", ge=0.1, le=1)
+    choose_on: int = option(32, "prompts on which the route is chosen, dropping one block after the other where the KL grows least", ge=1)
+    rank: int = option(8, "rank of the adapter's matrices (LoRA)", ge=1)
+    targets: tuple[str, ...] = option((), "linear maps to adapt, by their last names, such as q_proj,v_proj; none: all of each block")
+    steps: int = option(200, "training steps at most; it ends before where held-out prompts gain nothing more", ge=1)
+    step_tokens: int = option(1000, "tokens of a training step, about", ge=1)
+    lr: float = option(1e-3, "AdamW learning rate, falling to 0 (about 2e-4 from a billion weights on)", gt=0)
+    new_tokens: int = option(16, "tokens of the base's own greedy answer that are learned behind each prompt; 0: the prompt alone", ge=0)
+    held_out: int = option(64, "prompts that are kept to measure on, and learned by nothing", ge=1)
+    reward: RewardName = option("auto", "tasks: the form in which questions are asked, by how answers will be judged; see drllm search")
+    wording: Prompts = option("auto", f"tasks: {PROMPTS_HELP}ours")
+    max_step_tokens: int = option(512, f"where nothing is trained: {STEP_HELP}", ge=1)
+    seed: int = option(0, "seed of the adapter's first weights and of the order of prompts", ge=0, le=MAX_SEED)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain values, for `run.json` and for comparing runs."""
     return dataclasses.asdict(config)
@@ -283,6 +302,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # Of the jobs; each method has a section of its own name besides.
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
-SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig}
+SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig}
 
 OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for

@@ -15,6 +15,7 @@ from drllm.core.errors import InputError, first_line
 from drllm.core.span import Span, Visit, block_span, fewest_spans, in_place, n_in_place, read_span
 
 MAX_PASSES = 4  # of one block, in any route
+_ADAPTER = re.compile(r"[0-9a-f]{16}")
 _HOW = "write one digit a block, 0 (skip), 1 (execute) or 2 (repeat), or a path such as 0-14,12-29 or 0-14,(12-14)*0.5,15-29"
 
 
@@ -31,16 +32,18 @@ class Route:
     """The path of one prompt through L blocks; the only form a route has anywhere.
 
     `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
-    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs.
-    `Route.parse` is its inverse.
+    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs. A
+    healed route ends in "@" and the name of its adapter. `Route.parse` is its inverse.
 
     Attributes:
         actions: passes of each block, first block first.
         order: the path, where it is not in place: single blocks, and spans of a strength below 1.
+        adapter: names the low-rank weights that every block of it runs with (`drllm.policies.adapter`); empty: none.
     """
 
     actions: tuple[int, ...]
     order: tuple[Span, ...] | None
+    adapter: str
 
     def __init__(self, actions: Iterable[int]):
         try:
@@ -51,6 +54,7 @@ class Route:
             raise InputError("a route leads through one block at least")
         object.__setattr__(self, "actions", parsed)
         object.__setattr__(self, "order", None)
+        object.__setattr__(self, "adapter", "")
 
     @classmethod
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
@@ -60,6 +64,9 @@ class Route:
         its last one must say so ("0-14,12-27/30"). Without it a path leads through as many blocks as it says, or ends at the last one.
         """
         n_layers = None if n_layers is None else _blocks(n_layers)
+        if isinstance(text, str) and "@" in text:
+            bare, _, adapter = text.partition("@")
+            return cls.parse(bare, n_layers).with_adapter(adapter)
         if isinstance(text, str) and text and not set(text) - set("012"):
             if n_layers is not None and len(text) != n_layers:
                 raise InputError(f"route {first_line(text)} leads through {len(text)} blocks, the model has {n_layers}")
@@ -82,10 +89,13 @@ class Route:
                 whose blocks have not all been passed.
         """
         try:
-            spans = tuple(_single_blocks(path))
+            parts = tuple(path)
         except TypeError:
             raise InputError(f"got a path {first_line(repr(path))}: expected blocks and spans, one after the other") from None
-        return _along(spans, _blocks(n_layers))
+        adapters = {part.adapter if isinstance(part, Span) else "" for part in parts} or {""}
+        if len(adapters) > 1:
+            raise InputError(f"got a path with adapters {', '.join(map(repr, sorted(adapters)))}: a route has one adapter, or none")
+        return _along(tuple(_single_blocks(parts)), _blocks(n_layers)).with_adapter(adapters.pop())
 
     @classmethod
     def of_visits(cls, visits: Sequence[Visit]) -> Route:
@@ -106,17 +116,33 @@ class Route:
             raise InputError(f"{asked}: expected 2 to {MAX_PASSES} times in all")
         if skipped := [block for block in range(first, last + 1) if not self.actions[block]]:
             raise InputError(f"cannot loop blocks {first} to {last}: this route skips block {skipped[0]}")
-        again = [Span(first, last, strength)] * (times - 1)
+        again = [Span(first, last, strength, self.adapter)] * (times - 1)
         visits = list(self.visits)
         visits[last] = (*visits[last], *again)
         return Route.along(itertools.chain.from_iterable(visits), len(self))
+
+    def with_adapter(self, adapter: str) -> Route:
+        """This route with every block run under an adapter; "" for none."""
+        if adapter and not _ADAPTER.fullmatch(adapter):
+            raise InputError(f"got adapter {adapter!r} in a route: expected the 16 hexadecimal digits that name one")
+        if adapter == self.adapter:
+            return self
+        route = object.__new__(Route)
+        for name, value in (("actions", self.actions), ("order", self.order), ("adapter", adapter)):
+            object.__setattr__(route, name, value)
+        return route
+
+    @property
+    def bare(self) -> Route:
+        """This route without an adapter."""
+        return self.with_adapter("")
 
     @property
     def spans(self) -> tuple[Span, ...]:
         """The path: single blocks, and spans of a strength below 1."""
         if self.order is not None:
-            return self.order
-        return tuple(block_span(block) for block, action in enumerate(self.actions) for _ in range(action))
+            return tuple(span._replace(adapter=self.adapter) for span in self.order) if self.adapter else self.order
+        return tuple(block_span(block, self.adapter) for block, action in enumerate(self.actions) for _ in range(action))
 
     @property
     def path(self) -> tuple[int, ...]:
@@ -147,7 +173,7 @@ class Route:
     @property
     def has_digits(self) -> bool:
         """Whether one action a block says all: each block's passes in place, two at most. Routers decide nothing else."""
-        return self.order is None and max(self.actions, default=0) <= Action.REPEAT
+        return self.order is None and not self.adapter and max(self.actions, default=0) <= Action.REPEAT
 
     @property
     def n_passes(self) -> int:
@@ -157,7 +183,7 @@ class Route:
     @property
     def is_full(self) -> bool:
         """Whether this is the identity."""
-        return self.order is None and all(action == Action.EXECUTE for action in self.actions)
+        return self.order is None and not self.adapter and all(action == Action.EXECUTE for action in self.actions)
 
     def edit(self, start: int, *actions: int) -> Route:
         """This route with the actions from block `start` on replaced; of a route that is not in place, only blocks that run once."""
@@ -184,12 +210,19 @@ class Route:
         return self.actions[block]
 
     def __str__(self) -> str:
+        if self.adapter:
+            return f"{self.bare}@{self.adapter}"
         if self.has_digits:
             return "".join(str(int(action)) for action in self.actions)
         return _path_text(self.spans, len(self))
 
     def __repr__(self) -> str:
         return f"Route.parse({str(self)!r})"
+
+
+def kept_passes(budget: float, n_layers: int) -> int:
+    """Passes to keep of the base's `n_layers`, at least one."""
+    return max(1, int(budget * n_layers + 1e-9))
 
 
 def _blocks(n_layers: Any) -> int:
@@ -233,7 +266,7 @@ def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
     """The path with plain spans taken apart, in Python's own numbers: equal routes have one text."""
     for part in path:
         try:
-            first, last, strength = part if isinstance(part, Span) else (part, part, 1.0)
+            first, last, strength = part[:3] if isinstance(part, Span) else (part, part, 1.0)
             span = Span(operator.index(first), operator.index(last), float(strength))
         except (TypeError, ValueError):
             raise InputError(
@@ -269,6 +302,7 @@ def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
     route = object.__new__(Route)
     object.__setattr__(route, "actions", tuple(Action(n) if n <= Action.REPEAT else n for n in counts))
     object.__setattr__(route, "order", None if is_in_place else spans)
+    object.__setattr__(route, "adapter", "")
     return route
 
 

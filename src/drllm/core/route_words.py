@@ -16,7 +16,8 @@ def in_words(route: Route) -> str:
     if repeated := [str(block) for block, n_passes in enumerate(in_place) if n_passes == Action.REPEAT]:
         parts.append(f"repeats {', '.join(repeated)}")
     parts += [f"runs {block} {n_passes} times" for block, n_passes in enumerate(in_place) if n_passes > Action.REPEAT]
-    return "; ".join([*parts, *loops_in_words(route)]) or "the base's route"
+    parts += [*loops_in_words(route), *([f"adapter {route.adapter}"] if route.adapter else [])]
+    return "; ".join(parts) or "the base's route"
 
 
 def loops_in_words(route: Route) -> list[str]:

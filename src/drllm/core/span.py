@@ -13,11 +13,15 @@ _DAMPED = re.compile(r"\((?P<first>\d{1,5})(-(?P<last>\d{1,5}))?\)(\*(?P<strengt
 
 
 class Span(NamedTuple):
-    """Blocks `first` to `last`, one after the other: F. With a strength s below 1 the states h go only that far: h + s (F(h) - h)."""
+    """Blocks `first` to `last`, one after the other: F. With a strength s below 1 the states h go only that far: h + s (F(h) - h).
+
+    `adapter` names the low-rank weights that are added to its blocks' own; empty: none.
+    """
 
     first: int
     last: int
     strength: float = 1.0
+    adapter: str = ""
 
     @property
     def blocks(self) -> range:
@@ -33,9 +37,9 @@ Visit = tuple[Span, ...]  # what runs when the base's forward comes to one block
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def block_span(block: int) -> Span:
+def block_span(block: int, adapter: str = "") -> Span:
     """One block as a span, the same object each time."""
-    return Span(block, block)
+    return Span(block, block, 1.0, adapter)
 
 
 def in_place(block: int, n_passes: int) -> Visit:
@@ -45,7 +49,7 @@ def in_place(block: int, n_passes: int) -> Visit:
 
 def n_in_place(block: int, visit: Visit) -> int:
     """Passes of a visit that are the block's own, before any loop."""
-    return sum(1 for _ in itertools.takewhile(block_span(block).__eq__, visit))
+    return sum(1 for _ in itertools.takewhile(lambda span: span[:3] == block_span(block)[:3], visit))
 
 
 def fewest_spans(spans: Sequence[Span]) -> list[Span]:
@@ -53,7 +57,7 @@ def fewest_spans(spans: Sequence[Span]) -> list[Span]:
     merged: list[Span] = []
     for span in spans:
         if merged and merged[-1].strength == span.strength == 1 and span.first == merged[-1].last + 1:
-            merged[-1] = Span(merged[-1].first, span.last)
+            merged[-1] = merged[-1]._replace(last=span.last)
         else:
             merged.append(span)
     return merged

@@ -25,6 +25,7 @@ FORMATS: dict[str, Callable[[RoutedModel, Route, Path], Exported]] = {
     "mergekit": write_recipe,
     "gguf": write_gguf,
 }
+HEALED = ("checkpoint", "peft")  # can hold an adapter: merged, or as it is
 NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter", "mergekit": "a mergekit recipe", "gguf": "a GGUF file"}
 
 
@@ -35,6 +36,8 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         format: "checkpoint" (weights, configuration and tokenizer for transformers), "peft" (an adapter, without a copy of a weight),
             "mergekit" (a recipe by which mergekit makes that checkpoint), or "gguf" (the base's own GGUF file with its blocks in another
             order, and a Modelfile for Ollama).
+
+    Of a healed route the checkpoint holds the merged weights, and the adapter is PEFT's on the base with its blocks in that order.
 
     Raises:
         InputError: the folder holds something else, the route runs no block, or it has a strength, which no format can hold.
@@ -48,6 +51,10 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         raise InputError("the route runs no block: an export needs at least one")
     if damped := [span for span in route.spans if span.strength != 1]:
         raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: generate with drllm, or serve the route")
+    routed.check_adapter(route)
+    if route.adapter and format not in HEALED:
+        instead = "export a checkpoint" + (", then convert it (docs/export.md)" if format == "gguf" else "")
+        raise InputError(f"{NAMES[format]} only puts the base's own tensors in another order, and this route is healed: {instead}")
     model = routed.model
     if model is not causal_lm(model):
         what = "the base carries an adapter or is compiled"

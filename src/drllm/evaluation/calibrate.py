@@ -58,6 +58,7 @@ def calibrate(
     manifests = list((search_manifests(run) | path_manifests(run)).values())
     if not manifests:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
+    routed.as_source(policy)  # its adapters
     points = [policy] if as_it_is else policy.operating_points()
     by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
     loaded = load_unseen(run, {name: data_of(run, manifest.data) for name, manifest in by_task.items()})

@@ -19,7 +19,6 @@ from drllm.evaluation.baselines import baseline_routes
 from drllm.methods.base import method_names
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.answers import Answers, write_answers
 from drllm.runs.card_facts import refresh_card
@@ -76,7 +75,7 @@ def evaluate(
     check_methods(methods, run.root, (*method_names(), *evaluators))
     baselines = [name for name in dict.fromkeys(methods) if owner_of(name)]
     trained = dict.fromkeys([*(name for name in methods if name != BASE and not owner_of(name)), *map(owner_of, baselines)])
-    policies = {name: load_policy(run.policy(name), routed.identity) for name in trained if name not in evaluators}
+    policies = {name: routed.load_policy(run.policy(name)) for name in trained if name not in evaluators}
     if fixed := [name for name in baselines if owner_of(name) in evaluators]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}

@@ -72,11 +72,6 @@ def method_of(config: Any) -> Method:
     raise InputError(f"{type(config).__name__} holds the options of no method; known are {', '.join(method_names())}")
 
 
-def kept_passes(budget: float, n_layers: int) -> int:
-    """Passes to keep of the base's `n_layers`, at least one."""
-    return max(1, int(budget * n_layers + 1e-9))
-
-
 def pass_limit(budget: float, n_layers: int) -> float:
     """The most passes that a budget below 1 allows; a budget of 1 allows any number."""
     return budget * n_layers + 1e-9 if budget < 1 else math.inf

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from drllm.core.errors import UnsupportedModelError, first_line
+from drllm.core.errors import InputError, UnsupportedModelError, first_line
+from drllm.model.adapters import switched_on
 from drllm.model.cache import RoutedCache
 from drllm.model.sub_batches import SubBatch
 from drllm.model.transformers_private import FORWARD_NAMES
@@ -55,6 +56,7 @@ class RoutedBlock:
         self.had_own_forward = "forward" in vars(block)  # accelerate's device hooks put one there
         self.parameters = tuple(inspect.signature(self.original).parameters)
         self.all: Mapping[int, RoutedBlock] = {index: self}  # of the model, by their indices
+        self.adapters: Mapping[str, Any] = {}  # those that the model has, by their names
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = find_cache(args, kwargs)
@@ -86,15 +88,18 @@ class RoutedBlock:
         for block, n_set in zip(part.span.blocks, part.sets, strict=True):
             named = cache.arguments[block].items()
             passed = {key: _argument(key, value, part.picked, n_set, cache, x_BTD.shape[0]) for key, value in named}
-            states, rest = self.all[block].run(states, passed)
+            states, rest = self.all[block].run(states, passed, part.span.adapter)
         if part.span.strength != 1:
             before = before.to(states.device)
             states = before + part.span.strength * (states - before)
         return states, rest
 
-    def run(self, x_BTD: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...] | None]:
-        """One pass of the base block: (states, what it returns beside them in families that return tuples)."""
-        out = self.original(x_BTD, **arguments)
+    def run(self, x_BTD: Tensor, arguments: dict[str, Any], adapter: str = "") -> tuple[Tensor, tuple[Any, ...] | None]:
+        """One pass of the block, the base's or under an adapter: (states, what families that return tuples return beside them)."""
+        if adapter and adapter not in self.adapters:
+            raise InputError(f"a route asks for adapter {adapter}, which this model was not given: load the policy that holds it")
+        with switched_on(adapter):
+            out = self.original(x_BTD, **arguments)
         return (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
 
     def remove(self) -> None:

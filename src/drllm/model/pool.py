@@ -20,6 +20,7 @@ import torch
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError, DrllmError, InputError
 from drllm.model.routed import RoutedModel
+from drllm.policies.adapter import Adapter
 
 MAX_DEATHS = 3  # of workers while they held one job
 LOADING = -1  # what a worker without jobs is at
@@ -37,12 +38,13 @@ class Base:
     dtype: torch.dtype
     device: str
     fingerprint: str
+    adapters: tuple[Adapter, ...] = ()  # of healed routes
 
     @classmethod
     def of(cls, routed: RoutedModel, resources: Resources) -> Base:
         """The model of this process, as the workers are to load it."""
         device = "cuda" if resources.executor == "ray" and resources.worker_gpus else str(routed.device)
-        return cls(routed.base_id, routed.model.dtype, device, routed.fingerprint)
+        return cls(routed.base_id, routed.model.dtype, device, routed.fingerprint, tuple(routed.adapters.values()))
 
     def load(self, threads: int) -> RoutedModel:
         """The model, in a worker, which keeps the last one; `ArtifactError` where its weights are others."""
@@ -52,6 +54,8 @@ class Base:
             routed = RoutedModel.wrap(self.base_id, dtype=self.dtype, device=self.device)
             if routed.fingerprint != self.fingerprint:
                 raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: give every node the same model")
+            for adapter in self.adapters:
+                routed.adopt(adapter)
             _loaded[self] = routed
         return _loaded[self]
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
 from drllm.model import generation
+from drllm.model.adapters import adopt, drop_all
 from drllm.model.blocks import RoutedBlock, find_blocks, is_routed, probe_blocks
 from drllm.model.cache import Observer, RoutedCache, new_slots
 from drllm.model.families import check_family, check_model, check_structure
@@ -26,9 +27,10 @@ from drllm.model.generation import Output
 from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
+from drllm.policies.adapter import Adapter
 from drllm.policies.given import as_source, is_identity
-from drllm.policies.policy import RouteSource
-from drllm.policies.saved import SavedPolicy, open_policy, save_policy
+from drllm.policies.policy import Policy, RouteSource
+from drllm.policies.saved import SavedPolicy, load_policy, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 from drllm.runs.card_facts import refresh_card
 
@@ -41,6 +43,7 @@ class RoutedModel:
         tokenizer: its tokenizer, or None.
         policy: decides each prompt's route; None is the base model.
         by_name: whether all of it was loaded by `base_id`, so that another process can load the same.
+        adapters: those of healed routes, by their names.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None, by_name: bool = False):
@@ -65,8 +68,10 @@ class RoutedModel:
         self._policy: RouteSource | None = None
         self._spent = False
         self.routed_blocks = [RoutedBlock(block, index, returns_tuple) for index, block in enumerate(blocks)]
+        self.adapters: dict[str, Adapter] = {}
         for routed_block in self.routed_blocks:
             routed_block.all, routed_block.block.forward = dict(enumerate(self.routed_blocks)), routed_block
+            routed_block.adapters = self.adapters
 
     @classmethod
     def wrap(cls, model_or_id: nn.Module | str | Path, tokenizer: Any = None, dtype: Dtype = None, device: Device = None) -> RoutedModel:
@@ -98,6 +103,7 @@ class RoutedModel:
                 raise InputError(f"block {routed_block.index} was hooked after wrapping: remove that hook first, then unwrap")
         for routed_block in self.routed_blocks:
             routed_block.remove()
+        drop_all(self.blocks)
         self._spent = True
         return self.model
 
@@ -126,10 +132,34 @@ class RoutedModel:
         return self.model.get_input_embeddings().weight.device
 
     def as_source(self, given: RouteSource | Route | Sequence[Route]) -> RouteSource:
-        """Any way of giving routes, checked against this model's shape."""
+        """Any way of giving routes, checked against this model's shape; the adapters that come with it are the model's from now on."""
         source = as_source(given, self.n_layers)
         source.check_model(self.n_layers, self.hidden_size)
+        for adapter in source.adapters:
+            self.adopt(adapter)
+        for route in {*source.routes, *([source.route] if source.route else [])}:
+            self.check_adapter(route)
         return source
+
+    def load_policy(self, folder: Path) -> Policy:
+        """The saved policy of a local folder, on this base, with its adapters ready; the model's own policy stays."""
+        policy = load_policy(folder, self.identity)
+        self.as_source(policy)
+        return policy
+
+    def adopt(self, adapter: Adapter) -> None:
+        """Have an adapter ready for routes that end in its name; the base itself stays as it is."""
+        if adapter.name not in self.adapters:
+            adopt(self.blocks, adapter)
+            self.adapters[adapter.name] = adapter
+
+    def check_adapter(self, route: Route) -> None:
+        """`InputError` for a route whose adapter this model was not given, or was trained for another route."""
+        found = self.adapters.get(route.adapter)
+        if route.adapter and found is None:
+            raise InputError(f"route {route} needs an adapter that this model was not given: load the healed policy that holds it")
+        if found is not None and found.route != route.bare:
+            raise InputError(f"adapter {route.adapter} was trained for route {found.route}, not for {route.bare}: heal that route, too")
 
     def new_cache(
         self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None, input_ids: Tensor | None = None
@@ -150,9 +180,9 @@ class RoutedModel:
         cache.check_complete(n_before)
         return out
 
-    def run_block(self, block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def run_block(self, block: int, x_BTD: Tensor, arguments: dict[str, Any], adapter: str = "") -> Tensor:
         """One pass of one block, given the other arguments that the base model passes to it: the states behind it."""
-        return self.routed_blocks[block].run(x_BTD, arguments)[0]
+        return self.routed_blocks[block].run(x_BTD, arguments, adapter)[0]
 
     def decoder_forward(self, cache: Cache, **inputs: Any) -> Any:
         """As `forward`, without the output head: for what reads hidden states only. A stock cache runs the base."""

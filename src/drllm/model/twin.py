@@ -30,7 +30,7 @@ def twin_in(routed: RoutedModel, dtype: torch.dtype) -> RoutedModel:
     held = [*routed.model.parameters(), *routed.model.buffers()]
     if any(type(part) not in (nn.Parameter, Tensor) for part in held):
         whole = copy.deepcopy(routed, {id(routed.tokenizer): routed.tokenizer}).unwrap()
-        return RoutedModel.wrap(whole.to(dtype), routed.tokenizer)
+        return _with_adapters(RoutedModel.wrap(whole.to(dtype), routed.tokenizer), routed)
     own = routed.model.dtype
     in_blocks = {id(parameter) for block in routed.blocks for parameter in block.parameters()}
     shared: dict[int, Any] = {id(routed.tokenizer): routed.tokenizer}
@@ -46,7 +46,13 @@ def twin_in(routed: RoutedModel, dtype: torch.dtype) -> RoutedModel:
     spare: dict[tuple[str, torch.Size], Tensor] = {}
     for block in twin.blocks:
         block.forward = _Converting(block, own, dtype, spare)
-    return RoutedModel.wrap(model, routed.tokenizer)
+    return _with_adapters(RoutedModel.wrap(model, routed.tokenizer), routed)
+
+
+def _with_adapters(twin: RoutedModel, routed: RoutedModel) -> RoutedModel:
+    for adapter in routed.adapters.values():
+        twin.adopt(adapter)
+    return twin
 
 
 class _Converting:

@@ -52,6 +52,7 @@ class CardFacts:
     method: str = ""  # its name in the run
     comparisons: Sequence[Comparison] = ()  # evaluations of these very files
     commands: Sequence[str] = ()  # the command lines that made the run
+    notes: Sequence[str] = ()  # what else was measured of these very files
 
 
 def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts) -> str:
@@ -66,7 +67,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
     tasks = list(dict.fromkeys(task for comparison in facts.comparisons for task in comparison.tasks))
-    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.has_digits]
+    looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.bare.has_digits]
     lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
@@ -82,6 +83,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
         f"- guarantee: {guarantee['sentence']}",
+        *(f"- {note}" for note in facts.notes),
         "",
         "## Figures",
         "",

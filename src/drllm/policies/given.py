@@ -22,6 +22,7 @@ class GivenRoutes(RouteSource):
         self.of_sequences = tuple(routes)
         self.n_layers = len(routes[0])
         self.route = routes[0] if all(route == routes[0] for route in routes) else None
+        self.routes = tuple(dict.fromkeys(routes))
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route]:
         """Those that were given, whatever the prompts: the cache refuses a batch of another size."""

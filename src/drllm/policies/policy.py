@@ -17,6 +17,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.names import did_you_mean
 from drllm.core.plugins import POLICIES, load_plugin, plugin_names
 from drllm.core.route import Route, Visit
+from drllm.policies.adapter import Adapter
 
 POLICY_FILE = "policy.json"
 # Imported, and so registered, when an artefact names them.
@@ -24,6 +25,7 @@ _MODULES = {
     "static": "drllm.policies.constant",
     "routers": "drllm.policies.routers",
     "codebook": "drllm.policies.codebook",
+    "healed": "drllm.policies.healed",
 }
 _REGISTRY: dict[str, type[Policy]] = {}
 
@@ -62,6 +64,7 @@ class RouteSource:
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
     hidden_size: int = 0  # of the states it reads; 0 where any will do
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
+    adapters: Sequence[Adapter] = ()  # that its routes run under
     route: Route | None = None  # the one route of all prompts, where no prompt changes it; `start` is then not asked
     threshold: float = 0.0  # what a route's value must exceed to be chosen
 

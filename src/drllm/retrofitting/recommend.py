@@ -31,7 +31,6 @@ from drllm.methods.training_data import TrainingData
 from drllm.model.executors import threads_here
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
@@ -255,7 +254,7 @@ class _Tries:
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that it has: they choose nothing."""
         gate: GuaranteeConfig = self.of["gate"]
-        policy = load_policy(self.run.policy(best.method), self.routed.identity)
+        policy = self.routed.load_policy(self.run.policy(best.method))
         ask = partial(self._left.calibrate_questions, decides=policy.route is None)
         limit = self.stages.then("calibrate questions", {"policy": best.method}, [], ask)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
@@ -273,7 +272,7 @@ class _Tries:
         name = PROMISED if tested["promised"] else best.method
         summary = read_summary(self.run.summary(self._compare("calibrate", [BASE, name], limit)))
         row = next(row for row in summary.pooled if row.method == name)
-        kept = load_policy(self.run.policy(name), self.routed.identity)
+        kept = self.routed.load_policy(self.run.policy(name))
         data = TrainingData(self.routed, self.run.root, self.tasks)
         about = {"policy": name, "tokens": CLOCK_TOKENS}
         clock = self.stages.then("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
@@ -295,11 +294,11 @@ class _Tries:
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
         named |= {"epsilon": self.of["gate"].epsilon, "delta": self.of["gate"].delta, "out_of_time": self.out_of_time}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
-        routes = {name: load_policy(self.run.policy(name), self.routed.identity).route for name in tried}
+        routes = {name: self.routed.load_policy(self.run.policy(name)).route for name in tried}
         return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))
 
     def _answer(self, deploy: str) -> dict[str, Any]:
         """One tune question, by the base and by the policy."""
         policies: dict[str, Any] = {BASE: Route.full(self.routed.n_layers)}
-        policies |= {deploy: load_policy(self.run.policy(deploy), self.routed.identity)} if deploy else {}
+        policies |= {deploy: self.routed.load_policy(self.run.policy(deploy))} if deploy else {}
         return one_answer(self.routed, self.tasks, self.data, self.of["search"], "tune", policies)

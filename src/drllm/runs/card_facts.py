@@ -25,7 +25,7 @@ def card_facts(folder: Path) -> CardFacts:
     if not run.jobs.is_file():
         return CardFacts()
     commands = typed_commands(_read(run.jobs, list))
-    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), commands)
+    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), commands, tuple(_of_healing(run, folder)))
 
 
 def refresh_card(folder: Path) -> SavedPolicy:
@@ -45,6 +45,15 @@ def _comparisons(run: RunFolder, method: str, digest: str) -> Iterator[Compariso
             continue
         with contextlib.suppress(ArtifactError):
             yield _in_harness(found) if "routing" in found else _compared(Summary.of(found, path), method)
+
+
+def _of_healing(run: RunFolder, folder: Path) -> Iterator[str]:
+    """How near to the base a healing brought this very route."""
+    found, name = _read(run.healing.report, dict), _read(folder / "healed.json", dict).get("adapter")
+    if name and found.get("route", "").endswith(f"@{name}"):
+        where = f"on {found['n_held_out']} held-out prompts, without and with the adapter"
+        yield f"KL to the base, nats a token, {where}: {found['kl_before']:.3f}, {found['kl_after']:.3f}"
+        yield f"the same most likely next token as the base, {where}: {found['same_before']:.1%}, {found['same_after']:.1%}"
 
 
 def _compared(summary: Summary, method: str) -> Comparison:

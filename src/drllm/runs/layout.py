@@ -41,6 +41,7 @@ class RunFolder:
         verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
+        healing: what a healing leaves beside its policy.
         scan: the map of the model, and what it was made from.
         report: the page of the run with its pictures.
         reproduction: tables and pictures of the paper's reproduction.
@@ -53,7 +54,7 @@ class RunFolder:
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
         self.verdicts, self.decided = root / _VERDICTS, root / _DECIDED
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
-        self.features = self.training("features")
+        self.features, self.healing = self.training("features"), HealFolder(self.training("healed"))
         self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
 
@@ -104,6 +105,22 @@ class RunFolder:
     def summaries(self) -> list[Path]:
         """The evaluations' comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
+
+
+class HealFolder:
+    """What a healing leaves beside its policy.
+
+    Attributes:
+        settings: what was asked for.
+        teacher: what the base says of each prompt.
+        choice: the KL of every route tried.
+        report: what it came to.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.settings, self.teacher = root / "settings.json", root / "teacher"
+        self.choice, self.report = root / "choice.json", root / "heal.json"
 
 
 class ScanFolder:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from drllm.core.files import read_json
+from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import data_of, path_manifests, search_manifests
 from drllm.tasks import LoadedTask, drop_overlaps, load_task
 
 
 def load_unseen(run: Path, read_from: Mapping[str, str | Path | None], split: str = "") -> dict[str, LoadedTask]:
-    """Tasks by name, read where this says, without what any task of the run was searched on, wherever its search read that from.
+    """Tasks by name, read where this says, without what any task of the run was searched or healed on, wherever that was read from.
 
     For `split` test, a task that the run learned nothing from is asked on its validation part where upstream keeps its test part secret.
     """
@@ -16,6 +18,10 @@ def load_unseen(run: Path, read_from: Mapping[str, str | Path | None], split: st
     for folder, manifest in (search_manifests(run) | path_manifests(run)).items():
         named = f"{manifest.task} as read for {folder.parent.name}, part "
         searched |= {f"{named}{n}": load_task(manifest.task, data_of(folder, part.data)) for n, part in enumerate(manifest.parts)}
+    healing = RunFolder(run).healing.settings
+    if healing.is_file():
+        asked = read_json(healing, "heal again", dict)
+        searched |= {f"{name} as read for healing": load_task(name, data_of(run, asked["data"])) for name in asked["tasks"]}
     learned = {one.task.name for one in searched.values()}
     found = {name: load_task(name, data) for name, data in read_from.items()}
     if split == "test":

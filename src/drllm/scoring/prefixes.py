@@ -86,11 +86,12 @@ class PrefixRunner:
 
     def submit(self, root: Node, route: Route, tag: Hashable) -> None:
         """Ask for the states at the end of a route; `sweep` brings the last node under the tag."""
+        self.routed.check_adapter(route)
         node = root
         for span in route.spans:
             before = node
             for block in span.blocks:
-                node = child_of(node, block_span(block))
+                node = child_of(node, block_span(block, span.adapter))
             if span.strength != 1:
                 node = child_of(node, span, before)
         node.tags.append(tag)
@@ -132,15 +133,15 @@ class PrefixRunner:
 
     def _run_block(self, block: int, force: bool) -> bool:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
-        by_width: dict[int, list[Node]] = defaultdict(list)
+        alike: dict[tuple[int, str], list[Node]] = defaultdict(list)  # of one width, under one adapter
         ends = [node for node in self._waiting[block] if node.before is not None]
         for node in self._waiting[block]:
             if node.before is None:
-                by_width[node.bucket.width].append(node)
+                alike[node.bucket.width, node.span.adapter].append(node)
         self._waiting[block] = []
         self._damp(ends)
         ran = bool(ends)
-        for width, nodes in by_width.items():
+        for (width, _), nodes in alike.items():
             n_sequences = max(1, self.max_step_tokens // width)  # R
             for start in range(0, len(nodes), n_sequences):
                 step = nodes[start : start + n_sequences]
@@ -165,7 +166,7 @@ class PrefixRunner:
         parents: list[Any] = [node.parent for node in filled]
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
         arguments = gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
-        x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments)
+        x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments, nodes[0].span.adapter)
         self.n_applied += len(nodes)
         self.n_padded += n_sequences - len(nodes)
         for index, node in enumerate(nodes):

@@ -4,7 +4,6 @@ PEFT's `layer_replication` replaces the block list by one that shares the base's
 adapter has one pair of matrices whose product is zero: what it adds to the states is exactly nothing.
 """
 
-import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,29 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from drllm.core.errors import InputError, UnsupportedModelError
+from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.deploy.formats.check import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
-from drllm.deploy.formats.checkpoint import path_config
-from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, slices
+from drllm.deploy.formats.folder import (
+    Exported,
+    end_of_card,
+    finish,
+    heading,
+    in_another_order,
+    made_by,
+    made_of,
+    new_folder,
+    slices,
+    trained,
+)
+from drllm.model.equal_logits import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
+from drllm.model.shortened import block_list, path_config, plain_twin
+from drllm.policies.healed import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 CANNOT = "cannot express this route as a PEFT adapter"
 N_GENERATED = 8  # tokens of the check, through the cache that PEFT's configuration leads to
-WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def need_peft() -> None:
@@ -66,23 +78,17 @@ def _refuse_lists(routed: RoutedModel, route: Route) -> None:
 def _write(routed: RoutedModel, route: Route, place: Path) -> None:
     from peft import LoraConfig
 
-    names = {id(module): name for name, module in routed.model.named_modules()}
-    first = names[id(routed.blocks[0])]
-    name, target = _target(routed.blocks[route.path[0]])
-    key = f"{first}.{name}"
-    config = LoraConfig(
-        r=1,
-        lora_alpha=1,
-        target_modules=[key],
-        layer_replication=slices(route),
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        base_model_name_or_path=hub_or_folder(routed.base_id),
-        revision=routed.revision,
-    )
-    config.save_pretrained(str(place))
-    ones, zeros = torch.ones(1, target.in_features), torch.zeros(target.out_features, 1)
-    weights = {f"base_model.model.{key}.lora_A.weight": ones, f"base_model.model.{key}.lora_B.weight": zeros}
+    base = {"layer_replication": slices(route), "base_model_name_or_path": hub_or_folder(routed.base_id), "revision": routed.revision}
+    if route.adapter:
+        adapter = routed.adapters[route.adapter]
+        write_json(place / CONFIG_FILE, adapter.config() | base)
+        weights = adapter.tensors()
+    else:
+        name, target = _target(routed.blocks[route.path[0]])
+        key = f"{block_list(routed)}.0.{name}"
+        LoraConfig(r=1, lora_alpha=1, target_modules=[key], task_type="CAUSAL_LM", inference_mode=True, **base).save_pretrained(str(place))
+        ones, zeros = torch.ones(1, target.in_features), torch.zeros(target.out_features, 1)
+        weights = {f"base_model.model.{key}.lora_A.weight": ones, f"base_model.model.{key}.lora_B.weight": zeros}
     save_file(weights, place / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
@@ -101,7 +107,7 @@ def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(_twin(routed), place).eval()
+        adapted = PeftModel.from_pretrained(plain_twin(routed), place).eval()
     except BUILD_ERRORS as error:
         raise inexpressible(routed.config, error, CANNOT) from None
     difference, n_checked = difference_from(routed, route, adapted, CANNOT)
@@ -147,17 +153,6 @@ class _Forced(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
-def _twin(routed: RoutedModel) -> Any:
-    """The base as it was before it was wrapped, sharing its weights: PEFT changes block list and configuration in place."""
-    model: Any = routed.model
-    shared = {id(part): part for part in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
-    names = {id(block): name for name, block in model.named_modules()}
-    for block in routed.blocks:
-        vars(twin.get_submodule(names[id(block)])).pop("forward", None)
-    return twin
-
-
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the adapter is, for whoever finds it."""
     unpack = ""
@@ -172,8 +167,9 @@ def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     else:
         load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
     return (
-        f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; nothing was trained, "
-        f"and the adapter's own matrices multiply to zero. Stock PEFT loads it, without drllm:\n\n```python\n{load}```\n{unpack}\n"
+        f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; {trained(routed, route)}"
+        f"{'' if route.adapter else ', and its own matrices multiply to zero'}. Stock PEFT loads it, without drllm:\n\n"
+        f"```python\n{load}```\n{unpack}\n"
         f"{made_of(routed, route)}- `layer_replication`: `{[list(span) for span in slices(route)]}` (ends exclusive)\n"
         f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{end_of_card(routed, done)}"
     )

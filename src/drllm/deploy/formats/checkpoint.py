@@ -12,13 +12,24 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.deploy.formats.check import BUILD_ERRORS, difference_from, inexpressible
-from drllm.deploy.formats.folder import Exported, end_of_card, finish, heading, in_another_order, made_by, made_of, new_folder, size_line
+from drllm.deploy.formats.folder import (
+    Exported,
+    end_of_card,
+    finish,
+    heading,
+    in_another_order,
+    made_by,
+    made_of,
+    new_folder,
+    size_line,
+    trained,
+)
+from drllm.model.equal_logits import BUILD_ERRORS, difference_from, inexpressible
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
-from drllm.model.transformers_private import QUANTIZATION_ENTRIES, attention_of
+from drllm.model.shortened import block_list, path_config
+from drllm.model.transformers_private import attention_of
 
-INDEX_LISTS = ("mlp_only_layers", "moe_layers")  # of mixtures: which blocks, not one entry a block
 CANNOT = "cannot express this route as a plain checkpoint"
 
 
@@ -36,10 +47,8 @@ def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exporte
 def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
     """Weights, configuration and tokenizer; returns the bytes that later passes take."""
     model: Any = routed.model
-    config = path_config(model, route)
-    names = {id(module): name for name, module in model.named_modules()}
-    prefix = names[id(routed.blocks[0])].removesuffix("0")
-    assert all(names[id(block)] == f"{prefix}{index}" for index, block in enumerate(routed.blocks))
+    config, prefix = path_config(model, route), f"{block_list(routed)}."
+    adapter = routed.adapters[route.adapter] if route.adapter else None
     copied_bytes, weights = 0, model.state_dict()
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
     for place_of, block in enumerate(route.path):
@@ -47,7 +56,11 @@ def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.
-                state[f"{prefix}{place_of}.{key.removeprefix(f'{prefix}{block}.')}"] = value.clone() if is_copy else value
+                stored = value.clone() if is_copy else value
+                name = key.removeprefix(f"{prefix}{block}.")
+                linear = (block, name.removesuffix(".weight"))
+                stored = stored if adapter is None or linear not in adapter.weights else adapter.merged(linear, value)
+                state[f"{prefix}{place_of}.{name}"] = stored
                 copied_bytes += value.numel() * value.element_size() * is_copy
     try:
         with torch.device("meta"):
@@ -69,28 +82,6 @@ def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
     return copied_bytes
 
 
-def path_config(model: Any, route: Route) -> Any:
-    """The base's configuration with the blocks of the path: their number, and every list and count that says which block is which."""
-    config = copy.deepcopy(model.config)
-    config.name_or_path = ""
-    for name in QUANTIZATION_ENTRIES:  # of a GGUF file, whose weights are dense by now
-        if hasattr(config, name):
-            delattr(config, name)
-    text = config.get_text_config(decoder=True)
-    n_layers = text.num_hidden_layers
-    fields = vars(text)
-    for name, value in list(fields.items()):
-        if name in INDEX_LISTS and isinstance(value, list):
-            fields[name] = [place for place, block in enumerate(route.path) if block in value]
-        elif isinstance(value, list | tuple) and len(value) == n_layers and name != "architectures" and not name.endswith("token_id"):
-            # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
-            fields[name] = type(value)(value[block] for block in route.path)
-    if isinstance(n_dense := fields.get("first_k_dense_replace"), int):  # a count of leading blocks
-        fields["first_k_dense_replace"] = sum(block < n_dense for block in route.path)
-    fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = route.n_passes
-    return config
-
-
 def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
     """The written checkpoint, loaded by transformers where the routed model is."""
     from transformers import AutoModelForCausalLM
@@ -109,8 +100,8 @@ def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
 def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
     """What the checkpoint is, for whoever finds it."""
     return (
-        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; nothing was trained. It loads in stock "
-        "transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
+        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; {trained(routed, route)}. It loads in "
+        "stock transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
         f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
         f"{made_of(routed, route)}{made_by(routed, route, done)}"
         f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{end_of_card(routed, done)}"

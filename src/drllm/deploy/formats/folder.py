@@ -99,15 +99,24 @@ def in_another_order(routed: RoutedModel, route: Route, done: Exported, whose: s
     return f"The {whose} in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of {routed.n_layers}"
 
 
+def trained(routed: RoutedModel, route: Route) -> str:
+    """What of it was trained, in a card's first sentences."""
+    if not route.adapter:
+        return "nothing was trained"
+    return f"low-rank weights of rank {routed.adapters[route.adapter].rank} were trained to say what the base says (`drllm heal`)"
+
+
 def made_of(routed: RoutedModel, route: Route, weights: str = "weights") -> str:
     """The lines of a card that give base and route."""
-    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if set(str(route)) <= set("012") else "the blocks in the order they run"
+    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if route.bare.has_digits else "the blocks in the order they run"
     return f"- base: `{title(routed)}`, {weights} `{routed.fingerprint}`\n- route: `{route}` ({how})\n"
 
 
 def made_by(routed: RoutedModel, route: Route, done: Exported) -> str:
     """The line of a card that gives the command."""
     chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
+    if route.adapter:
+        return f"- made by: `drllm export {chosen}--policy THE HEALED POLICY --out {done.folder.name}`\n"
     return f'- made by: `drllm export {chosen}--model {title(routed)} --route "{route}" --out {done.folder.name}`\n'
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from drllm.core.errors import ArtifactError, InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
-from drllm.deploy.formats.check import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
 from drllm.deploy.formats.folder import (
     Exported,
     end_of_card,
@@ -22,6 +21,7 @@ from drllm.deploy.formats.folder import (
     size_line,
     title,
 )
+from drllm.model.equal_logits import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
 from drllm.model.gguf_header import (
     PATTERN_KEY,
     STATES_PERIOD,

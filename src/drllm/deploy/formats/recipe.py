@@ -11,8 +11,7 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
 from drllm.core.text import type_name
-from drllm.deploy.formats.check import difference_from
-from drllm.deploy.formats.checkpoint import load_written, path_config, write_weights
+from drllm.deploy.formats.checkpoint import load_written, write_weights
 from drllm.deploy.formats.folder import (
     Exported,
     end_of_card,
@@ -25,8 +24,10 @@ from drllm.deploy.formats.folder import (
     slices,
     title,
 )
+from drllm.model.equal_logits import difference_from
 from drllm.model.load import hub_or_folder
 from drllm.model.routed import RoutedModel
+from drllm.model.shortened import path_config
 
 CANNOT = "cannot express this route as a mergekit recipe"
 RECIPE_FILE = "mergekit.yaml"

@@ -161,22 +161,34 @@ def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     return tuple(block for block, n in sorted(most.items()) for _ in range(n - 1))
 
 
-def checkpoint_of(routed: RoutedModel, cache: Path) -> str:
-    """Where vLLM loads the base from: its own folder or Hub id; a GGUF file, once, as a plain checkpoint under `cache`."""
+def merged(routed: RoutedModel, cache: Path, with_base: bool) -> RoutedModel:
+    """The plain model that a healed policy comes to, from a checkpoint under `cache`: its adapter costs nothing there."""
+    from drllm.model.routed import RoutedModel as Model
+
+    assert routed.policy is not None
+    if routed.policy.route is None or with_base:
+        raise InputError("a healed route is served merged, as a model of fewer blocks: it has no base beside it, leave --with-base out")
+    plain = Model.wrap(checkpoint_of(routed, cache, routed.policy.route), dtype=routed.model.dtype, device=routed.device)
+    plain.policy = Route.full(plain.n_layers)
+    return plain
+
+
+def checkpoint_of(routed: RoutedModel, cache: Path, healed: Route | None = None) -> str:
+    """Where vLLM loads from: the base's folder or Hub id; a GGUF file, or a healed route, once, as a plain checkpoint under `cache`."""
     from drllm.deploy.export import export, read_export
     from drllm.model.load import is_gguf
 
     if not routed.base_id:
         raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
-    if not is_gguf(routed.base_id):
+    if healed is None and not is_gguf(routed.base_id):
         return routed.base_id
-    folder = cache / f"{routed.fingerprint}-{type_name(routed.model.dtype)}"
+    folder = cache / "-".join([routed.fingerprint, type_name(routed.model.dtype), *([healed.adapter] if healed else [])])
     if read_export(folder) is None:
         cache.mkdir(parents=True, exist_ok=True)
         # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.
         with FileLock(cache / f"{folder.name}.lock"):
             if read_export(folder) is None:
-                export(routed, Route.full(routed.n_layers), folder)
+                export(routed, healed or Route.full(routed.n_layers), folder)
     return str(folder)
 
 

@@ -75,6 +75,10 @@ class ServeSpec:
                 f"{ROUTE_ARGUMENT} must be a string: {digits}, or a path such as 0-14,12-{self.n_layers - 1}, up to {longest} long"
             )
         route = Route.parse(text, self.n_layers)
+        if route.adapter:
+            raise InputError(
+                f"{ROUTE_ARGUMENT} {text} is healed, and the server holds no adapter: serve the healed policy, which is merged"
+            )
         if not route.n_passes:
             raise InputError(f"{ROUTE_ARGUMENT} runs no block")
         if self.mode == "static":

@@ -22,7 +22,6 @@ from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SAMPLES_FILES, SUMMARY_FILE, RunFolder
@@ -95,7 +94,7 @@ def evaluate_harness(
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
     settings = _settings(tasks, config, data, harness_args)
     folder = harness_folder(run.root, tasks, config, harness_args)
-    policies = {name: None if name == BASE else load_policy(run.policy(name), routed.identity) for name in names}
+    policies = {name: None if name == BASE else routed.load_policy(run.policy(name)) for name in names}
     digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
     request = {"tasks": list(tasks), "harness_args": list(harness_args)}
     with running(run.root, "evaluate --harness", to_dict(config) | request, argv) as entry:

@@ -47,7 +47,9 @@ def difference_from(routed: RoutedModel, route: Route, loaded: Any, cannot: str)
 
 
 def compared(got: Tensor, wanted: Tensor, routed: RoutedModel, cannot: str) -> float:
-    """The largest difference of two logits; `UnsupportedModelError` where it is more than rounding."""
+    """The largest difference of two logits; `UnsupportedModelError` for more than rounding, `InputError` for any that is not finite."""
+    if not bool(wanted.isfinite().all()):
+        raise InputError("the route's logits are NaN or infinite: load the base in bfloat16 or float32")
     difference = float((got - wanted).abs().max())
     if not difference <= TOLERANCE.get(routed.model.dtype, HALF_TOLERANCE) * max(1.0, float(wanted.abs().max())):
         what = f"model_type {routed.config.model_type!r} {cannot}: its logits are off by {difference:.3g}"

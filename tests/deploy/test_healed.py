@@ -1,0 +1,116 @@
+"""A healed route for other tools: merged into a plain checkpoint, as PEFT's adapter on either base, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import families
+from drllm import InputError, Route, RoutedModel
+from drllm.cli.main import main
+from drllm.deploy.export import check_export, export
+from drllm.deploy.serving.launch import make_spec
+from drllm.deploy.serving.spec import ServeSpec
+from healed import random_policy
+
+ROUTES = ["1011", "1120", "0-2,1-3"]
+IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90]])
+
+
+def healed(family: str, route: str, folder=None) -> RoutedModel:
+    routed = RoutedModel.wrap(families.build(family) if folder is None else str(folder))
+    routed.policy = random_policy(routed, Route.parse(route))
+    return routed
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_merged_it_is_a_plain_checkpoint_that_computes_the_same(family, route, tmp_path):
+    routed = healed(family, route)
+    done = export(routed, routed.policy.route, tmp_path / "merged")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert loaded.config.num_hidden_layers == done.n_blocks == routed.policy.route.n_passes
+    bare = routed(IDS, routes=routed.policy.route.bare).logits
+    assert torch.allclose(loaded(IDS).logits, routed(IDS).logits, atol=1e-4)
+    assert (loaded(IDS).logits - bare).abs().max() > 1e-2
+    assert "were trained to say what the base says" in (tmp_path / "merged" / "README.md").read_text()
+    check_export(tmp_path / "merged")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_the_policy_s_own_files_are_an_adapter_of_the_shortened_checkpoint(route, tmp_path):
+    from peft import PeftModel
+
+    routed = healed("llama", route)
+    routed.save_pretrained(tmp_path / "healed")
+    export(routed, routed.policy.route.bare, tmp_path / "shorter")
+    shorter = AutoModelForCausalLM.from_pretrained(tmp_path / "shorter")
+    adapted = PeftModel.from_pretrained(shorter, tmp_path / "healed").eval()
+    assert torch.allclose(adapted(IDS).logits, routed(IDS).logits, atol=1e-4)
+    merged = adapted.merge_and_unload()
+    assert torch.allclose(merged(IDS).logits, routed(IDS).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_as_peft_s_adapter_it_goes_onto_the_whole_base(route, tmp_path, checkpoint):
+    from peft import AutoPeftModelForCausalLM
+
+    routed = healed("llama", route, checkpoint)
+    done = export(routed, routed.policy.route, tmp_path / "adapter", "peft")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(checkpoint)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.allclose(adapted(IDS).logits, routed(IDS).logits, atol=1e-4)
+    assert done.difference < 1e-4
+
+
+@pytest.mark.parametrize(("format", "said"), [("mergekit", "export a checkpoint"), ("gguf", "then convert it")])
+def test_formats_of_the_base_s_own_tensors_are_refused(format, said, tmp_path):
+    routed = healed("llama", "1011")
+    with pytest.raises(InputError, match=f"this route is healed: .*{said}"):
+        export(routed, routed.policy.route, tmp_path / "out", format)
+
+
+def test_the_command_line_merges_a_policy(tmp_path, checkpoint, capsys):
+    routed = healed("llama", "1011", checkpoint)
+    routed.save_pretrained(tmp_path / "healed")
+    assert main(["export", "--policy", str(tmp_path / "healed"), "--out", str(tmp_path / "merged")]) == 0
+    out = capsys.readouterr().out
+    assert f"route {routed.policy.route}: 3 blocks instead of 4" in out
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(loaded(IDS).logits, routed(IDS).logits, atol=1e-4)
+    assert main(["generate", "hello", "--policy", str(tmp_path / "healed"), "--max-new-tokens", "3"]) == 0
+    assert f"[route {routed.policy.route}, 3 passes of 4" in capsys.readouterr().out
+    assert main(["inspect", "hello", "--policy", str(tmp_path / "healed"), "--max-new-tokens", "3"]) == 0
+    assert "3 block passes, the base 4" in capsys.readouterr().out
+
+
+def test_served_it_is_a_plain_model_of_fewer_blocks(tmp_path, checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
+    monkeypatch.setattr("drllm.deploy.serving.launch.cache_folder", lambda: tmp_path / "cache")
+    routed = healed("llama", "1011", checkpoint)
+    routed.save_pretrained(tmp_path / "healed")
+    assert main(["serve", str(tmp_path / "healed"), "--print", "--port", "18731"]) == 0
+    first, command = capsys.readouterr().out.strip().split("\n")
+    assert first == "serving model: one route, 111"
+    words = shlex.split(command)
+    merged = words[words.index("--model") + 1]
+    assert merged.startswith(str(tmp_path / "cache"))
+    assert merged.endswith(routed.policy.route.adapter)
+    spec = ServeSpec.from_config(json.loads(words[words.index("--additional-config") + 1]))
+    assert spec == ServeSpec("static", 3, "", "111")
+    loaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert torch.allclose(loaded(IDS).logits, routed(IDS).logits, atol=1e-4)
+    assert main(["serve", str(tmp_path / "healed"), "--print", "--with-base"]) == 2
+    assert "leave --with-base out" in capsys.readouterr().err
+
+
+def test_no_server_runs_a_healed_route_without_its_adapter():
+    routed = healed("llama", "1011")
+    with pytest.raises(InputError, match="is healed, and the server holds no adapter"):
+        make_spec(routed.policy, "", routed)
+    with pytest.raises(InputError, match="is healed, and the server holds no adapter"):
+        ServeSpec("routes", 4).check(str(routed.policy.route))

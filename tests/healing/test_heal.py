@@ -1,0 +1,276 @@
+"""A whole healing: from prompts to a policy that everything that takes a policy takes."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import shlex
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import drllm
+import runs
+from drllm import ArtifactError, EvaluateConfig, InputError, Route, RoutedModel
+from drllm.cli.main import main
+from drllm.core.config import GuaranteeConfig, SearchConfig
+from drllm.deploy.inspection import inspect
+from drllm.evaluation.calibrate import calibrate
+from drllm.healing import heal as healing
+from drllm.policies.healed import HealedPolicy
+from drllm.runs.training_questions import load_unseen
+from drllm.tasks import load_task
+from healed import CONFIG
+
+EVALUATE = EvaluateConfig(n_resamples=200, max_step_tokens=600)
+
+
+def again(run, **changes):
+    return drllm.heal(runs.model(), run.folder, tasks=[runs.TASK], data=run.data, config=replace(CONFIG, **changes))
+
+
+def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
+    route = Route.parse(run.healed.route)
+    assert (run.healed.n_layers, run.healed.n_passes, route.n_passes) == (4, 3, 3)
+    assert run.policy.route == route
+    assert run.healed.kl_after < run.healed.kl_before / 2
+    assert run.healed.same_after > run.healed.same_before
+    assert json.loads((run.folder / "train" / "healed" / "heal.json").read_text())["kl_after"] == run.healed.kl_after
+    assert set(run.healed.seconds) == {"base", "route", "training"}
+    assert run.routed.policy is None
+    card = (run.folder / "healed" / "README.md").read_text(encoding="utf-8")
+    assert f"without and with the adapter: {run.healed.kl_before:.3f}, {run.healed.kl_after:.3f}\n" in card
+
+
+def test_the_same_call_finds_all_of_it_done(run, monkeypatch):
+    before = runs.folder_bytes(run.folder / "healed")
+    monkeypatch.setattr("drllm.healing.training._Training._step", None)
+    policy, found = again(run)
+    assert policy.route == run.policy.route
+    assert found == run.healed
+    assert runs.folder_bytes(run.folder / "healed") == before
+
+
+def test_another_healing_there_is_refused(run):
+    with pytest.raises(ArtifactError, match=r"holds a healing with rank 4, this one has 8: give another --out"):
+        again(run, rank=8)
+    with pytest.raises(ArtifactError, match=r"holds a healing with route None, this one has '1110': give another --out"):
+        drllm.heal(runs.model(), run.folder, Route.parse("1110"), tasks=[runs.TASK], data=run.data, config=CONFIG)
+    other = runs.model(seed=1)
+    with pytest.raises(ArtifactError, match="holds a healing with model"):
+        drllm.heal(other, run.folder, tasks=[runs.TASK], data=run.data, config=CONFIG)
+
+
+def test_generate_and_inspect_run_it(run):
+    routed = RoutedModel.from_pretrained(run.folder / "healed", base=runs.model())
+    prompts = ["1: what is 20 and 30?", "hello"]
+    found = routed.generate(prompts, max_new_tokens=6, do_sample=False)
+    assert {output.route for output in found} == {run.policy.route}
+    seen = inspect(routed, prompts[0], max_new_tokens=6)
+    assert (seen.route, seen.text) == (run.policy.route, found[0].text)
+    mixed = routed.generate(prompts, policy=[run.policy.route, Route.full(4)], max_new_tokens=6, do_sample=False)
+    assert mixed[0].token_ids == found[0].token_ids
+    assert mixed[1].token_ids == runs.model().generate(prompts[1], max_new_tokens=6, do_sample=False)[0].token_ids
+
+
+def test_evaluate_compares_it(run, capsys):
+    routed = runs.model()
+    summary = drllm.evaluate(routed, ["healed", "random-healed"], [runs.TASK], run.folder, EVALUATE, run.data)
+    rows = {row.method: row for row in summary.rows if row.task == runs.TASK}
+    assert rows["healed"].mean_passes == 3
+    assert run.policy.route.adapter in (run.folder / "healed" / "README.md").read_text()
+    stored = {row["route"] for path in (run.folder / "verdicts").glob("*.parquet") for row in pq.read_table(path).to_pylist()}
+    assert {"1111", str(run.policy.route)} < stored
+    assert {text.partition("@")[2] for text in stored} == {"", run.policy.route.adapter}
+    page = drllm.report(run.folder)
+    assert "healed" in page.read_text(encoding="utf-8")
+
+
+def test_what_it_learned_from_judges_nothing(run, tmp_path):
+    """Also where another task's test part holds it."""
+    fit = {example.question for example in load_task(runs.TASK, run.data).select("fit")}
+    rows = [row | {"part": "test"} for row in runs.questions(160)]
+    rows += [rows[0] | {"id": "new", "question": "a new one?"}]
+    found = load_unseen(run.folder, {"openbookqa": runs.write_rows(tmp_path / "other.jsonl", rows)}, "test")["openbookqa"]
+    asked = {example.question for example in found.select("test")}
+    assert len(fit) > 50
+    assert not fit & asked
+    assert "a new one?" in asked
+
+
+def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
+    from drllm.deploy.export import export
+    from drllm.scoring.scorer import askable, scorer_of
+
+    routed = runs.model()
+    routed.as_source(run.policy)
+    export(routed, run.policy.route, tmp_path / "merged")
+    plain = RoutedModel.wrap(str(tmp_path / "merged"))
+    loaded = load_task(runs.TASK, run.data)
+    margins = []
+    for model, route in ((routed, run.policy.route), (plain, Route.full(3)), (routed, run.policy.route.bare)):
+        scorer = scorer_of(model, loaded.task, EVALUATE)
+        questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
+        margins.append(torch.tensor([verdict.margin for [verdict] in scorer.score_all(questions, [route])]))
+    assert torch.allclose(margins[0], margins[1], atol=1e-4)
+    assert (margins[0] - margins[2]).abs().max() > 1e-2
+
+
+def test_generated_answers_are_those_of_the_merged_model(run, tmp_path):
+    from drllm.deploy.export import export
+    from drllm.scoring.scorer import askable, scorer_of
+
+    routed = runs.model()
+    routed.as_source(run.policy)
+    export(routed, run.policy.route, tmp_path / "merged")
+    plain = RoutedModel.wrap(str(tmp_path / "merged"))
+    loaded, texts = load_task(runs.TASK, run.data), []
+    for model, routes in ((routed, [run.policy.route, Route.full(4), run.policy.route.bare]), (plain, [Route.full(3)])):
+        scorer = scorer_of(model, loaded.task, replace(EVALUATE, reward="letter", max_new_tokens=6))
+        questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
+        found = scorer.score_all(questions, routes)
+        texts.append([[verdict.text for verdict in of_route] for of_route in zip(*found, strict=True)])
+    assert texts[0][0] == texts[1][0]
+    assert texts[0][0] != texts[0][2]
+
+
+@pytest.mark.long
+def test_workers_have_its_adapter(run, tmp_path):
+    from drllm.core.config import Resources
+
+    base = runs.model()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    rows = []
+    for name, resources in (("here", None), ("there", Resources(executor="processes", workers=2))):
+        routed = RoutedModel.wrap(str(tmp_path / "base"))
+        routed.policy = run.policy
+        routed.save_pretrained(tmp_path / name / "healed")
+        summary = drllm.evaluate(routed, ["healed"], [runs.TASK], tmp_path / name, EVALUATE, run.data, resources=resources)
+        rows.append([(row.method, row.accuracy, row.difference) for row in summary.rows])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.long
+def test_it_can_be_calibrated(run, tmp_path):
+    routed = runs.model()
+    runs_data = {"tasks": [runs.TASK], "out": tmp_path, "data": run.data}
+    drllm.search(routed, config=SearchConfig(n_simulations=2, limit=4, max_step_tokens=600, verify=False), **runs_data)
+    policy, found = calibrate(runs.model(), tmp_path, HealedPolicy(run.policy.adapters[0]), GuaranteeConfig("calibrate", epsilon=0.5))
+    assert found.n_questions if hasattr(found, "n_questions") else found.sentence
+    assert policy.guarantee is not None
+
+
+@pytest.mark.long
+def test_the_harness_takes_it(run):
+    pytest.importorskip("lm_eval")
+    from drllm.evaluation.harness.model import RoutedLM
+
+    routed = RoutedModel.from_pretrained(run.folder / "healed", base=runs.model())
+    lm = RoutedLM(routed, batch_size=2, time_base=0)
+    from lm_eval.api.instance import Instance
+
+    def requests(texts):
+        return [Instance("loglikelihood", {}, pair, index, metadata=("t", index, 1)) for index, pair in enumerate(texts)]
+
+    asked = [("1: what is 20 and 30?", " 50"), ("1: what is 20 and 30?", " 51"), ("hello", " you")]
+    got = [value for value, _ in lm.loglikelihood(requests(asked))]
+    tokenizer = routed.tokenizer
+    for (context, continuation), value in zip(asked, got, strict=True):
+        head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, continuation))
+        logs = routed(torch.tensor([[*head, *tail]]), routes=run.policy.route).logits[0].log_softmax(-1)
+        wanted = sum(float(logs[len(head) - 1 + at, token].detach()) for at, token in enumerate(tail))
+        assert value == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [("111", "leads through 3 blocks, the model has 4"), ("0000", "runs no block"), ("0-2,(1-2)*0.5,3", "has a strength")],
+)
+def test_routes_that_cannot_be_healed(tmp_path, route, said):
+    with pytest.raises(InputError, match=said):
+        drllm.heal(runs.model(), tmp_path, Route.parse(route), prompts="none.txt")
+
+
+def test_without_prompts_or_peft_it_says_so_in_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"^no prompts to learn from: give tasks"):
+        drllm.heal(runs.model(), tmp_path)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    with pytest.raises(InputError, match=r"^healing needs the package peft, which is not installed: run `pip install 'drllm\[heal\]'`$"):
+        drllm.heal(runs.model(), tmp_path, prompts="none.txt")
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    (tmp_path / "lines.txt").write_text("\n".join(f"{number}: what is it?" for number in range(60)))
+    base = runs.model()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    how = [
+        "--steps",
+        "8",
+        "--held-out",
+        "8",
+        "--step-tokens",
+        "300",
+        "--new-tokens",
+        "0",
+        "--choose-on",
+        "4",
+        "--budget",
+        "0.75",
+        "--lr",
+        "0.01",
+    ]
+    command = ["heal", "--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "lines.txt"), *how]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    assert "KL to the base, nats a token" in out
+    assert f"drllm export --policy {tmp_path / 'whole' / 'healed'}" in out
+    room = 3
+    fsync = os.fsync
+
+    def full(descriptor):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*command, "--out", str(tmp_path / "full")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("drllm: error: No space left on device: ")
+    assert error.endswith("make room and run the same command, which resumes")
+    room = 10**6
+    assert main([*command, "--out", str(tmp_path / "full")]) == 0
+    whole, full = (runs.folder_bytes(tmp_path / name / "healed") for name in ("whole", "full"))
+    assert {name: part for name, part in whole.items() if name != "README.md"} == {n: p for n, p in full.items() if n != "README.md"}
+    assert shlex.join(["drllm", *command, "--out", str(tmp_path / "full")]) in full["README.md"].decode()
+
+
+def test_two_at_work_in_one_folder_are_refused(run, tmp_path):
+    from drllm.runs.alone import alone_in
+
+    with alone_in(run.folder, "heal"), pytest.raises(ArtifactError, match="another heal is at work"):
+        again(run)
+
+
+def test_the_command_line_refuses_what_is_no_healing(run, tmp_path, capsys):
+    base = ["heal", "--out", str(tmp_path / "out")]
+    for arguments, said in (
+        ([*base, "--route", "1011", "--policy", "x"], "got both --route and --policy"),
+        ([*base, "--prompts", "x"], "--model is missing"),
+        ([*base, "--policy", str(tmp_path)], "holds no saved policy"),
+        ([*base, "--model", "x", "--rank", "0"], "--rank is 0, expected at least 1"),
+    ):
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_public_name(run):
+    assert drllm.heal is healing.heal

@@ -1,0 +1,91 @@
+"""Prompts without labels: from tasks and files, each once, told apart the same way each time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import runs
+from drllm import HealConfig, InputError
+from drllm.healing.prompts import file_prompts, split_prompts, task_prompts, training_steps
+from drllm.tasks import load_task
+
+ROUTED = runs.model()
+
+
+def text(ids) -> str:
+    return ROUTED.tokenizer.decode(ids)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return runs.write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", runs.questions(60))
+
+
+def test_a_task_s_fit_questions_are_asked_without_their_answers(data):
+    fit = load_task(runs.TASK, data).select("fit")
+    raw = [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig())]
+    assert raw == [f"Question: {example.question}\nAnswer:" for example in fit]
+    letters = [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig(reward="letter"))]
+    for one, example in zip(letters, fit, strict=True):
+        assert one.startswith("user: ")
+        assert example.choices[0] in one
+        assert one.endswith("assistant:")
+
+
+def test_plain_lines_and_chats(tmp_path):
+    (tmp_path / "lines.txt").write_bytes("one prompt\r\n\n  two, with a ß \n".encode())
+    assert [text(ids) for ids in file_prompts(ROUTED, tmp_path / "lines.txt")] == ["one prompt", "  two, with a ß "]
+    user, answer = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "no"}
+    lines = [{"messages": [user, answer]}, [user], {"messages": [user, answer, user]}]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [text(ids) for ids in file_prompts(ROUTED, tmp_path / "chats.jsonl")]
+    assert found == ["user: hello\nassistant:"] * 2 + ["user: hello\nassistant: no\nuser: hello\nassistant:"]
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "a"}\n"b"\n{"text": "c"}\n')
+    assert [text(ids) for ids in file_prompts(ROUTED, tmp_path / "texts.jsonl")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("no.txt", None, "cannot read .*No such file"),
+        ("binary.txt", b"\xff\xfe\x00", "is no UTF-8 text"),
+        ("empty.txt", b"\n \n", "holds no prompt: give one a line"),
+        ("broken.jsonl", b'{"prompt": "a"}\n{', "line 2 is no JSON: expected lines like"),
+        ("other.jsonl", b'{"question": "a"}', "line 1 holds no prompt: expected lines like"),
+        ("answers.jsonl", b'[{"role": "assistant", "content": "a"}]', "line 1 holds no prompt but answers alone"),
+        ("mixed.jsonl", b'"a"\n[{"role": "user", "content": "a"}]', "2 formats"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, name, content, said):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said) as refused:
+        file_prompts(ROUTED, tmp_path / name)
+    assert "\n" not in str(refused.value)
+
+
+def test_each_prompt_is_on_one_side_whatever_comes_first():
+    prompts = [(number, 7) for number in range(50)]
+    config = HealConfig(held_out=10, step_tokens=30, new_tokens=4)
+    held_out, fit = split_prompts(ROUTED, [*prompts, *prompts[:9], tuple(range(27))], config)
+    assert len(held_out) == 10
+    assert sorted([*held_out, *fit]) == prompts  # the long one does not fit a step
+    assert split_prompts(ROUTED, prompts[::-1], config) == (held_out, fit)
+    assert split_prompts(ROUTED, prompts, HealConfig(held_out=10, seed=1))[0] != held_out
+    with pytest.raises(InputError, match="got 10 different prompts of at most 26 tokens, and 10 are held out"):
+        split_prompts(ROUTED, prompts[:10], config)
+
+
+def test_steps_take_every_prompt_before_any_again():
+    lengths = [3 + index * 7 % 20 for index in range(100)]
+    config = HealConfig(steps=60, step_tokens=100)
+    steps = training_steps(lengths, config)
+    assert len(steps) == 60
+    assert all(len(step) * max(lengths[index] for index in step) <= 100 for step in steps)
+    taken = [index for step in steps for index in step]
+    counts = [taken.count(index) for index in range(100)]
+    assert max(counts) - min(counts) <= 1
+    assert set(taken[:100]) == set(range(100))
+    assert training_steps(lengths, HealConfig(steps=20, step_tokens=100)) == steps[:20]
