@@ -71,7 +71,7 @@ MISTAKES = {
     "corrupt artefact": (["generate", "hi", "--policy", "{corrupt}"], "not readable JSON"),
     "foreign weights": (["generate", "hi", "--policy", "{policy}", "--model", "{stranger}"], "was made for"),
     "unknown command": (["serach"], "unknown command 'serach'; did you mean 'search'?"),
-    "nothing like a command": (["xyzzy"], "commands are search, train"),
+    "nothing like a command": (["xyzzy"], "commands are scan, retrofit"),
     "flag before the command": (["--model", "x"], "unknown flag '--model'"),
     "unknown flag": (["search", "--n-simulatons", "3"], "unknown flag --n-simulatons; did you mean '--n-simulations'?"),
     "abbreviated flag": (["search", "--n-sim=3"], "unknown flag --n-sim"),
