@@ -1,8 +1,7 @@
 """What racing saves, and what it misses: the race of `drllm scan` replayed on every candidate's answers to every question.
 
     python benchmarks/scan.py product --out runs/scan-product      # an hour or two on two cores; the same command resumes
-    python benchmarks/scan.py pack --out runs/scan-product --to runs/product.npz
-    python benchmarks/scan.py replay runs/product.npz --to runs/replay.json
+    python benchmarks/scan.py replay runs/scan-product/product.npz --to runs/replay.json
 
 `product` runs all candidates on all questions, the same that `drllm scan` races on. `replay` races on them and on many parts of them, as a
 scan asks them and as they come: what it costs, how often it names the candidate that is best on all of them, how far below that one its own
@@ -12,6 +11,7 @@ choice lies, and what the best seems to gain where nothing gains anything (each 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -59,14 +59,10 @@ def product(arguments: argparse.Namespace) -> None:
         "verdicts": np.packbits(verdicts, axis=1),
         "margins": margins.astype(np.float16),
     }
-    np.savez_compressed(arguments.out / "product.npz", **found)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **found)
+    write_bytes(arguments.out / "product.npz", packed.getvalue())
     print(arguments.out / "product.npz")
-
-
-def pack(arguments: argparse.Namespace) -> None:
-    """Put the product's file in its place."""
-    arguments.to.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(arguments.to, (arguments.out / "product.npz").read_bytes())
 
 
 class Product:
@@ -201,7 +197,7 @@ def _probes(stored: Product, lengths: tuple[int, ...] = (3, 4), tried: int = 30,
 
 
 def main() -> None:
-    """Run one of the three."""
+    """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     jobs = parser.add_subparsers(required=True)
     one = jobs.add_parser("product")
@@ -213,10 +209,6 @@ def main() -> None:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--out", type=Path, required=True)
     one.set_defaults(run=product)
-    one = jobs.add_parser("pack")
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--to", type=Path, required=True)
-    one.set_defaults(run=pack)
     one = jobs.add_parser("replay")
     one.add_argument("source", type=Path)
     one.add_argument("--orders", type=int, default=ORDERS)

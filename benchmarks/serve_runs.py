@@ -1,6 +1,6 @@
 """Several runs of `benchmarks/serve.py` together: one run's interval does not know how runs of a shared machine differ.
 
-    python benchmarks/serve_runs.py results/benchmarks/serve-amx*.json
+    python benchmarks/serve_runs.py results/benchmarks.json:serve-amx results/benchmarks.json:serve-amx-2 runs/bench-serve.json
 
 Runs of one type, one processor, one length of answers, one way of taking turns, the same questions and, where an arm follows a trained
 codebook, one codebook; others are refused. For each batch size and arm that at least two runs have: the speed of decoding over stock, and
@@ -63,6 +63,13 @@ def conditions(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """What a run measured: of a file, or behind a colon the name of a run in a file of several."""
+    file, _, name = str(path).partition(":")
+    found = json.loads(Path(file).read_text())
+    return found[name] if name else found
+
+
 def check_alike(paths: Sequence[Path], runs: Sequence[dict[str, Any]]) -> None:
     """End with one line where runs are not of the same conditions."""
     known: dict[str, tuple[Path, Any]] = {}
@@ -93,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
     paths = parser.parse_args(arguments).files
-    runs = [json.loads(path.read_text()) for path in paths]
+    runs = [read_run(path) for path in paths]
     check_alike(paths, runs)
     print(", ".join(f"{name} {value}" for name, value in conditions(runs[0]).items() if value is not None))
     found: dict[tuple[str, int, str], list[list[float]]] = {}

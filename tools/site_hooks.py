@@ -1,14 +1,17 @@
 """What the documentation site does to a page.
 
-Links to files outside `docs/` become their paths, since the site holds the pages alone. A list right below a line of text gets the blank
-line that its Markdown wants; the repository's pages do without, as GitHub does.
+The first page is the README. Links to files outside `docs/` become their paths, since the site holds the pages alone. A list right below a
+line of text gets the blank line that its Markdown wants; the repository's pages do without, as GitHub does.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
+
+README = Path(__file__).parents[1] / "README.md"
 
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>\.\./[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
@@ -33,6 +36,8 @@ def spaced(markdown: str) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Called by mkdocs for each page."""
     folder = posixpath.dirname(page.file.src_uri)
+    if page.file.src_uri == "index.md":
+        markdown = re.sub(r"\]\((?![a-z]+:)", "](../", README.read_text(encoding="utf-8")).replace("](../docs/", "](")
 
     def outside(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", folder, found["path"]))

@@ -43,8 +43,7 @@ def stored(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "show_progress", lambda: None)  # for the whole process
         benchmark.product(argparse.Namespace(**asked, out=folder / "whole"))
-    benchmark.pack(argparse.Namespace(out=folder / "whole", to=folder / "product.npz"))
-    benchmark.replay(argparse.Namespace(source=folder / "product.npz", orders=20, to=folder / "replay.json"))
+    benchmark.replay(argparse.Namespace(source=folder / "whole" / "product.npz", orders=20, to=folder / "replay.json"))
     scan(runs.model(), [runs.TASK], ScanConfig(questions=QUESTIONS, fresh=0, n_resamples=100), folder / "scanned", data)
     return folder
 
@@ -65,7 +64,7 @@ def test_the_replay_costs_and_names_what_the_scan_does(stored):
 
 
 def test_a_race_that_leaves_nobody_behind_finds_the_best(stored):
-    product = benchmark.Product(stored / "product.npz")
+    product = benchmark.Product(stored / "whole" / "product.npz")
     kinds = [one.kind for one in product.pool]
     told = benchmark._raced(product, kinds, [benchmark._asked_first(product, np.arange(QUESTIONS))])
     assert told["share_of_full_cost"] < 1, "who is clearly behind is asked no more"

@@ -71,7 +71,7 @@ MISTAKES = {
     "corrupt artefact": (["generate", "hi", "--policy", "{corrupt}"], "not readable JSON"),
     "foreign weights": (["generate", "hi", "--policy", "{policy}", "--model", "{stranger}"], "was made for"),
     "unknown command": (["serach"], "unknown command 'serach'; did you mean 'search'?"),
-    "nothing like a command": (["xyzzy"], "commands are search, train"),
+    "nothing like a command": (["xyzzy"], "commands are scan, retrofit"),
     "flag before the command": (["--model", "x"], "unknown flag '--model'"),
     "unknown flag": (["search", "--n-simulatons", "3"], "unknown flag --n-simulatons; did you mean '--n-simulations'?"),
     "abbreviated flag": (["search", "--n-sim=3"], "unknown flag --n-sim"),
@@ -328,89 +328,6 @@ def test_writing_to_a_closed_pipe_exits_141():
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.slow
-def test_retrofit_end_to_end_and_again(folders, tmp_path: Path, capsys):
-    pytest.importorskip("matplotlib")
-    out = tmp_path / "run"
-    (tmp_path / "run.yaml").write_text(
-        "search: {n_simulations: 8, limit: 8, group_size: 4}\nrouters: {epochs: 2}\nevaluate: {n_resamples: 100}\n"
-    )
-    typed = [
-        "retrofit",
-        "--recipe",
-        "paper",
-        "--model",
-        folders["model"],
-        "--tasks",
-        "arc_easy",
-        "--data",
-        folders["data"],
-        "--out",
-        out,
-        "--config",
-        tmp_path / "run.yaml",
-    ]
-    code, first, err = run(capsys, *typed)
-    assert code == 0, err
-    assert "done already" not in err
-    for expected in (
-        "prompt: Question: Which number",
-        "answer:",
-        "route: ",
-        "routers:",
-        f"report: {out / 'report' / 'report.html'}",
-        f"policy: {out / 'routers'}",
-    ):
-        assert expected in first
-    summary = json.loads((out / "evaluate" / "tune" / "summary.json").read_text())
-    assert {row["method"] for row in summary["rows"]} == {"base", "static", "routers", "random", "shuffled"}
-    assert all(f"\n  {method} " in first for method in ("base", "static", "routers", "random", "shuffled"))
-    jobs = json.loads((out / "run.json").read_text())
-
-    code, second, err = run(capsys, *typed)
-    assert (code, second) == (0, first)
-    assert err.count("done already") == 6
-    assert json.loads((out / "run.json").read_text()) == jobs
-
-    # A changed evaluation repeats it and what follows, and nothing before it.
-    code, _, err = run(capsys, *typed, "--evaluate-limit", "3")
-    assert code == 0
-    assert err.count("done already") == 3
-    manifest = json.loads((out / "search" / "arc_easy" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["config"]["preset"] == "paper"
-    assert "knob.json" not in {path.name for path in (out / "train" / "routers").iterdir()}, "routers of preset default set a control"
-    # A lost file is made again.
-    (out / "routers" / "drllm_config.json").unlink()
-    code, third, err = run(capsys, *typed)
-    assert code == 0
-    assert "train routers: " in err
-    assert third.splitlines()[:3] == first.splitlines()[:3]
-
-    # A promise asked for later trains anew, and stands in the artefacts.
-    gated = [*typed, "--out", tmp_path / "gated", "--gate-calibrate", "calibrate", "--gate-epsilon", "0.3"]
-    code, printed, err = run(capsys, *gated)
-    assert code == 0, err
-    assert "static, guarantee: " in printed
-    assert "routers, guarantee: " in printed
-    for name in ("static", "routers"):
-        assert json.loads((tmp_path / "gated" / name / "drllm_config.json").read_text())["guarantee"]["epsilon"] == 0.3
-
-    # What was trained answers, with the model it was made for; the run can be evaluated and reported by itself.
-    assert run(capsys, "generate", "Question: Which?\nAnswer:", "--policy", out / "routers", "--max-new-tokens", "3")[0] == 0
-    code, text, err = run(capsys, "evaluate", "--out", out, "--data", folders["data"], "--methods", "base,routers", "--n-resamples", "100")
-    assert code == 0, err
-    assert "routers:" in text
-    assert "static" not in text
-    assert run(capsys, "report", "--out", out)[1] == f"report: {out / 'report' / 'report.html'}\n"
-    # Another search in the same folder is refused, and so is another recipe.
-    code, _, err = run(capsys, *typed, "--search-n-simulations", "9")
-    assert code == 2
-    assert err.rstrip().splitlines()[-1].startswith("drllm: error: ")
-    code, _, err = run(capsys, *typed, "--recipe", "auto")
-    assert code == 2
-    assert "--recipe paper" in err.rstrip().splitlines()[-1]
-
-
 def test_a_dry_run_says_what_rows_are_taken_for(folders, tmp_path: Path, capsys):
     rows = "\n".join(f"What is {n}?,{'ABC'[n % 3]}" for n in range(100))
     (tmp_path / "mine.csv").write_text(f"question,answer\n{rows}\n")
@@ -462,18 +379,13 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
     assert "in 10 minutes, at " in printed
     assert "questions in its last round" in printed
     assert not out.exists()
-    code, _, err = run(capsys, *typed, "--model", "none/such", "--recipe", "paper")
-    assert code == 2
-    assert "drllm search --dry-run" in err
 
 
-@pytest.mark.parametrize("recipe", ["auto", "paper"])
-def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(recipe, tmp_path: Path, capsys):
+def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     data = tmp_path / "one.jsonl"
     data.write_text(json.dumps({"question": "1 and 1?", "choices": ["2", "no"], "answer": 0, "part": "train"}) + "\n")
-    typed = ["retrofit", "--model", "none/such", "--data", data, "--out", tmp_path / "run", "--recipe", recipe, "--evaluate-split", "tune"]
-    code, _, err = run(capsys, *typed[: None if recipe == "paper" else -2])
+    code, _, err = run(capsys, "retrofit", "--model", "none/such", "--data", data, "--out", tmp_path / "run")
     assert code == 2
     assert re.search(r"one has no \w+ question \(fit \d, tune \d, calibrate \d\): give more questions", err), err
     assert not (tmp_path / "run").exists()
@@ -482,7 +394,7 @@ def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(re
 def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
     code, out, _ = run(capsys, "retrofit", "--help-all")
     assert code == 0
-    places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--gate-epsilon", "--threads", "--search-reward", "--routers-epochs")]
+    places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--gate-epsilon", "--threads", "--search-reward", "--evaluate-seed")]
     assert places == sorted(places)
 
 
@@ -509,10 +421,11 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"
     typed = ["retrofit", "--model", folders["model"], "--tasks", "arc_easy", "--data", folders["data"], "--out", out]
-    for flag in ("--routers-epochs", "--search-seed", "--search-group-size"):
-        code, _, err = run(capsys, *typed, flag, "3")
+    for section, key in (("routers", "epochs"), ("search", "seed"), ("evaluate", "limit")):
+        (tmp_path / "idle.yaml").write_text(f"{section}: {{{key}: 3}}\n")
+        code, _, err = run(capsys, *typed, "--config", tmp_path / "idle.yaml")
         assert code == 2
-        assert f"{flag} is for one search with its own sizes: add --recipe paper" in err
+        assert f"section '{section}' sets {key}, which `drllm retrofit` does not read: leave it out" in err
     typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--threads", "1"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err

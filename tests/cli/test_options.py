@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 
 from drllm.cli import options as flags
-from drllm.cli.job import Job
 from drllm.cli.main import make_parser
-from drllm.cli.retrofit import configs_of
-from drllm.core.config import EvaluateConfig, RoutersConfig, SearchConfig
+from drllm.cli.retrofit import COMPARING, JUDGING
+from drllm.core.config import EvaluateConfig, GuaranteeConfig, RoutersConfig, SearchConfig
 from drllm.core.errors import InputError
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
-PAPER = Path(__file__).parents[2] / "configs" / "paper.yaml"
-NEEDS = {"loop_strength": {"max_loop_span": 3}}  # fields that have a meaning beside others alone
+NEEDS = {
+    "loop_strength": {"max_loop_span": 3},
+    "counted": {"preset": "paper"},
+    "teacher_forcing": {"preset": "paper"},
+}  # fields that have a meaning beside others alone
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}
 
 
@@ -45,19 +47,18 @@ def test_every_field_has_a_flag_that_sets_it(section, config_class):
         assert config == dataclasses.replace(config_class(), **{flag.name: expected, **needs})
 
 
-@pytest.mark.parametrize(("section", "config_class"), SECTIONS)
-def test_retrofit_has_every_flag_of_every_section_with_a_prefix(section, config_class):
+def test_retrofit_has_the_flags_that_it_reads_with_a_prefix():
     parser = make_parser("retrofit")
-    for flag in flags.flags_of(config_class):
-        arguments, expected = typed(flag)
-        arguments += [word for name, value in NEEDS.get(flag.name, {}).items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        dashed = [a.replace("--no-", f"--no-{section}-").replace("--", f"--{section}-", 1) if a.startswith("--") else a for a in arguments]
-        dashed = [a.replace(f"--{section}-no-{section}-", f"--no-{section}-") for a in dashed]
-        parsed = parser.parse_args(dashed)
-        assert getattr(flags.build(config_class, {}, parsed, f"{section}_"), flag.name) == expected
-        for other, other_class in SECTIONS:
-            if other != section:
-                assert flags.build(other_class, {}, parsed, f"{other}_") == other_class()
+    read = {"search": (SearchConfig, JUDGING), "evaluate": (EvaluateConfig, COMPARING), "gate": (GuaranteeConfig, ("epsilon", "delta"))}
+    for section, (config_class, names) in read.items():
+        for flag in flags.flags_of(config_class):
+            (name, *value), expected = typed(flag)
+            words = [name.replace("--", f"--{section}-", 1), *value]
+            if flag.name in names:
+                assert getattr(parser.parse_args(words), f"{section}_{flag.name}") == expected
+            else:
+                with pytest.raises(InputError, match="unrecognized arguments"):
+                    parser.parse_args(words)
 
 
 @pytest.mark.parametrize("config_class", [SearchConfig, RoutersConfig, EvaluateConfig, flags.CommonConfig])
@@ -170,22 +171,3 @@ def test_a_missing_or_unreadable_yaml_file_is_refused(tmp_path: Path):
 def test_the_shipped_configurations_are_valid(path: Path):
     settings = flags.read_yaml(path)
     assert settings.sections
-
-
-@pytest.mark.parametrize(
-    ("typed", "search", "routers", "asked"),
-    [
-        (["--recipe", "paper"], "paper", "paper", "authors"),
-        (["--config", PAPER], "paper", "paper", "authors"),
-        (["--recipe", "paper", "--search-preset", "default"], "default", "paper", "ours"),
-        (["--recipe", "paper", "--routers-preset", "default", "--search-prompts", "ours"], "paper", "default", "ours"),
-        ([], "default", "default", "ours"),
-    ],
-)
-def test_the_recipe_of_the_paper_searches_and_trains_as_the_paper(typed, search, routers, asked):
-    parser = make_parser("retrofit", typed)
-    parsed = parser.parse_args(["--model", "none/such", "--out", "x", *map(str, typed)])
-    settings = flags.read_yaml(parsed.config)
-    common = flags.build(flags.CommonConfig, settings.common, parsed)
-    found = configs_of(Job(parsed, settings, common, ["drllm", "retrofit"]))
-    assert (found["search"].preset, found["routers"].preset, found["search"].asked) == (search, routers, asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import grimp
 import pytest
 
 import drllm
+from drllm.core.plugins import COMMANDS, METHODS, POLICIES
 
 SOURCE = Path(drllm.__file__).parent
 ROOT = SOURCE.parents[1]
@@ -22,6 +24,7 @@ MAX_FUNCTION, MAX_ARGUMENTS, MAX_ROWS = 60, 8, 10
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_ARGUMENTS = {
     "evaluation/harness/model.py:__init__": "as lm-eval calls a model",
+    "evaluation/run.py:evaluate": "public",
     "searching/runner.py:search": "public",
 }
 
@@ -78,6 +81,29 @@ def test_the_contract_is_rows_of_folders():
     files = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
     assert folders <= named, f"folders in no row: {sorted(folders - named)}"
     assert named <= folders | files, f"rows of nothing: {sorted(named - folders - files)}"
+
+
+def spelled_modules() -> Iterator[tuple[str, str]]:
+    """(module, text) of each string, docstrings aside, that begins as the name of a module of this package does: "drllm.x.y:z"."""
+    for name, (_, tree) in trees().items():
+        said = {node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)} - said
+        for text in texts:
+            if found := re.match(r"drllm(\.\w+)+(?=:|$)", text):
+                yield name, found[0]
+
+
+def test_no_string_names_a_module_above_its_own_layer():
+    """What is imported by its name when the program runs keeps the contract, which import-linter cannot see."""
+    contract, _ = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    level = {name.strip().removeprefix("drllm."): -n for n, row in enumerate(contract["layers"]) for name in re.split(r"[:|]", row)}
+    groups, wrong = {METHODS, POLICIES, COMMANDS}, []  # of entry points, not modules
+    for name, text in spelled_modules():
+        here, there = name.partition("/")[0], text.split(".")[1]
+        if text not in groups and here in level and there in level and here != there and level[there] >= level[here]:
+            wrong.append(f"{name} names {text}")
+    assert not wrong, wrong
+    assert sum(text.split(".")[1] in level for _, text in spelled_modules()) > 8, "there are such strings: the test can fail"
 
 
 def test_functions_are_short():

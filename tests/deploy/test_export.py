@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import families
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
-from drllm.deploy.export import check_export, export
+from drllm.deploy.export import FORMATS, check_export, export
 from drllm.runs.layout import EXPORT_FILE
 
 pytestmark = pytest.mark.long
@@ -167,6 +167,9 @@ def test_what_export_refuses(tmp_path, checkpoint, capsys):
     with pytest.raises(InputError, match="which no export wrote"):
         export(routed, ROUTES[0], tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    for format in FORMATS:
+        with pytest.raises(InputError, match=r"the route runs \(1-2\)\*0\.5, and .* can hold no strength"):
+            export(routed, Route.full(4).loop(1, 2, 0.5), tmp_path / "damped", format)
     with pytest.raises(InputError, match="runs no block"):
         export(routed, Route.parse("0000"), tmp_path / "none")
     with pytest.raises(InputError, match="has 2 blocks"):

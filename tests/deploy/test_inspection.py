@@ -16,7 +16,6 @@ from drllm.deploy.inspection import inspect, render
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
-from drllm_research.methods.oracle_policy import Oracle
 from pooling import pool_windows
 
 PROMPT = "why is the sky so blue?"  # 23 tokens of a byte each
@@ -126,11 +125,6 @@ def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Router
     assert [row[4] for row in rows] == [Action(action).name.lower() for action in found.route]
     assert "\x1b" not in render(found)
     assert "\x1b" in render(found, colour=True)
-
-
-def test_a_policy_for_evaluation_only_is_refused(tiny: RoutedModel):
-    with pytest.raises(InputError, match="is for evaluation only"):
-        inspect(tiny, PROMPT, Oracle([Route.full(4)]))
 
 
 def test_without_a_policy_there_is_nothing_to_look_into(tiny: RoutedModel):

@@ -53,7 +53,7 @@ def test_its_pages_in_a_browser(copied, width, scheme):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()  # ends with the process
         own = f"http://127.0.0.1:{server.server_port}/"
-        for name in ("index", "retrofit", "demo", "results", "api", "audit", "guides/better", "decisions/README"):
+        for name in ("index", "retrofit", "demo", "results", "api", "audit", "heal", "limits", "decisions/README"):
             with opened(f"{own}{name}.html".replace("README", "index"), width, scheme, (own, "data:")) as watched:
                 page = watched.page
                 page.wait_for_load_state("networkidle")
@@ -68,8 +68,8 @@ def test_its_pages_in_a_browser(copied, width, scheme):
 def test_its_links_work_from_the_folder_too(copied):
     assert built(copied).returncode == 0
     with opened((copied / "site" / "index.html").as_uri(), 1280, "light", ("file:", "data:")) as watched:
-        watched.page.locator("article a", has_text="how it works").first.click()
-        watched.page.wait_for_url("**/how-it-works.html")
+        watched.page.locator("article a", has_text="scan and audit").first.click()
+        watched.page.wait_for_url("**/scan.html")
         assert watched.page.locator("h1").count() == 1
 
 

@@ -424,7 +424,7 @@ def test_a_book_decides_as_it_was_fitted(tiny):
         mean, scale = read[block].mean(0), read[block].std(0) + 0.1
         weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
         codebook = Codebook(routes, StateSelector(block, mean, scale, weight, torch.zeros(2)), [Point(0.0)])
-        wanted = codebook.routes_from(read[block])
+        wanted = codebook.chosen(read[block])
         assert len(set(wanted)) > 1
         outputs = tiny.generate(
             ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=codebook, max_new_tokens=2
@@ -461,14 +461,14 @@ def test_prompts_out_of_reach_keep_the_base(tmp_path):
     far = Codebook([Route.full(L), Route.full(L).edit(2, 0)], selector, [Point(0.0, 0.5)])
     features = torch.tensor([[3.0, -1, 3, -1], [7, -5, 7, -5]])
     base, other = far.routes
-    assert far.routes_from(features) == [other, base]
+    assert far.chosen(features) == [other, base]
     assert far.selector.scores(features).tolist() == [[1.0], [-math.inf]]
     far.save(tmp_path)
-    assert Codebook.load(tmp_path).routes_from(features) == [other, base]
-    assert far.at_point(0).routes_from(features) == [other, base]
+    assert Codebook.load(tmp_path).chosen(features) == [other, base]
+    assert far.at_point(0).chosen(features) == [other, base]
     far.selector.reach = math.inf
     everywhere = Codebook(far.routes, far.selector, [Point(0.0)])
-    assert everywhere.routes_from(features) == [other, other]
+    assert everywhere.chosen(features) == [other, other]
     everywhere.save(tmp_path)
     assert "reach" not in json.loads((tmp_path / "codebook.json").read_text()), "files of policies without it are as they were"
     for reach in (0, -1, "nan"):
@@ -595,7 +595,7 @@ def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, lo
     weights = torch.randn(2 * tiny.hidden_size, 4, generator=torch.Generator().manual_seed(0))
     features = read_prompts(tiny, [tiny.tokenizer(text)["input_ids"] for text in TEXTS], [2], 600)[2]
     codebook = Codebook(LOOPS, StateSelector(2, features.mean(0), features.std(0) + 0.1, weights, torch.zeros(4)), [Point(0.0)])
-    wanted = codebook.routes_from(features)
+    wanted = codebook.chosen(features)
     assert sum(not route.is_in_place for route in wanted) >= 2
     together = tiny.generate(TEXTS, policy=codebook, max_new_tokens=4, do_sample=False)
     assert [output.route for output in together] == wanted
@@ -950,7 +950,7 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
     code = (
         "import sys; from pathlib import Path; from drllm.policies.saved import open_folder; "
         "from drllm.policies.policy import policy_class; "
-        "print(open_folder(Path(sys.argv[1])).unchecked().reads)"
+        "print(open_folder(Path(sys.argv[1])).unchecked().selector.block)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"

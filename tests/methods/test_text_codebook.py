@@ -15,7 +15,7 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
 from drllm.methods.matrix import Matrix
 from drllm.methods.prompt_reading import TEXT, Read, read_text
-from drllm.policies.codebook import Codebook
+from drllm.policies.codebook import Codebook, StateSelector
 from drllm.policies.text_selector import TextSelector
 from drllm.scoring.route_prediction import decide_routes
 from drllm.searching.prior import sweep_routes
@@ -129,7 +129,7 @@ def test_a_policy_of_text_is_trained_saved_run_explained_and_promised(tiny, run,
 
 @pytest.mark.long
 def test_what_is_read_can_be_asked_for(tiny, run):
-    assert train(tiny, run, CodebookConfig(block=1, n_routes=1, abstain=False)).reads == 1
-    assert train(tiny, run, CodebookConfig(read="states", n_routes=1, abstain=False)).reads is not None
+    assert train(tiny, run, CodebookConfig(block=1, n_routes=1, abstain=False)).selector.block == 1
+    assert isinstance(train(tiny, run, CodebookConfig(read="states", n_routes=1, abstain=False)).selector, StateSelector)
     with pytest.raises(InputError, match="block is 2, before which states are read, and read is text"):
         train(tiny, run, CodebookConfig(read="text", block=2))

@@ -182,10 +182,11 @@ def test_held_back_records_never_train(tmp_path):
     assert trained[0] == trained[1]
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_training_together_equals_modules_of_their_own(normalize):
-    """A loop over separate modules, as the paper trains them, reaches the same weights."""
-    config = RoutersConfig(epochs=2, width=16, n_windows=4, batch_size=8, normalize="rms" if normalize else "raw", lr=3e-3)
+@pytest.mark.parametrize(("normalize", "preset"), [(True, "default"), (False, "default"), (False, "paper")])
+def test_training_together_equals_modules_of_their_own(normalize, preset):
+    """A loop over separate modules, as the paper trains them, reaches the same weights; preset paper clips the gradient of all."""
+    kind = "rms" if normalize else "raw"
+    config = RoutersConfig(preset, epochs=2, width=16, n_windows=4, batch_size=8, normalize=kind, lr=3e-3)
     shape = replace(SHAPE, normalize=normalize)
     features = planted(40)
     held = held_back(features)
@@ -211,6 +212,7 @@ def test_training_together_equals_modules_of_their_own(normalize):
     alpha = (raw / raw.mean()).float()
     generator = torch.Generator().manual_seed(config.seed)
     n_steps, step = 2 * 4, 0  # 32 records in batches of 8
+    norms: list[float] = []
     for _ in range(config.epochs):
         for batch in rows[torch.randperm(len(rows), generator=generator)].split(config.batch_size):
             losses = []
@@ -226,6 +228,7 @@ def test_training_together_equals_modules_of_their_own(normalize):
                 group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
             optimizer.zero_grad()
             torch.stack(losses).mean().backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0 if preset == "paper" else math.inf)))
             optimizer.step()
             step += 1
     for block, network in enumerate(modules):
@@ -234,6 +237,7 @@ def test_training_together_equals_modules_of_their_own(normalize):
         torch.testing.assert_close(trained.tensors["w2"][block], network[2].weight.T, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(trained.tensors["b2"][block], network[2].bias, rtol=1e-3, atol=1e-4)
     assert (trained.tensors["w1"] - start.tensors["w1"]).abs().max() > 5e-3, "the case must be able to fail"
+    assert preset == "default" or max(norms) > 2, "the gradient must need clipping"
 
 
 @pytest.mark.parametrize("absent", [0, 2])

@@ -41,8 +41,8 @@ def folder(tmp_path_factory):
 
 def test_the_readmes_code_searches_trains_evaluates_and_reports(folder):
     run_folder = folder / "runs" / "a"
-    assert (run_folder / "routers" / "drllm_config.json").is_file()
-    assert {"base", "routers", "shuffled"} <= {path.name for path in (run_folder / "evaluate" / "tune").iterdir()}
+    assert (run_folder / "static" / "drllm_config.json").is_file()
+    assert {"base", "static"} <= {path.name for path in (run_folder / "evaluate" / "tune").iterdir()}
     assert (run_folder / "report" / "report.html").stat().st_size > 100_000
 
 

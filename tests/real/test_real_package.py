@@ -71,7 +71,7 @@ def test_both_files_hold_what_they_should(built):
 
 
 def test_an_empty_environment_retrofits_the_demos_model(installed, tmp_path):
-    assert "drllm" in run(installed / "drllm", "doctor", cwd=tmp_path)
+    assert "drllm" in run(installed / "drllm", "--version", cwd=tmp_path)
     made = (ROOT / "Makefile").read_text(encoding="utf-8")
     words = re.search(r"^DEMO := \$\(BIN\)/drllm (.*) --out runs/demo \$\(ARGS\)$", made, re.M)
     assert words is not None

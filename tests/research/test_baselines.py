@@ -20,7 +20,7 @@ from runs import EVALUATE, SEARCH, TASK, L
 pytestmark = pytest.mark.long
 
 ROUTES = [*(route for route in sweep_routes(L, 1) if route[0] == 1), Route.full(L).loop(1, 2)]
-# MindSkip, FlexiDepth and the oracle are for evaluation only: test_rivals.py.
+# MindSkip and FlexiDepth are no policies: test_rivals.py.
 ROUTED = ("polar", "tale", "shortgpt", "early_exit", "random_skip", "random_codebook", "input_blind")
 
 
@@ -46,10 +46,6 @@ def test_a_predictor_that_is_always_followed_is_followed_where_tune_sees_no_gain
 
     monkeypatch.setattr(codebook, "choose", lambda candidates, n_layers, budget: dataclasses.replace(candidates[0], tune_gain=-0.1))
     assert train(tiny, run, get_method("polar").config(block=1)).route is None
-
-
-def test_an_oracle_takes_loops(tiny, run):
-    assert any(not route.is_in_place for route in train(tiny, run, "oracle").routes)
 
 
 @pytest.mark.parametrize(("name", "budget"), [("shortgpt", 0.75), ("early_exit", 0.5), ("random_skip", 0.5), ("tale", 0.5)])

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from drllm import search
 from drllm.core.route import Route
 from drllm.methods.matrix import Matrix
 from drllm.reporting.drawing import draw, write_charts
+from drllm.scoring.asking import asking_here
 from drllm.tasks import Example, LoadedTask, get_task
 from drllm_research.comparison import asked as asked_questions
 from drllm_research.comparison import pages, table
 from drllm_research.comparison.__main__ import best_longer, fit, read_before
 from drllm_research.comparison.rows import ROWS, SETTINGS, wanted_rows
+from drllm_research.comparison.stored import Results
 from drllm_research.comparison.told import routes_by_task
-from runs import model, questions, write_rows
+from runs import SEARCH, model, questions, write_rows
 
 SPLITS = {"fit": 5, "tune": 6, "calibrate": 3, "test": 4}
 
@@ -36,13 +38,11 @@ def ids(examples) -> list[str]:
     return [example.id for example in examples]
 
 
-def test_another_policy_does_not_read_test_again(tmp_path):
-    path = tmp_path / "codebook.0.parquet"
-    assert not read_before(path, "mine")
-    pq.write_table(pa.table({"id": ["a"]}).replace_schema_metadata({"policy": "mine"}), path)
-    assert read_before(path, "mine")
-    with pytest.raises(SystemExit, match="test verdicts of another policy"):
-        read_before(path, "a better one")
+def test_another_policy_does_not_read_test_again():
+    assert not read_before(None, "mine", ("codebook", 0))
+    assert read_before("mine", "mine", ("codebook", 0))
+    with pytest.raises(SystemExit, match=r"codebook\.0 has test answers of another policy"):
+        read_before("mine", "a better one", ("codebook", 0))
 
 
 def test_tune_asks_the_matrix_and_test_what_nothing_was_chosen_by():
@@ -68,27 +68,38 @@ def test_a_limit_ends_test_questions_early():
     assert len(asked_questions.select(loaded(test=900), "test", seen, limit=asked_questions.LIMIT)) == asked_questions.LIMIT
 
 
-def test_a_letters_verdicts_are_kept_apart_from_log_likelihoods(tmp_path):
+def test_answers_come_from_the_store_of_the_run(tmp_path):
+    """What another reward said is not known of this one, and the same questions are asked once."""
     (tmp_path / "piqa").mkdir()
     write_rows(tmp_path / "piqa" / "valid.jsonl", questions(8))
-    for reward, kept in (("letter", "letter"), ("auto", "loglik")):
+    bench = asking_here(model(), tmp_path / "run")
+    answered = {}
+    for reward, n_shards in (("letter", 1), ("auto", 2), ("auto", 2)):
         of = SimpleNamespace(apart=[], asked=["piqa"], reward=reward)
-        asked = asked_questions.Asked(model(), of, "test", tmp_path / "run", str(tmp_path))
-        assert not asked.known, "what another reward said is not known of this one"
-        asked.compute([[Route.full(asked.routed.n_layers)] * len(asked.ids)])
-        (store,) = (tmp_path / "run" / "computed" / asked.routed.fingerprint).glob(f"test-piqa.{kept}.parquet")
-        assert pq.read_table(store).num_rows == len(asked.ids) > 0
-        again = asked_questions.Asked(asked.routed, of, "test", tmp_path / "run", str(tmp_path))
-        assert again.known == asked.known
-    rows = [row | {"choices": [f"{choice} pears" for choice in row["choices"]]} for row in questions(8)]
-    others = tmp_path / "others"
-    (others / "piqa").mkdir(parents=True)
-    write_rows(others / "piqa" / "valid.jsonl", rows)
-    with pytest.raises(SystemExit, match=r"test-piqa.loglik.parquet was made of another question"):
-        asked_questions.Asked(asked.routed, of, "test", tmp_path / "run", str(others))
-    pq.write_table(pq.read_table(store).replace_schema_metadata({"dtype": "torch.bfloat16"}), store)
-    with pytest.raises(SystemExit, match=r"holds verdicts in torch.bfloat16, this is torch.float32"):
-        asked_questions.Asked(asked.routed, of, "test", tmp_path / "run", str(tmp_path))
+        asked = asked_questions.Asked(bench, of, "test", str(tmp_path))
+        full, short = [[route] * len(asked.ids) for route in (Route.full(4), Route.parse("1011"))]
+        answered[reward] = asked.answers({"base": full} if reward == "letter" else {"base": full, "short": short})
+        assert len(list((tmp_path / "run" / "verdicts").glob("*.parquet"))) == n_shards
+    assert {len(right) for right in answered["auto"].values()} == {len(asked.ids)}
+    (ask,) = asked.asks
+    wanted = ask.scorer.score_all(ask.questions, [full[0], short[0]])
+    assert answered["auto"] == {name: [one[place].correct for one in wanted] for place, name in enumerate(("base", "short"))}
+
+
+def test_other_tune_questions_than_those_of_the_matrix_are_refused(tmp_path):
+    out, places = tmp_path / "run", {name: tmp_path / name for name in ("then", "other", "fewer")}
+    rows = [row | {"part": "train"} for row in questions(24)]
+    changed = [row | {"choices": [f"{choice} pears" for choice in row["choices"]]} for row in rows]
+    for name, given in {"then": rows, "other": changed, "fewer": rows[:16]}.items():
+        (places[name] / "piqa").mkdir(parents=True)
+        write_rows(places[name] / "piqa" / "train.jsonl", given)
+    tiny = model()
+    search(tiny, ["piqa"], replace(SEARCH, splits=("fit", "tune")), out, str(places["then"]), routes=[Route.parse("1011")])
+    of = SimpleNamespace(apart=[], asked=["piqa"], reward="auto")
+    assert asked_questions.Asked(asking_here(tiny, out), of, "tune", str(places["then"])).ids
+    for name, problem in (("other", "made of another question"), ("fewer", r"lacks \d+ tune questions of the matrix")):
+        with pytest.raises(SystemExit, match=problem):
+            asked_questions.Asked(asking_here(tiny, out), of, "tune", str(places[name]))
 
 
 def test_rows_of_a_setting():
@@ -213,27 +224,33 @@ def test_what_was_not_compared_is_not_judged():
     assert pages.judged(None) == ""
 
 
-def stored(path, tasks, ids, correct, n_passes, route):
-    """As `Asked.store` leaves verdicts: the questions once beside the folder, a method's own columns in its file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"task": tasks, "id": ids}), asked_questions.questions_path(path))
-    pq.write_table(pa.table({"correct": correct, "n_passes": [n_passes] * len(ids), "route": [route] * len(ids)}), path)
+def stored(folder, setting, split, rows, asked, blocks=30):
+    """Answers of several rows to the same questions, (task, id); of each row the route, and whether each answer is right."""
+    results = Results(folder)
+    results.tell("m" if "model" not in results.about else results.told("model"), "model")
+    results.tell(blocks, "blocks")
+    answered = {}
+    for named, (route, right) in rows.items():
+        n_passes = [float(Route.parse(route).n_passes)] * len(asked)
+        columns = {"task": [task for task, _ in asked], "id": [name for _, name in asked]}
+        answered[named] = columns | {"route": [route] * len(asked), "n_passes": n_passes, "correct": right}
+    results.add(setting, split, answered, dict.fromkeys(rows, "digest"))
+    return Results(folder)
 
 
-def test_verdicts_of_other_questions_than_the_stored_ones_are_refused(tmp_path):
-    path = tmp_path / "arc" / "tune" / "base.0.parquet"
-    stored(path, ["arc_easy"], ["a"], [True], 4, "1111")
-    asked = asked_questions.Asked.__new__(asked_questions.Asked)
-    asked.tasks, asked.ids = ["arc_easy"], ["a"]
-    asked.store(path.with_name("static.0.parquet"), [Route.parse("1110")], [False], "digest")
-    found = table.read(path.with_name("static.0.parquet"), ["arc_easy"])
-    assert (found["id"].tolist(), found["correct"].tolist(), found["passes"].tolist()) == (["a"], [0.0], [3.0])
-    asked.ids = ["b"]
-    with pytest.raises(SystemExit, match="holds other questions"):
-        asked.store(path.with_name("static.1.parquet"), [Route.parse("1110")], [False], "digest")
-    stored(path, ["arc_easy"] * 2, ["a", "b"], [True, True], 4, "1111")
-    with pytest.raises(ValueError, match="1 verdicts of 2 questions"):
-        table.read(path.with_name("static.0.parquet"), ["arc_easy"])
+def test_answers_are_read_as_they_were_written_and_to_other_questions_refused(tmp_path):
+    asked = [("arc_easy", "a"), ("arc_easy", "b")]
+    stored(tmp_path, "arc", "tune", {("base", 0): ("1111", [True, False])}, asked)
+    stored(tmp_path, "mixed", "tune", {("base", 0): ("1111", [True])}, [("piqa", "a")])
+    results = stored(tmp_path, "arc", "tune", {("static@0.9", 1): ("1110", [False, True])}, asked)
+    found = {named: table.read(answered, ["arc_easy"]) for named, answered in results.of("arc", "tune").items()}
+    shown = {named: (one["id"].tolist(), one["correct"].tolist(), one["passes"].tolist()) for named, one in found.items()}
+    assert shown == {("base", 0): (["a", "b"], [1.0, 0.0], [4.0, 4.0]), ("static@0.9", 1): (["a", "b"], [0.0, 1.0], [3.0, 3.0])}
+    assert results.policies("arc", "tune")["static@0.9", 1] == "digest"
+    results = stored(tmp_path, "arc", "tune", {("base", 0): ("1111", [True, True])}, asked)
+    assert results.of("arc", "tune")["base", 0]["correct"].tolist() == [True, True], "a row's later answers take its place"
+    with pytest.raises(SystemExit, match="answers to other questions of arc"):
+        stored(tmp_path, "arc", "tune", {("told", 0): ("1111", [True])}, asked[:1])
 
 
 def gap_of(found: table.Found) -> str:
@@ -248,7 +265,7 @@ def test_the_words_of_the_page_take_their_figures_from_the_contrasts():
         table.Contrast("a@0.9 less b@0.95 dealt to 89% of the prompts, else c@0.7", less, less, {}, True),
     ]
     section = table.Section("kinds", "test", "", "", (), (), rows)
-    said = pages.figures({Path("policies-m-1b"): [section]})
+    said = pages.figures({Results(Path("policies-m-1b")): [section]})
     assert said["m kinds: a@0.9 less base"] == said["m kinds: a@0.9 less mixture"] == "+1.2 (+0.0 to +2.5)"
     assert said["m kinds: a@0.9 less base, pooled without numbers"] == "+0.0 (-1.0 to +1.0)"
     assert said["m kinds: z less base"] == "(not stored)"
@@ -342,43 +359,39 @@ def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():
 
 def test_a_table_is_made_of_stored_verdicts_alone(tmp_path):
     rng = np.random.default_rng(0)
-    asked = SETTINGS["arc"].asked
-    for name, share in (("base.0", 0.4), ("static.0", 0.5), ("codebook.0", 0.6)):
-        tasks, ids = [task for task in asked for _ in range(50)], [f"q{n}" for n in range(100)]
-        stored(tmp_path / "arc" / "tune" / f"{name}.parquet", tasks, ids, (rng.random(100) < share).tolist(), 29, "1" * 30)
-    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
-    (tmp_path / "arc" / "tune" / "asked.json").write_text('{"most_common": {}, "without_test_part": ["arc_easy"], "scans": ["scan-a"]}')
-    lines = list(pages.whole(table.section(tmp_path, "arc", "tune", SETTINGS, ())))
+    asked = [(task, f"{task}{n}") for task in SETTINGS["arc"].asked for n in range(50)]
+    shares = {("base", 0): 0.4, ("static", 0): 0.5, ("codebook", 0): 0.6}
+    rows = {named: ("1" * 29 + "0", (rng.random(100) < share).tolist()) for named, share in shares.items()}
+    results = stored(tmp_path, "arc", "tune", rows, asked)
+    results.tell({"most_common": {}, "without_test_part": ["arc_easy"], "scans": ["scan-a"]}, "asked", "arc", "tune")
+    lines = list(pages.whole(table.section(results, "arc", "tune", SETTINGS, ())))
     command = "`python -m drllm_research.comparison run --model m --run RUN --out OUT --data DATA --settings arc --methods ROWS"
     scan = Path("results", "scan-a")
     assert f"{command} --scan {scan}`" in lines
     assert "Without a test part, so development questions by which nothing was chosen: arc_easy. " in lines
     (codebook,) = [line for line in lines if line.startswith("| codebook * ")]
-    right = pq.read_table(tmp_path / "arc" / "tune" / "codebook.0.parquet")["correct"].to_pylist()
-    assert codebook.split("|")[2].split()[0] == f"{np.mean(right) * 100:.1f}"
+    assert codebook.split("|")[2].split()[0] == f"{np.mean(rows['codebook', 0][1]) * 100:.1f}"
     assert codebook.split("|")[8].strip() == "29.00"
     assert any(line.startswith("| codebook less static |") for line in lines)
 
 
 def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
     """A method that leaves the base with one seed keeps its row; every row stands beside `static_tuned` of its budget."""
-    folder, ids = tmp_path / "arc" / "test", [f"q{n}" for n in range(20)]
-    tasks = [task for task in SETTINGS["arc"].asked for _ in range(10)]
+    asked = [(task, f"{task}{n}") for task in SETTINGS["arc"].asked for n in range(10)]
     full, other = "1" * 30, "0" + "1" * 29
     rows = {
-        "base.0": (full, 10),
-        "static_tuned.0": (other, 12),
-        "static.0": (full, 10),
-        "codebook.0": (full, 10),
-        "codebook.1": (other, 12),
-        "static_tuned_at_0.9.0": (other, 6),
-        "told_at_0.9.0": (other, 8),
-        "tale_at_0.85.0": (other, 8),
+        ("base", 0): (full, 10),
+        ("static_tuned", 0): (other, 12),
+        ("static", 0): (full, 10),
+        ("codebook", 0): (full, 10),
+        ("codebook", 1): (other, 12),
+        ("static_tuned@0.9", 0): (other, 6),
+        ("told@0.9", 0): (other, 8),
+        ("tale@0.85", 0): (other, 8),
     }
-    for name, (route, right) in rows.items():
-        stored(folder / f"{name}.parquet", tasks, ids, [n < right for n in range(20)], 29 + (route == full), route)
-    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
-    section = table.section(tmp_path, "arc", "test", SETTINGS, ())
+    made = {named: (route, [n < right for n in range(20)]) for named, (route, right) in rows.items()}
+    results = stored(tmp_path, "arc", "test", made, asked)
+    section = table.section(results, "arc", "test", SETTINGS, ())
     assert {row["method"]: row["vs static_tuned of the budget, points"].partition(" ")[0] for row in section.rows} == {
         "base": "",
         "static": "-10.0",
@@ -388,7 +401,7 @@ def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
         "best route of each task @0.9 (told the task)": "+10.0",
         "tale@0.85": "",
     }
-    text = pages.tested(tmp_path, section)
+    text = pages.tested(results, section)
     assert "The base for every prompt, with every seed, so without a row: `static`." in text
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == [
         "method",
@@ -401,13 +414,13 @@ def test_what_runs_the_base_for_every_prompt_is_named_and_has_no_row(tmp_path):
 
 
 def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
-    outs = [tmp_path / "stored" / model for model in ("one", "two")]
-    for out, blocks in zip(outs, (30, 18), strict=True):
-        place = out / "openbookqa" / "test"
-        place.mkdir(parents=True)
-        (out / "model.json").write_text(f'{{"model": "{out.name}", "blocks": {blocks}}}')
+    outs = []
+    for name, blocks in (("one", 30), ("two", 18)):
+        Results(tmp_path / "stored" / name).tell(name, "model")
         for split in ("test", "tune"):
-            stored(out / "openbookqa" / split / "base.0.parquet", ["openbookqa"], [out.name], [True], blocks, "1" * blocks)
+            base = {("base", 0): ("1" * blocks, [True])}
+            results = stored(tmp_path / "stored" / name, "openbookqa", split, base, [("openbookqa", name)], blocks)
+        outs.append(results)
     page = tmp_path / "results" / "paper-x" / "page" / "report.md"
     page.parent.mkdir(parents=True)
     page.write_text("| here | claim |\n| --- | --- |\n| holds | one |\n| does not hold | two |\n| holds | three |\n")
@@ -436,8 +449,9 @@ def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_oth
 
     shown = [name for name in ("base", "told@0.9", "codebook@0.9", "codebook@0.85", "shuffled-polar") if not pages.is_elsewhere(name)]
     assert shown == ["base", "told@0.9", "codebook@0.9"]
-    (tmp_path / "model.json").write_text('{"model": "m", "blocks": 30}')
+    (results := Results(tmp_path)).tell("m", "model")
+    results.tell(30, "blocks")
     monkeypatch.setattr(pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
-    pages.write_pages(tmp_path, pages.Stored([tmp_path]), SETTINGS, ["piqa"])
+    pages.write_pages(tmp_path, pages.Stored([results]), SETTINGS, ["piqa"])
     heads = [line for line in (tmp_path / "docs/results.md").read_text().splitlines() if line.startswith("## m, 30 blocks")]
     assert heads == [f"## m, 30 blocks: {table.ABOUT['kinds']}"]

@@ -19,7 +19,7 @@ import yaml
 from scipy import stats
 
 import drllm.evaluation.clock
-import drllm.retrofitting.pipeline
+import drllm.evaluation.fit
 import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, RoutedModel
@@ -27,7 +27,7 @@ from drllm.cli.main import main, make_parser
 from drllm.core.config import Resources
 from drllm.core.route import Route
 from drllm.evaluation.fit import under_policy
-from drllm.methods.base import get_method, method_names
+from drllm.methods.base import method_names
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
@@ -47,6 +47,7 @@ from drllm_research.paper.setup import Setup
 from drllm_research.paper.speed import p_of_ratio
 from drllm_research.paper.stages import Bench, Clock, Search, Train
 from drllm_research.paper.tables import BUDGET, BUDGETED
+from drllm_research.rivals.evaluator import method_named
 from rote import answering
 from runs import L, folder_bytes, model, questions, write_rows
 
@@ -217,7 +218,7 @@ def test_rivals_save_what_they_are_to_save(bench, page):
     text = section(page, EXHIBITS["table5"].title)
     for name in ("early_exit", "shortgpt", "random_skip", BUDGETED, "mindskip", "flexidepth"):
         if name in bench.missed:
-            assert f"{name} is not in the table: a {get_method(name).name!r} policy spends at least" in text
+            assert f"{name} is not in the table: a {method_named(name).name!r} policy spends at least" in text
             assert not re.search(rf"\| (shuffled-)?{name} \|", text)
             continue
         found = re.search(rf"\| all \| {name} \|.*\| ([\d.]+) of {L} \|", text)
@@ -254,7 +255,7 @@ def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("done already")
 
-    monkeypatch.setattr(drllm.retrofitting.pipeline, "fit_policy", refuse)
+    monkeypatch.setattr(drllm.evaluation.fit, "fit_policy", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
     monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
     before = kept_bytes(bench.folder)

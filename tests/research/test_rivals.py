@@ -11,26 +11,20 @@ import torch
 
 import families
 from byte_tokens import byte_tokenizer
-from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
-from drllm.core.config import GuaranteeConfig
+from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search
 from drllm.core.errors import UnsupportedModelError
-from drllm.evaluation.fit import fit_policy
-from drllm.policies.constant import RoutePolicy
+from drllm.methods.training_data import TrainingData
 from drllm.policies.saved import load_policy
-from drllm.reporting.summary_table import render
-from drllm.reporting.summary_table import verdict as sentence
-from drllm.runs.load import read_summary
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import Example, get_task, load_task
-from drllm_research.methods.oracle import OracleConfig, cover
-from drllm_research.methods.oracle_policy import Oracle
+from drllm.tasks import Example, get_task
+from drllm_research.comparison.oracle import cover, first_right, oracle_routes
+from drllm_research.rivals.evaluator import fit_evaluator, load_evaluator
 from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig
 from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
 from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 from rote import answering
 from runs import EVALUATE, SEARCH, TASK, L, model, questions
-from scored import score_policy
 
 pytestmark = pytest.mark.long
 
@@ -39,7 +33,6 @@ ROUTES = [Route.full(L).edit(2, 0), Route.full(L).edit(1, 2), Route.full(L).edit
 OPTIONS = {
     "mindskip": MindSkipConfig(steps=3, batch_size=4, tune_questions=10),
     "flexidepth": FlexiDepthConfig(steps=3, batch_size=4, adapter=4, tune_questions=10),
-    "oracle": OracleConfig(n_routes=2),
 }
 
 
@@ -152,7 +145,7 @@ def test_scores_are_those_of_plain_forwards(tiny):
     policy = random_gates(FlexiDepth, tiny, 1)
     packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
     examples = load_examples(tiny)
-    answers = [policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in examples]) for scorer in (packed, apart)]
+    answers = [policy.evaluate(scorer, [scorer.question(get_task(TASK), example) for example in examples]) for scorer in (packed, apart)]
     for one, other in zip(*(verdicts for verdicts, _ in answers), strict=True):
         assert one.margin == pytest.approx(other.margin, abs=1e-3)
     assert all(1 < depth.n_passes < L and not depth.is_full for depth in answers[0][1])
@@ -183,52 +176,50 @@ def test_training_closes_gates_and_leaves_the_base_alone(kind):
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_evaluate_only_method_from_records_to_a_row(name, tiny, run, data):
-    folder = fit_policy(tiny, run, name, OPTIONS[name])
-    rows = evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows
-    assert [row.method for row in rows] == ["base", name]
-    assert evaluate(tiny, [name], [TASK], run, EVALUATE, data).rows == rows, "read back"
-    policy = load_policy(folder, tiny.identity)
-    card = (folder / "README.md").read_text()
-    assert "For evaluation only" in card
-    assert ".generate(" not in card
-    if name == "oracle":
-        summary = read_summary(run / "evaluate" / "tune" / "summary.json")
-        assert "oracle (upper bound)" in render(summary)
-        assert "an upper bound" in sentence(summary, "oracle")
-        assert rows[1].worse == 0
-        assert rows[1].accuracy > rows[0].accuracy
-    else:
-        assert 0 < rows[1].mean_passes < L * 1.2
-        assert rows[1].mean_passes % 1
-        assert json.loads((run / "train" / name / "knob.json").read_text())["points"]
-    with pytest.raises(InputError, match="for evaluation only"):
-        tiny.generate("so?", policy=policy)
-    with pytest.raises(InputError, match="nothing to promise"):
-        fit_policy(tiny, run, name, OPTIONS[name], promise=GuaranteeConfig(calibrate="calibrate"))
+def test_gates_from_records_to_a_row(name, tiny, run, data):
+    folder = run / name
+    fit_evaluator(tiny, run, name, OPTIONS[name], None, (), folder)
+
+    def rows(*methods: str, **changes):
+        return evaluate(tiny, methods, [TASK], run, dataclasses.replace(EVALUATE, **changes), data, evaluators=gates).rows
+
+    gates = {name: load_evaluator(folder, tiny)}
+    found = rows(name)
+    assert [row.method for row in found] == ["base", name]
+    assert rows(name) == found, "read back"
+    assert 0 < found[1].mean_passes < L * 1.2
+    assert found[1].mean_passes % 1
+    assert json.loads((run / "train" / name / "knob.json").read_text())["points"]
     with pytest.raises(InputError, match="no route of its own"):
-        evaluate(tiny, [f"shuffled-{name}"], [TASK], run, EVALUATE, data)
-    if name != "oracle":
-        letters = evaluate(tiny, [name], [TASK], run, dataclasses.replace(EVALUATE, reward="letter", limit=3), data).rows
-        assert [(row.method, row.n) for row in letters] == [("base", 3), (name, 3)]
-        with pytest.raises(InputError, match="spends at least"):
-            train(tiny, run, dataclasses.replace(OPTIONS[name], budget=0.1))
+        rows(f"shuffled-{name}")
+    letters = rows(name, reward="letter", limit=3)
+    assert [(row.method, row.n) for row in letters] == [("base", 3), (name, 3)]
+    with pytest.raises(InputError, match="spends at least"):
+        fit_evaluator(tiny, run, name, dataclasses.replace(OPTIONS[name], budget=0.1), None, (), run / "cheaper")
 
 
-def test_the_oracle_by_hand(tiny, data):
-    scorer = LoglikScorer(tiny, 300)
-    loaded = load_task(TASK, data)
-    asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:20]]
-    verdicts, routes = Oracle(ROUTES).answer(scorer, asked)
-    base = score_policy(scorer, asked, None)[0]
-    each = [score_policy(scorer, asked, RoutePolicy(route))[0] for route in ROUTES]
-    for place, (verdict, route) in enumerate(zip(verdicts, routes, strict=True)):
-        right = [other for other, found in zip(ROUTES, each, strict=True) if found[place].correct]
-        assert verdict.correct == (base[place].correct or bool(right))
-        if base[place].correct or not right:
-            assert route.is_full
-        else:
-            assert route.n_passes == min(other.n_passes for other in right)
+def test_gates_are_no_policy(tiny, run, data, tmp_path):
+    """Nothing loads them as one, in one line; other weights or changed files are refused."""
+    folder = tmp_path / "mindskip"
+    fit_evaluator(tiny, run, "mindskip", OPTIONS["mindskip"], None, (), folder)
+    for load in (lambda: load_policy(folder, tiny.identity), lambda: RoutedModel.from_pretrained(folder, base=tiny)):
+        with pytest.raises(ArtifactError, match=r"'mindskip' decides no route and can only be evaluated") as refusal:
+            load()
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(ArtifactError, match="train them again"):
+        load_evaluator(folder, model(seed=1))
+    (folder / "gates.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"gates\.json is missing or not the file that was saved"):
+        load_evaluator(folder, tiny)
+
+
+def test_the_oracle_by_hand(tiny, run):
+    """The base where it is right, else the shortest right route, else the base."""
+    ranked = oracle_routes(TrainingData(tiny, run))
+    assert ranked[0].is_full
+    assert {*ranked[1:]} <= {*ROUTES}
+    right = {route: [False, place == 0, place >= 1, place == 2] for place, route in enumerate(ranked)}
+    assert first_right(ranked, right) == [ranked[0], ranked[0], ranked[1], ranked[2]]
 
 
 def test_covering_takes_what_is_new():
@@ -296,7 +287,7 @@ def test_open_gates_on_attention_answer_as_the_base(reward):
     scorer = GeneratedScorer(routed, reward, 600, to_the_end=True)
     asked = [scorer.question(task, example) for example in examples]
     base = [verdicts[0] for verdicts in scorer.score_all(asked, [Route.full(routed.n_layers)])]
-    found, depths = MindSkip.new(routed.n_layers, routed.hidden_size, 0, 1, 0).answer(scorer, asked)
+    found, depths = MindSkip.new(routed.n_layers, routed.hidden_size, 0, 1, 0).evaluate(scorer, asked)
     assert found == base
     assert all(depth.n_passes == pytest.approx(routed.n_layers, rel=0.1) for depth in depths)
 
@@ -312,7 +303,7 @@ def test_answers_under_gates_are_those_of_each_prompt_alone(kind):
     found = []
     for max_step_tokens in (1, 4000):
         scorer = GeneratedScorer(routed, "letter", max_step_tokens, to_the_end=True)
-        found.append(policy.answer(scorer, [scorer.question(get_task(TASK), example) for example in PROMPTS]))
+        found.append(policy.evaluate(scorer, [scorer.question(get_task(TASK), example) for example in PROMPTS]))
     (alone, depths), (together, others) = found
     assert [verdict.text for verdict in alone] == [verdict.text for verdict in together]
     assert [depth.n_passes for depth in depths] == pytest.approx([depth.n_passes for depth in others], rel=1e-5)

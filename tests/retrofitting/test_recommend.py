@@ -14,13 +14,11 @@ import pytest
 from drllm import Route, RoutedModel, search
 from drllm.core.config import SECTIONS, GuaranteeConfig, HealConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
-from drllm.methods.base import get_method
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
 from drllm.retrofitting.pace import Measured
-from drllm.retrofitting.pipeline import retrofit
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
 from drllm.retrofitting.time_left import TimeLeft
@@ -61,8 +59,10 @@ def rows(tmp_path_factory) -> Path:
 
 
 def configs(**retrofit) -> dict:
-    of = {name: kind() for name, kind in SECTIONS.items()} | {name: get_method(name).config() for name in ("static", "routers")}
-    return of | {"search": SearchConfig(max_step_tokens=600), "retrofit": RetrofitConfig(**{"minutes": 0.3} | retrofit)}
+    return {name: kind() for name, kind in SECTIONS.items()} | {
+        "search": SearchConfig(max_step_tokens=600),
+        "retrofit": RetrofitConfig(**{"minutes": 0.3} | retrofit),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,6 @@ def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
     for changes, what in (({"minutes": 1}, "minutes 0.3, now it is 1"), ({"objective": "accuracy"}, "objective")):
         with pytest.raises(ArtifactError, match=f"was asked for with {what}"):
             recommend(tiny, [TASK], out, configs(**{"objective": "speed"} | changes), rows)
-    with pytest.raises(ArtifactError, match="go on with that, or give another --out"):
-        retrofit(tiny, [TASK], out, None, rows)
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.json"))} == before
     search(tiny, [TASK], SEARCH, tmp_path, rows)
     with pytest.raises(ArtifactError, match="holds a search"):
@@ -310,8 +308,7 @@ def test_a_promise_without_a_gain_is_not_deployed_and_says_why():
 def test_only_one_route_for_all_is_exported_and_commands_can_be_pasted():
     static, damped, codebook = (commands(kept(deploy=PROMISED, route=route), "my runs/x") for route in ("11011", "0-2,(1-2)*0.5,3-4", ""))
     assert "drllm export --policy 'my runs/x/promised' --out 'my runs/x/exported'" in static
-    assert "drllm export --policy 'my runs/x/promised' --format scaled --out 'my runs/x/exported'" in damped
-    assert not any("drllm export" in line for line in codebook)
+    assert not any("drllm export" in line for line in (*damped, *codebook)), "no format holds a strength"
     assert commands(kept(deploy=PROMISED, is_chat=True), "x")[0] == 'drllm generate --policy x/promised --chat "a prompt"'
 
 

@@ -18,7 +18,6 @@ from drllm.runs.names import check_name
 SOURCES = Path(drllm.__file__).parent
 FILES = (
     "run.json",
-    "pipeline.json",
     "stages.json",
     "_plan.json",
     "_prior.json",
@@ -94,11 +93,10 @@ def test_names_on_disk_stay():
         run.harness("tune", "a+b"),
         run.report,
         run.reproduction,
-        run.reproduced,
     ]
     assert [path.as_posix() for path in found] == [
         "r/run.json",
-        "r/pipeline.json",
+        "r/stages.json",
         "r/search/t",
         "r/paths/t",
         "r/verdicts",
@@ -112,10 +110,9 @@ def test_names_on_disk_stay():
         "r/harness/tune/a+b",
         "r/report",
         "r/reproduce",
-        "r/reproduce/stages.json",
     ]
     constants = {name: value for name, value in vars(layout).items() if name.endswith("_FILE") and name != "CONFIG_FILE"}
-    assert sorted(constants.values()) == sorted(set(FILES) - {"run.json", "pipeline.json", "stages.json"})
+    assert sorted(constants.values()) == sorted(set(FILES) - {"run.json", "stages.json"})
 
 
 def test_what_stands_in_a_run_folder_is_found(tmp_path):

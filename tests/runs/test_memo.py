@@ -7,54 +7,29 @@ import json
 import pytest
 
 from drllm.core.errors import ArtifactError
-from drllm.retrofitting.stages import Stages
-from drllm.runs.layout import RunFolder
 from drllm.runs.memo import Memo, read_kept
 
 
 def test_work_is_found_under_its_key_alone(tmp_path):
-    memo = Memo(tmp_path / "new" / "a.json", "stages")
+    memo = Memo(tmp_path / "new" / "a.json")
     assert memo.find("one", "k") is None
     assert "one" not in memo
     memo.keep("one", "k", seconds=1.5, result=[1])
     memo.keep("two", "q", result=None)
-    again = Memo(tmp_path / "new" / "a.json", "stages")
+    again = Memo(tmp_path / "new" / "a.json")
     assert again.find("one", "k") == {"key": "k", "seconds": 1.5, "result": [1]}
     assert again.find("one", "q") is None
     assert "one" in again
     memo.keep("one", "q", result=2)
     assert again.find("one", "k") is None
-    assert json.loads(memo.path.read_text()) == {"stages": {"one": {"key": "q", "result": 2}, "two": {"key": "q", "result": None}}}
+    assert json.loads(memo.path.read_text()) == {"one": {"key": "q", "result": 2}, "two": {"key": "q", "result": None}}
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"stages": []}', '{"stages": {"one": 1}}', "{}"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"one": 1}'])
 def test_a_corrupt_file_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"a\.json .*: delete it, finished work is found again"):
-        Memo(tmp_path / "a.json", "stages").find("one", "k")
-
-
-def test_a_stage_is_done_once_and_again_where_its_files_changed(tmp_path, capfd):
-    shard = tmp_path / "search" / "t" / "shard-00000.parquet"
-    shard.parent.mkdir(parents=True)
-    done = []
-
-    def search():
-        shard.write_bytes(b"records")
-        done.append("search")
-        return "there"
-
-    def stages():
-        return Stages(RunFolder(tmp_path), ["f00d", "torch.float32", ["t"], None])
-
-    assert stages().run("search", {"a": [2], "b": 1}, [tmp_path / "search"], search) == "there"
-    again = stages()
-    assert again.run("search", {"b": 1, "a": [2]}, [tmp_path / "search"], search) == "there"
-    assert (again.skipped, done) == (["search"], ["search"])
-    shard.write_bytes(b"others")
-    again = stages()
-    assert again.run("search", {"a": [2], "b": 1}, [tmp_path / "search"], search) == "there"
-    assert (again.skipped, done) == ([], ["search"] * 2)
+        Memo(tmp_path / "a.json").find("one", "k")
 
 
 def test_a_file_of_one_piece_of_work(tmp_path):

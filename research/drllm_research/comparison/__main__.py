@@ -7,28 +7,30 @@
     make table-methods                                 # docs/results.md and results/policies-*/tables.md, from what was stored
 
 `run` needs the dense matrix of `drllm search --paths` in --run, and for `paper` a tree search with preset paper in --searched. Policies
-go to RUN/policies/<setting>/<method>.<seed>, verdicts to OUT/<setting>/<split>/<method>.<seed>.parquet. A verdict depends on the question
-and the route alone (`docs/decisions/2026-11-25-trie-and-fixed-shapes.md`): that of a route of the matrix is looked up, others are
-computed once and kept.
-Settings and rows stand in `rows.py`. `table` reads verdicts alone (`table.py`, `pages.py`).
+go to RUN/policies/<setting>/<method>.<seed>, what they answer to OUT (`stored.py`). A verdict that stands in the store of the run is looked
+up, others are computed once and kept there.
+Settings and rows stand in `rows.py`. `table` reads OUT alone (`table.py`, `pages.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from drllm import show_progress
 from drllm_research.comparison.asked import Asked
+from drllm_research.comparison.oracle import first_right, oracle_routes
 from drllm_research.comparison.rows import ROWS, SETTINGS, SHUFFLED, STATES, TOLD, file_of, wanted_rows
+from drllm_research.comparison.stored import Named, Results
 from drllm_research.comparison.told import routes_by_task
+from drllm_research.rivals.evaluator import EVALUATORS, fit_evaluator, load_evaluator
+
+DEALT = ("shuffled-over-tasks-", "shuffled-")  # blind baselines made of a row's own routes
 
 
 def folder_of(run: Path, setting: str, name: str, seed: int) -> Path:
@@ -39,28 +41,32 @@ def folder_of(run: Path, setting: str, name: str, seed: int) -> Path:
 def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Train what is missing."""
     from drllm import train
-    from drllm.core.files import write_json
     from drllm.methods.base import get_method
     from drllm.methods.training_data import TrainingData
 
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
         folder = folder_of(arguments.run, setting, name, seed)
-        about_path = arguments.out / setting / "training" / f"{file_of(name, seed)}.json"
+        about = ("training", setting, f"{name}.{seed}")
         of = SETTINGS[setting]
         learned, run = (of.searched or of.learned, arguments.searched) if row.searched else (of.learned, arguments.run)
         if run is None:
             raise SystemExit(f"{name} learns from a tree search: give its run folder, with --searched, or leave it out of --methods")
         training_data = TrainingData(routed, run, learned)
         made_of = {"key": training_data.key, "options": row.options}
-        if about_path.is_file() and (row.method == "told" or (folder / "drllm_config.json").is_file()):
-            before = json.loads(about_path.read_text())
-            if {part: before.get(part) for part in made_of} == made_of:
-                continue
+        before = arguments.results.told(*about) or {}
+        is_there = row.method in ("told", "oracle") or (folder / "drllm_config.json").is_file()
+        if is_there and {part: before.get(part) for part in made_of} == made_of:
+            continue
         seeded = {"draw": seed} if row.method == "random_codebook" else {"seed": seed} if row.seeds else {}
         reads = {"read": "states"} if row.method in STATES else {}
         started = time.perf_counter()
         if row.method == "told":
             made_of |= {"routes": {task: str(route) for task, route in routes_by_task(training_data, **row.options).items()}}
+        elif row.method == "oracle":
+            made_of |= {"routes": [str(route) for route in oracle_routes(training_data)]}
+        elif row.method in EVALUATORS:
+            config = EVALUATORS[row.method].config(**row.options)
+            fit_evaluator(routed, run, row.method, config, None, learned, folder)
         elif row.method == "longer":
             routed.policy = training_data.constant(best_longer(training_data, **row.options))
         else:
@@ -70,9 +76,7 @@ def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
             routed.save_pretrained(folder)
             routed.policy = None
         used = {split: used_questions(training_data, split, getattr(row, split)) for split in ("fit", "tune")}
-        about = made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed} | used
-        about_path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(about_path, about)
+        arguments.results.tell(made_of | {"seconds": seconds, "tasks": list(learned), "seed": seed} | used, *about)
         print(f"{setting}: {name} with seed {seed} trained in {seconds:.0f} s", flush=True)
 
 
@@ -97,47 +101,52 @@ def used_questions(training_data: Any, split: str, limit: int | None) -> int:
     return sum(count if limit is None else min(limit, count) for count in counts)
 
 
-def answer(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
-    """Verdicts of every trained policy and its baselines on one split; on test, of each policy once."""
+def answer(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
+    """Answers of every trained policy and its baselines on one split; on test, of each policy once."""
     from drllm import Route
-    from drllm.core.files import write_json
     from drllm.evaluation.baselines import baseline_routes
-    from drllm_research.methods.oracle_policy import Oracle
 
-    asked = questions_of(routed, arguments, setting, arguments.limit)
-    place = arguments.out / setting / arguments.split
-    full = Route.full(routed.n_layers)
-    chosen: dict[str, list[Any]] = {"base.0": [full] * len(asked.ids)}
-    digests = {"base.0": ""}
+    asked, split, results = questions_of(bench, arguments, setting, arguments.limit), arguments.split, arguments.results
+    there = results.policies(setting, split)
+    full = Route.full(bench.routed.n_layers)
+    routes: dict[Named, Sequence[Any]] = {("base", 0): [full] * len(asked.ids)}
+    digests = {("base", 0): ""}
+    deciding: dict[Named, Any] = {}
     for name, row, seed in wanted_rows(setting, arguments.methods, arguments.seeds):
-        file = file_of(name, seed)
-        policy, policy_digest = trained(routed, arguments, setting, name, seed)
-        path = place / f"{file}.parquet"
-        is_dealt = name in SHUFFLED and arguments.split != "calibrate"  # where a promise is tested nothing is compared
-        owned = (file, *(f"{dealt}-{file}" for dealt in ("shuffled-over-tasks", "shuffled") if is_dealt))
-        if arguments.split == "test" and all([read_before(place / f"{one}.parquet", policy_digest) for one in owned]):
+        policy, digest = trained(bench.routed, arguments, setting, name, seed)
+        owned = [(f"{dealt}{name}", seed) for dealt in ("", *(DEALT if is_dealt(name, split) else ()))]
+        if split == "test" and all([read_before(there.get(one), digest, one) for one in owned]):
             continue
-        digests |= dict.fromkeys(owned, policy_digest)
+        digests |= dict.fromkeys(owned, digest)
         if row.method == "told":
-            chosen[file] = [policy[task] for task in asked.tasks]
-            continue
-        if isinstance(policy, Oracle):
-            chosen[file] = asked.told(policy)
-            continue
-        if policy.evaluate_only:
-            if stored_digest(path) != policy_digest:
-                evaluate_only(asked, policy, path, policy_digest)
-            continue
-        chosen[file] = routes = asked.routes(policy)
-        if is_dealt:
-            over_tasks = baseline_routes("shuffled", routes, f"{seed}:all")
-            chosen[f"shuffled-over-tasks-{file}"] = over_tasks
-            chosen[f"shuffled-{file}"] = dealt_within(routes, asked.tasks, seed)
-    asked.compute(chosen.values())
-    for file, routes in chosen.items():
-        asked.store(place / f"{file}.parquet", routes, policy=digests[file])
+            routes[name, seed] = [policy[task] for task in asked.tasks]
+        elif row.method == "oracle":
+            routes[name, seed] = first_right(policy, asked.answers({route: [route] * len(asked.ids) for route in policy}))
+        elif row.method not in EVALUATORS:
+            deciding[name, seed] = policy
+        elif there.get((name, seed)) != digest:
+            evaluate(asked, policy, results, setting, (name, seed), digest)
+    for (name, seed), mine in zip(deciding, asked.routes(list(deciding.values())), strict=True):
+        routes[name, seed] = mine
+        if is_dealt(name, split):
+            routes[f"shuffled-over-tasks-{name}", seed] = baseline_routes("shuffled", mine, f"{seed}:all")
+            routes[f"shuffled-{name}", seed] = dealt_within(mine, asked.tasks, seed)
+    answered = {named: columns(asked, routes[named], right) for named, right in asked.answers(routes).items()}
+    results.add(setting, split, answered, digests)
     scans = [folder.resolve().name for folder in arguments.scan]  # whose questions are left out
-    write_json(place / "asked.json", {"most_common": asked.most_common, "without_test_part": asked.without_test_part, "scans": scans})
+    told = {"most_common": asked.most_common, "without_test_part": asked.without_test_part, "scans": scans}
+    results.tell(told, "asked", setting, split)
+
+
+def is_dealt(name: str, split: str) -> bool:
+    """Whether a row's routes are also dealt to other prompts; where a promise is tested nothing is compared."""
+    return name in SHUFFLED and split != "calibrate"
+
+
+def columns(asked: Asked, routes: Sequence[Any], right: Sequence[bool]) -> dict[str, Any]:
+    """What `Results.add` takes of one method: routes, or depths, and verdicts of all questions."""
+    told = {"route": [str(route) for route in routes], "n_passes": [float(route.n_passes) for route in routes]}
+    return {"task": asked.tasks, "id": asked.ids, "correct": list(right)} | told
 
 
 def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str, seed: int) -> tuple[Any, str]:
@@ -147,34 +156,33 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
     from drllm.policies.saved_config import policy_digest
 
     folder, policies = folder_of(arguments.run, setting, name, seed), SETTINGS[setting].policies or setting
-    about = arguments.out / policies / "training" / f"{file_of(name, seed)}.json"
-    if ROWS[name].method == "told" and about.is_file():
-        by_task = json.loads(about.read_text())["routes"]
-        return {task: Route.parse(text, routed.n_layers) for task, text in by_task.items()}, json_digest(by_task)
+    about = arguments.results.told("training", policies, f"{name}.{seed}")
+    if about is not None and "routes" in about:  # told the task, or every answer
+        digest, given = json_digest(about["routes"]), about["routes"]
+        if isinstance(given, list):
+            return [Route.parse(text, routed.n_layers) for text in given], digest
+        return {task: Route.parse(text, routed.n_layers) for task, text in given.items()}, digest
     if not (folder / "drllm_config.json").is_file():
         raise SystemExit(f"{folder} holds no policy: run this setting on tune first, or name others in --methods")
-    return routed.load_policy(folder), policy_digest(folder)
+    load = load_evaluator(folder, routed) if ROWS[name].method in EVALUATORS else routed.load_policy(folder)
+    return load, policy_digest(folder)
 
 
-def questions_of(routed: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
+def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
     """The questions that a setting asks, of the split in the arguments."""
     from drllm.runs.merge import rows_of
 
     # Of a scan's folder: all that it asked.
     scanned = {(row["task"], row["id"]) for folder in arguments.scan for row in rows_of(folder).select(["task", "id"]).to_pylist()}
-    return Asked(routed, SETTINGS[setting], arguments.split, arguments.run, arguments.data, limit, scanned)
+    return Asked(bench, SETTINGS[setting], arguments.split, arguments.data, limit, scanned)
 
 
-def stored_digest(path: Path) -> str | None:
-    """Of the policy whose verdicts stand in a file, if it is there."""
-    return pq.read_schema(path).metadata[b"policy"].decode() if path.is_file() else None
-
-
-def read_before(path: Path, policy_digest: str) -> bool:
-    """Whether this policy's test verdicts stand there; another's are refused, so that no policy is chosen by test."""
-    stored = stored_digest(path)
+def read_before(stored: str | None, policy_digest: str, named: Named) -> bool:
+    """Whether this policy's test answers are stored; another's are refused, so that no policy is chosen by test."""
     if stored not in (None, policy_digest):
-        raise SystemExit(f"{path} holds test verdicts of another policy: test is read once, with the policy chosen before")
+        raise SystemExit(
+            f"{'.'.join(map(str, named))} has test answers of another policy: test is read once, with the policy chosen before"
+        )
     return stored is not None
 
 
@@ -190,43 +198,37 @@ def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list
     return dealt
 
 
-def evaluate_only(asked: Asked, policy: Any, path: Path, policy_digest: str) -> None:
-    """The answers of a policy that decides no route."""
-    verdicts, depths = [], []
-    for name, scorer, questions in asked.parts:
-        for start in range(0, len(questions), 64):
-            found, spent = policy.answer(scorer, questions[start : start + 64])
-            verdicts += [verdict.correct for verdict in found]
-            depths += spent
-        print(f"{path.name} {name}: {len(questions)} questions", flush=True)
-    asked.store(path, depths, verdicts, policy_digest)
+def evaluate(asked: Asked, evaluator: Any, results: Results, setting: str, named: Named, digest: str) -> None:
+    """The answers of what decides no route."""
+    found = [evaluator.evaluate(ask.scorer, ask.questions) for ask in asked.asks]
+    depths, right = [depth for _, spent in found for depth in spent], [verdict.correct for verdicts, _ in found for verdict in verdicts]
+    results.add(setting, asked.split, {named: columns(asked, depths, right)}, {named: digest})
 
 
-def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
+def clock(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
     """Seconds of one prompt's forward under each policy, router included, as a ratio to the base's in the same round.
 
     A round asks the base and every policy once, in an order drawn anew; a prompt's ratio is the median of `--rounds` rounds.
     """
     import torch
 
-    from drllm.core.files import write_json
     from drllm.core.progress import Progress
-    from drllm_research.rivals.gated_blocks import Step
+    from drllm_research.rivals.gated_blocks import Gates, Step
 
-    asked = questions_of(routed, arguments, setting)
+    routed, asked = bench.routed, questions_of(bench, arguments, setting)
     rng = np.random.default_rng(0)
     prompts = [asked.prompts[place] for place in rng.choice(len(asked.prompts), arguments.prompts, replace=False)]
     policies = {}
     for name, _, seed in wanted_rows(setting, arguments.methods, 1):
         folder = folder_of(arguments.run, setting, name, seed)
-        if (folder / "drllm_config.json").is_file() and name != "oracle":
-            policies[file_of(name, seed)] = routed.load_policy(folder)
+        if (folder / "drllm_config.json").is_file():
+            policies[f"{name}.{seed}"] = trained(routed, arguments, setting, name, seed)[0]
 
     @torch.no_grad()
     def seconds(policy: Any, prompt: Sequence[int]) -> float:
         ids = torch.tensor([prompt])
         started = time.perf_counter()
-        if policy is not None and policy.evaluate_only:
+        if isinstance(policy, Gates):
             with policy.installed(routed, Step.of(torch.ones_like(ids), torch.ones_like(ids))):
                 routed.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         elif policy is None:
@@ -251,8 +253,7 @@ def clock(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
         low, high = np.quantile(middle, [0.025, 0.975])
         about = {"ratio": float(np.median(ratios[:, place])), "low": float(low), "high": float(high), "prompts": len(prompts)}
         print(f"{setting} {file}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
-        (arguments.out / setting / "clock").mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out / setting / "clock" / f"{file}.json", about)
+        arguments.results.tell(about, "clock", setting, file)
 
 
 def main() -> None:
@@ -282,7 +283,7 @@ def main() -> None:
     if arguments.job == "table":
         from drllm_research.comparison.pages import Stored, write_pages
 
-        write_pages(arguments.to, Stored(arguments.out, arguments.scan, arguments.page), SETTINGS, TOLD)
+        write_pages(arguments.to, Stored([Results(out) for out in arguments.out], arguments.scan, arguments.page), SETTINGS, TOLD)
         return
     if len(arguments.out) > 1 or arguments.run is None:
         parser.error(f"{arguments.job} takes one --out and a --run")
@@ -290,34 +291,31 @@ def main() -> None:
     for given, names in (("--settings", SETTINGS), ("--methods", ROWS)):
         if unknown := [name for name in getattr(arguments, given[2:]).split(",") if name and name not in names]:
             parser.error(f"{given} holds {unknown[0]!r}, expected of {', '.join(names)}")
-    import torch
-
     from drllm import RoutedModel
+    from drllm.core.config import Resources
     from drllm.runs.alone import alone_in
+    from drllm.scoring.asking import asking
 
-    torch.set_num_threads(arguments.threads)
-    routed = RoutedModel.wrap(arguments.model)
-    name_model(arguments.out, arguments.model, routed)
-    with alone_in(arguments.run, "comparison"):
+    routed, arguments.results = RoutedModel.wrap(arguments.model), Results(arguments.out)
+    name_model(arguments.results, arguments.model, routed)
+    resources = Resources(executor="local", threads=arguments.threads)
+    with alone_in(arguments.run, "comparison"), asking(routed, arguments.run, resources) as bench:
         for setting in arguments.settings.split(","):
             if arguments.job == "time":
-                clock(routed, arguments, setting)
+                clock(bench, arguments, setting)
                 continue
             if not SETTINGS[setting].policies and arguments.split == "tune":
                 fit(routed, arguments, setting)
-            answer(routed, arguments, setting)
+            answer(bench, arguments, setting)
 
 
-def name_model(out: Path, model: str, routed: Any) -> None:
-    """Say beside the verdicts which model they are of; a folder of another model's is refused."""
-    from drllm.core.files import write_json
-
-    about, path = {"model": model, "blocks": routed.n_layers, "fingerprint": routed.fingerprint}, out / "model.json"
-    before = json.loads(path.read_text()) if path.is_file() else about
-    if before["fingerprint"] != routed.fingerprint:
-        raise SystemExit(f"{out} holds verdicts of {before['model']}, not of {model}: give its --model, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, about)
+def name_model(results: Results, model: str, routed: Any) -> None:
+    """Say beside the answers which model they are of; a folder of another model's is refused."""
+    about = {"model": model, "blocks": routed.n_layers, "fingerprint": routed.fingerprint}
+    if results.told("fingerprint") not in (None, routed.fingerprint):
+        raise SystemExit(f"{results.folder} holds answers of {results.told('model')}, not of {model}: give its --model, or another --out")
+    for key, value in about.items():
+        results.tell(value, key)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m drllm_research.comparison.curve --run runs/policies --out results/policies-smollm2-135m-q4 --settings in-domain,mixed
 
 Of each size several draws of fit questions. A policy is chosen on one half of the tune questions and measured on the other, and the other
-way round, so that the curve holds no choice's luck. Verdicts come from the dense matrix; the table is printed by `methods.py table`.
+way round, so that the curve holds no choice's luck. Verdicts come from the dense matrix; `make table-methods` writes the table.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from drllm_research.comparison.rows import SETTINGS
+from drllm_research.comparison.stored import Results
 
 SIZES = (150, 300, 600, 1200, 2400, 4800)
 DRAWS = 3
@@ -60,7 +61,6 @@ def static_value(matrix: Any, tune: Any) -> float:
 def main() -> None:
     """Measure."""
     from drllm import RoutedModel
-    from drllm.core.files import write_json
     from drllm.methods.prompt_reading import Read, read_states, reading_blocks
     from drllm.methods.training_data import TrainingData
     from drllm.stats.paired import paired_bootstrap
@@ -94,7 +94,7 @@ def main() -> None:
             print(f"{setting}: {size} fit questions: codebook {np.mean(codebooks):+.4f}, static {np.mean(statics):+.4f}", flush=True)
         rise = paired_bootstrap(measured[-1], measured[-3], strata=tune.tasks)
         about = {"tune": len(tune), "rows": rows, "rise": {"from": rows[-3]["questions"], "to": rows[-1]["questions"], "points": rise}}
-        write_json(arguments.out / setting / "curve.json", about)
+        Results(arguments.out).tell(about, "curve", setting)
 
 
 if __name__ == "__main__":

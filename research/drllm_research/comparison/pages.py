@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from drllm.core.text import with_interval
 from drllm.reporting.drawing import write_charts
 from drllm.runs.layout import RunFolder
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_scan
+from drllm_research.comparison.stored import Results
 from drllm_research.comparison.table import ABOUT, COLUMNS, ROW, Contrast, Section, sections
 
 SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
@@ -53,7 +53,7 @@ TEMPLATE = Path(__file__).parent / "page.md"  # the words of docs/results.md
 class Stored:
     """Folders that the pages are made of: verdicts of policies, scans, and reports of reproductions."""
 
-    outs: Sequence[Path]
+    models: Sequence[Results]
     scans: Sequence[Path] = ()
     papers: Sequence[Path] = ()
 
@@ -61,7 +61,7 @@ class Stored:
 def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: Sequence[str]) -> None:
     """Both kinds of pages below `root`, the folder of the repository."""
     apart = [*told, *(name for name, setting in settings.items() if setting.policies)]
-    found = {out: sections(out, settings, told) for out in stored.outs}
+    found = {out: sections(out, settings, told) for out in stored.models}
     for out, of_model in found.items():
         charts = [section.frontier for section in of_model if section.frontier is not None]
         if charts:
@@ -72,7 +72,7 @@ def write_pages(root: Path, stored: Stored, settings: Mapping[str, Any], told: S
         path.write_text(text, encoding="utf-8")
 
 
-def results(found: Mapping[Path, Sequence[Section]], stored: Stored, apart: Sequence[str] = ()) -> str:
+def results(found: Mapping[Results, Sequence[Section]], stored: Stored, apart: Sequence[str] = ()) -> str:
     """docs/results.md: what holds, what scans found, and the test tables, but for those of the settings `apart`."""
     return TEMPLATE.read_text(encoding="utf-8").format(
         tables=",\n  ".join(f"[{name_of(out)}](../results/{out.name}/tables.md)" for out in found),
@@ -99,7 +99,7 @@ def is_elsewhere(row: str) -> bool:
     return row.partition("@")[2] not in ("", SHOWN_BUDGET) or row.startswith("shuffled-")
 
 
-def tested(out: Path, section: Section) -> str:
+def tested(out: Results, section: Section) -> str:
     """A test section: its table of methods, but for those that run the base for every prompt, which are named."""
     here = [row for row in section.rows if not is_elsewhere(row[ROW])]
     named = ", ".join(f"`{row['method']}`" for row in here if row[ROW] in section.as_base)
@@ -121,7 +121,7 @@ def tested(out: Path, section: Section) -> str:
     )
 
 
-def holding(found: Mapping[Path, Sequence[Section]]) -> Iterator[list[str]]:
+def holding(found: Mapping[Results, Sequence[Section]]) -> Iterator[list[str]]:
     """A row a policy of a test section."""
     for out, of_model in found.items():
         gaps = {section.setting: section.gaps for section in of_model if section.split == "tune"}
@@ -152,7 +152,7 @@ class Figures(dict[str, str]):
         return "(not stored)"
 
 
-def figures(found: Mapping[Path, Sequence[Section]]) -> Figures:
+def figures(found: Mapping[Results, Sequence[Section]]) -> Figures:
     """Pooled differences on test for the words of the page: "MODEL SETTING: POLICY less OTHER", and ", PART" for a part of the tasks.
 
     The best mixture of two single routes goes by "mixture".
@@ -248,13 +248,12 @@ def whole(section: Section) -> Iterator[str]:
         yield ""
 
 
-def curve(out: Path) -> Iterator[str]:
+def curve(out: Results) -> Iterator[str]:
     """Policy value against fit questions, of `research/drllm_research/comparison/curve.py`."""
-    for path in sorted(out.glob("*/curve.json")):
-        about = json.loads(path.read_text())
-        yield f"### Learning curve: {ABOUT[path.parent.name]}, tune split"
+    for setting, about in sorted((out.told("curve") or {}).items()):
+        yield f"### Learning curve: {ABOUT[setting]}, tune split"
         yield ""
-        yield f"`python -m drllm_research.comparison.curve --run RUN --out results/{out.name} --settings {path.parent.name}`"
+        yield f"`python -m drllm_research.comparison.curve --run RUN --out results/{out.name} --settings {setting}`"
         yield ""
         yield (
             "A codebook is chosen on one half of the tune questions and measured on the other, and the other way round. The routes to "
@@ -278,7 +277,7 @@ def curve(out: Path) -> Iterator[str]:
         yield ""
 
 
-def tables(out: Path, found: Sequence[Section]) -> Iterator[str]:
+def tables(out: Results, found: Sequence[Section]) -> Iterator[str]:
     """`tables.md` of a model: every section whole, then the learning curves."""
     yield f"# Every table of {name_of(out)}"
     yield ""
@@ -291,7 +290,6 @@ def tables(out: Path, found: Sequence[Section]) -> Iterator[str]:
     yield from curve(out)
 
 
-def name_of(out: Path) -> str:
+def name_of(out: Results) -> str:
     """The model's, with its size."""
-    about = json.loads((out / "model.json").read_text())
-    return f"{about['model']}, {about['blocks']} blocks"
+    return f"{out.told('model')}, {out.told('blocks')} blocks"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from drllm.core.text import with_interval
 from drllm.reporting.chart import Axis, Chart, Level, Mark, Spot, number
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
-from drllm_research.comparison.asked import questions_path
 from drllm_research.comparison.mixture import best_mixture
+from drllm_research.comparison.stored import Results
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -115,6 +112,7 @@ ABOUT = {
 GAPS = names("codebook codebook_by_task polar routers paper codebook@0.9 codebook_by_task@0.9")
 Verdicts = dict[str, np.ndarray]
 Found = dict[str, list[Verdicts]]  # of each method, one for each seed
+Settings = Mapping[str, Any]
 
 
 class Difference(NamedTuple):
@@ -216,20 +214,11 @@ COLUMNS = (
 )
 
 
-def read(path: Path, tasks: Sequence[str]) -> Verdicts:
-    """One method's verdicts and passes on some tasks, and the task of each question."""
-    found = pq.read_table(questions_path(path)).to_pydict() | pq.read_table(path).to_pydict()
-    if len(found["id"]) != len(found["correct"]):
-        raise ValueError(f"{path} holds {len(found['correct'])} verdicts of {len(found['id'])} questions: run the setting again")
-    names = np.array(found["task"])
-    order = np.concatenate([np.flatnonzero(names == task) for task in tasks])
-    return {
-        "correct": np.array(found["correct"], dtype=float)[order],
-        "passes": np.array(found["n_passes"], dtype=float)[order],
-        "task": names[order],
-        "id": np.array(found["id"])[order],
-        "route": np.array(found["route"])[order],
-    }
+def read(answered: Mapping[str, Any], tasks: Sequence[str]) -> Verdicts:
+    """One method's verdicts and passes on some tasks, task by task."""
+    order = np.concatenate([np.flatnonzero(answered["task"] == task) for task in tasks])
+    found = {name: answered[name][order] for name in ("task", "id", "route")}
+    return found | {"correct": answered["correct"][order].astype(float), "passes": answered["n_passes"][order]}
 
 
 def compared(ours: Verdicts, other: Verdicts, even: bool = False) -> Difference:
@@ -257,35 +246,33 @@ def gain(ours: Verdicts, other: Verdicts) -> float:
     return 100 * float(ours["correct"].mean() - other["correct"].mean())
 
 
-def told_the_task(
-    out: Path, split: str, tasks: Sequence[str], settings: Mapping[str, Any], told: Sequence[str], file: str
-) -> Verdicts | None:
+def told_the_task(results: Results, split: str, tasks: Sequence[str], settings: Settings, told: Sequence[str], row: str) -> Verdicts | None:
     """The static route of each task's own setting."""
     parts = []
     for task in tasks:
         setting = next((name for name in told if task in settings[name].asked), "")
-        path = out / setting / split / file
-        if not path.is_file():
+        answered = results.of(setting, split).get((row, 0))
+        if answered is None:
             return None
-        parts.append(read(path, [task]))
+        parts.append(read(answered, [task]))
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def load(out: Path, setting: str, split: str, settings: Mapping[str, Any], told: Sequence[str]) -> Found:
+def load(results: Results, setting: str, split: str, settings: Settings, told: Sequence[str]) -> Found:
     """Each method's verdicts, one for each seed, in the order of the table."""
     tasks = settings[setting].asked
     found: Found = {}
-    for path in sorted((out / setting / split).glob("*.parquet")):
-        found.setdefault(path.stem.rpartition(".")[0].replace("_at_", "@"), []).append(read(path, tasks))
+    for (name, _), answered in results.of(setting, split).items():
+        found.setdefault(name, []).append(read(answered, tasks))
     for name in ("static", "static_tuned"):
-        if setting == "mixed" and (parts := told_the_task(out, split, tasks, settings, told, f"{name}.0.parquet")) is not None:
+        if setting == "mixed" and (parts := told_the_task(results, split, tasks, settings, told, name)) is not None:
             found[f"{name}-per-task"] = [parts]
     return {name: found[name] for name in [*(n for n in ORDER if n in found), *sorted(found.keys() - set(ORDER))]}
 
 
-def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], told: Sequence[str]) -> Section:
+def section(results: Results, setting: str, split: str, settings: Settings, told: Sequence[str]) -> Section:
     """One setting and split from its verdicts."""
-    found = load(out, setting, split, settings, told)
+    found = load(results, setting, split, settings, told)
     base, tasks = found["base"][0], settings[setting].asked
     n_of = {task: int((base["task"] == task).sum()) for task in tasks}
     counts = ", ".join(f"{task} {n}" for task, n in n_of.items())
@@ -293,7 +280,7 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
     is_cut = of_split or settings[setting].policies  # otherwise tune is what the matrix holds
     if is_cut and len({*n_of.values()}) == 1 < len(tasks):  # no two tasks have as many
         of_split += f" --limit {n_of[tasks[0]]}"
-    asked = _json(out / setting / split / "asked.json") or {}
+    asked = results.told("asked", setting, split) or {}
     left_out = "".join(f" --scan results/{name}" for name in asked.get("scans", ()))  # questions that the scan asked
     notes = []
     if without := asked.get("without_test_part"):
@@ -302,18 +289,16 @@ def section(out: Path, setting: str, split: str, settings: Mapping[str, Any], to
         notes.append("\\* the best of many on these very questions: optimistic, and its interval covers no choice. ")
     gaps = dict(gaps_closed(found))
     notes += [gap.sentence(name) for name, gap in gaps.items()]
-    command = (
-        f"python -m drllm_research.comparison run --model {(_json(out / 'model.json') or {})['model']} --run RUN --out OUT --data DATA"
-    )
+    command = f"python -m drllm_research.comparison run --model {results.told('model')} --run RUN --out OUT --data DATA"
     show_tasks = len(tasks) > 1 or setting in CHANCE
     return Section(
         setting=setting,
         split=split,
         title=f"{ABOUT[setting]}, {split} split ({len(base['correct'])} questions: {counts})",
         command=f"{command} --settings {setting} --methods ROWS{of_split}{left_out}",
-        rows=list(method_rows(out, setting, split, settings, found)),
+        rows=list(method_rows(results, setting, split, settings, found)),
         notes=notes,
-        contrasts=list(contrasts(found, found if split == "tune" else load(out, setting, "tune", settings, told), tasks)),
+        contrasts=list(contrasts(found, found if split == "tune" else load(results, setting, "tune", settings, told), tasks)),
         by_task=list(by_task(found, tasks, CHANCE if setting != "in-domain" else {}, asked.get("most_common", {}))) if show_tasks else (),
         gaps=gaps,
         frontier=frontier(found, f"frontier_{setting}_{split}", int(base["passes"][0])),
@@ -327,7 +312,7 @@ def is_base(runs: Sequence[Verdicts], base: Verdicts) -> bool:
     return all(bool((run["route"] == base["route"]).all()) for run in runs)
 
 
-def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any], found: Found) -> Iterator[dict[str, str]]:
+def method_rows(results: Results, setting: str, split: str, settings: Settings, found: Found) -> Iterator[dict[str, str]]:
     """A row a method, by `COLUMNS`."""
     base, one_task = found["base"][0], len(settings[setting].asked) == 1
     for name, (first, *others) in found.items():
@@ -335,8 +320,8 @@ def method_rows(out: Path, setting: str, split: str, settings: Mapping[str, Any]
         static = static_of(name)
         low, high = wilson(int(first["correct"].sum()), len(first["correct"]))
         better, worse = discordant(first["correct"], base["correct"])
-        file = f"{name.replace('@', '_at_')}.0.json"
-        trained, clock = _json(out / (settings[setting].policies or setting) / "training" / file), _json(out / setting / "clock" / file)
+        trained = results.told("training", settings[setting].policies or setting, f"{name}.0")
+        clock = results.told("clock", setting, f"{name}.0")
         cells = (
             NAMES.get(name, name) + (" *" if split == "tune" and not settings[setting].policies and is_chosen(name) else ""),
             f"{100 * first['correct'].mean():.1f} ({100 * low:.1f} to {100 * high:.1f})",
@@ -473,15 +458,11 @@ def by_task(found: Found, tasks: Sequence[str], chance: Mapping[str, float], com
             yield [NAMES.get(name, name), *(str(compared(cut(first, rows), cut(base, rows))) for rows in right)]
 
 
-def sections(out: Path, settings: Mapping[str, Any], told: Sequence[str]) -> list[Section]:
+def sections(results: Results, settings: Settings, told: Sequence[str]) -> list[Section]:
     """Everything that is stored of a model, the test split first, then what promises were tested on."""
     return [
-        section(out, setting, split, settings, told)
+        section(results, setting, split, settings, told)
         for split in ("test", "calibrate", "tune")
         for setting in settings
-        if (out / setting / split / "base.0.parquet").is_file()
+        if ("base", 0) in results.of(setting, split)
     ]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None

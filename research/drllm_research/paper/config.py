@@ -30,9 +30,7 @@ class ReproduceConfig(Options):
     )
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=1)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
-    group_size: int = option(
-        32, "questions a shard of a search; a kill loses the shards under way: fewer for a large model", ge=1, later=True
-    )
+    group_size: int = option(32, "questions a shard of a search; a kill loses the shards under way: fewer for a large model", ge=1)
     answer_tokens: int = option(2048, "new tokens of a worked answer in table 4 at most (the paper: 2,048)", ge=1)
     tokens: int = option(1000, "tokens that `latency` generates, at scale 1", ge=1)
     plain_ms: float = option(0.0, "--dry-run: milliseconds of one plain forward of a question; 0: measured on this model", ge=0)

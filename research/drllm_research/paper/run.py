@@ -2,16 +2,15 @@
 
 import dataclasses
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.core.progress import say
 from drllm.core.text import cost_lines, type_name
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.layout import PAGE_FILE
+from drllm.runs.stages import Stages
 from drllm.tasks import boxed_matches, get_task, load_task
 from drllm_research.paper.ablations import ABLATIONS
 from drllm_research.paper.by_readers import by_readers
@@ -72,18 +71,14 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     check(bench, exhibits)
     name = ALL if len(exhibits) == len(EXHIBITS) else "-".join(exhibit.name for exhibit in exhibits)
     folder = bench.folder / name
-    stages = stages_of(exhibits, bench.setup)
+    bench.stages = Stages(bench.setup.run, [[stage.name] for stage in stages_of(exhibits, bench.setup)])
     parts: list[Part] = []
     claims: list[tuple[Exhibit, Claim]] = []
     resources = bench.setup.resources
     with threads_here(resources):
         for exhibit in exhibits:
             for stage in exhibit.stages(bench.setup):
-                if stage not in bench.results:
-                    started, place = time.monotonic(), f"[{stages.index(stage) + 1}/{len(stages)}] {stage.name}"
-                    say(place)
-                    bench.run(stage)
-                    say(f"{place}: {time.monotonic() - started:.0f} s")
+                bench.run(stage)
             section = _section(bench, exhibit)
             write_charts(section, folder)
             parts += section

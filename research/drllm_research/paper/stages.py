@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.methods.base import get_method
 from drllm.runs.kept import Kept, kept_in
-from drllm.runs.memo import Memo, key_of
+from drllm.runs.memo import key_of
 from drllm.runs.names import owner_of
 from drllm.runs.records import read_records
+from drllm.runs.stages import Stages
 from drllm.searching.cost import searched_cost
 from drllm.tasks import get_task, texts_digest
 from drllm_research.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
+from drllm_research.rivals.evaluator import EVALUATORS, fit_evaluator, load_evaluator, method_named
 
 if TYPE_CHECKING:
     from drllm.methods.training_data import TrainingData
@@ -64,6 +65,9 @@ class Bench:
     results: dict[Any, Any] = field(default_factory=dict)
     missed: dict[str, str] = field(default_factory=dict)  # policies that cannot keep their budget, and why
 
+    def __post_init__(self) -> None:
+        self.stages = Stages(self.setup.run, ())  # what trainings and clocks gave, for another call
+
     @property
     def folder(self) -> Path:
         """Where tables, pictures and the ledger go."""
@@ -99,11 +103,6 @@ class Bench:
 
         return TrainingData(self.routed, self.setup.out, self.setup.tasks)
 
-    @cached_property
-    def memo(self) -> Memo:
-        """What trainings and clocks gave, for another call."""
-        return Memo(self.setup.run.reproduced)
-
 
 @dataclass(frozen=True)
 class Search(Stage):
@@ -131,8 +130,9 @@ class Search(Stage):
         from drllm.searching.runner import search
 
         setup = bench.setup
-        config, data = setup.search_config(self.task), setup.data or None
-        return search(bench.routed, [self.task], config, setup.out, data, bench.argv, resources=setup.resources, finished_in_any_type=True)
+        config, given = setup.search_config(self.task), (setup.out, setup.data or None, bench.argv)
+        with bench.stages.doing(self.name):
+            return search(bench.routed, [self.task], config, *given, resources=setup.resources, finished_in_any_type=True)
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,8 @@ class Train(Stage):
         return searched + self.forwards_more + self.points * self.n_tune * len(tasks)
 
     def command(self, setup: Setup) -> str:
+        if self.method in EVALUATORS:
+            return ""
         flags = [part for name, value in self.options for part in as_flag(name, value)]
         tasks = ",".join(self.tasks or setup.tasks)
         return setup.command("train", "--method", self.method, "--name", self.policy, "--tasks", tasks, *flags)
@@ -169,26 +171,27 @@ class Train(Stage):
         """
         from drllm.evaluation.fit import fit_policy
         from drllm.methods.training_data import TrainingData
-        from drllm.policies.saved_config import CONFIG_FILE, policy_digest
+        from drllm.policies.saved_config import CONFIG_FILE
 
         tasks, folder = self.tasks or bench.setup.tasks, bench.setup.run.policy(self.policy)
-        config, training_data = get_method(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
+        config, training_data = method_named(self.method).config(**dict(self.options)), TrainingData(bench.routed, bench.setup.out, tasks)
         key = [bench.routed.fingerprint, str(bench.routed.model.dtype), self.method, to_dict(config), tasks, training_data.key]
         if self.n_tune:
             key.append([texts_digest(question.example for question in ask.questions) for ask in training_data.tune(self.n_tune)])
-        memo, key = bench.memo, key_of(key)
-        found = (memo.find(self.name, key) or {}).get("result")
-        is_whole = (folder / CONFIG_FILE).is_file()  # written last
-        if is_whole and found is None and self.name not in memo:
+        if (folder / CONFIG_FILE).is_file() and not bench.stages.has_begun(self.name):
             raise ArtifactError(f"{folder} holds a policy that no reproduction made here: give another --out, or move it away")
-        if not (found and ("missed" in found or (is_whole and policy_digest(folder) == found.get("digest")))):
-            memo.keep(self.name, key_of(None), result={})  # from now on, what stands there is ours
+
+        def fit() -> dict[str, str]:
             try:
-                fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
-                found = {"digest": policy_digest(folder)}
+                if self.method in EVALUATORS:
+                    fit_evaluator(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks, folder)
+                else:
+                    fit_policy(bench.routed, bench.setup.out, self.method, config, bench.argv, tasks=tasks, name=self.policy)
             except (BudgetError, UnsupportedModelError) as error:
-                found = {"missed": str(error)}
-            memo.keep(self.name, key, result=found)
+                return {"missed": str(error)}
+            return {}
+
+        found = bench.stages.once(self.name, key_of(key), [folder], fit)
         if "missed" in found:
             bench.missed[self.policy] = found["missed"]
         return self.policy
@@ -219,15 +222,19 @@ class Evaluate(Stage):
 
     def command(self, setup: Setup) -> str:
         config = self.config(setup)
-        flags = ["--methods", ",".join(self.methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
+        methods = [name for name in self.methods if name not in EVALUATORS]
+        flags = ["--methods", ",".join(methods), "--tasks", ",".join(self.tasks), "--split", self.split, "--limit", str(config.limit)]
         return setup.command("evaluate", *flags, *changed_flags(config, ("batch_size", *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.evaluation.run import evaluate
 
         setup = bench.setup
-        config, data = self.config(setup), setup.data or None
-        return evaluate(bench.routed, bench.there(self.methods), self.tasks, setup.out, config, data, bench.argv, setup.resources)
+        methods = bench.there(self.methods)
+        given = (methods, self.tasks, setup.out, self.config(setup), setup.data or None, bench.argv, setup.resources)
+        with bench.stages.doing(self.name):
+            evaluators = {name: load_evaluator(setup.run.policy(name), bench.routed) for name in methods if name in EVALUATORS}
+            return evaluate(bench.routed, *given, evaluators)
 
 
 @dataclass(frozen=True)
@@ -260,12 +267,9 @@ class Clock(Stage):
         where = [hardware(), str(routed.device), torch.get_num_threads(), routed.fingerprint, str(routed.model.dtype)]
         prompts = self._prompts(bench)
         key = [where, policy_digest(setup.run.policy(ROUTERS)), self.batches(setup), self.n_tokens(setup), ROUNDS, prompts]
-        if (known := bench.memo.find(self.name, key_of(key))) is not None:
-            return known["result"]
         measure: Any = latency if self.name == "latency" else throughput
-        found = measure(routed, bench.policy(ROUTERS), prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
-        bench.memo.keep(self.name, key_of(key), result=found)
-        return found
+        given = (prompts, self.batches(setup), self.n_tokens(setup), ROUNDS)
+        return bench.stages.once(self.name, key_of(key), [], lambda: measure(routed, bench.policy(ROUTERS), *given))
 
     def _prompts(self, bench: Bench) -> list[list[int]]:
         """Tune questions of every task, which no router learned from, in an order drawn once."""

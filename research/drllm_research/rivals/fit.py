@@ -14,11 +14,11 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.base import Method
-from drllm.methods.operating_point import choose_point
+from drllm.methods.operating_point import choose
 from drllm.runs.layout import LOSSES_FILE
 
 if TYPE_CHECKING:
-    from drllm.methods.base import Policy, RoutedModel, TrainingData
+    from drllm.methods.base import RoutedModel, TrainingData
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FlexiDepthConfig(MindSkipConfig):
     adapter: int = option(96, "hidden units of an adapter (published: a sixteenth of the feed-forward's)", ge=1)
 
 
-def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Policy:
+def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Any:
     """Train gates and adapters through the frozen model."""
     config = replace(config, first_block=config.first_block or routed.n_layers // 2)
     return fit_gates(routed, training_data, config, folder, "flexidepth", config.adapter)
@@ -53,10 +53,9 @@ def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: Fle
 
 def fit_gates(
     routed: RoutedModel, training_data: TrainingData, config: MindSkipConfig, folder: Path, name: str = "mindskip", adapter_size: int = 1
-) -> Policy:
-    """Train the `GatedPolicy` of this name and set its threshold on tune; losses go to `folder/metrics.json`."""
-    from drllm.policies.policy import policy_class
-    from drllm_research.rivals.gates import check_parts, train_gates
+) -> Any:
+    """Train the gates of this name and set its threshold on tune; losses go to `folder/metrics.json`."""
+    from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 
     if config.first_block >= routed.n_layers:
         raise InputError(f"{type(config).__name__}.first_block is {config.first_block}, expected less than {routed.n_layers} blocks")
@@ -66,16 +65,21 @@ def fit_gates(
         texts += [(question.context_ids, task.scorer.right_answer(question)) for question in task.questions]
     if not texts:
         raise InputError(f"{training_data.run} holds no fit question to learn from: search with fit among --splits")
-    kind: Any = policy_class(name)
-    policy = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
-    policy.tensors = {name: tensor.to(routed.device) for name, tensor in policy.tensors.items()}
-    steps = train_gates(routed, policy, texts, config)
+    kind: Any = {"mindskip": MindSkip, "flexidepth": FlexiDepth}[name]
+    made = kind.new(routed.n_layers, routed.hidden_size, config.first_block, adapter_size, config.seed)
+    made.tensors = {name: tensor.to(routed.device) for name, tensor in made.tensors.items()}
+    steps = train_gates(routed, made, texts, config)
     write_json(folder / LOSSES_FILE, {"questions": len(texts), "steps": steps})
-    policy.prompt_format = training_data.prompt_format
-    return choose_point(policy, training_data, config.tune_questions, config.budget, folder)
+    made.prompt_format = training_data.prompt_format
+    points = made.operating_points()
+
+    def answer(ask: Any) -> Any:
+        return [point.evaluate(ask.scorer, ask.questions) for point in points]
+
+    return choose(made, points, answer, training_data, config.tune_questions, config.budget, folder)
 
 
 _BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"
 _BY_TOKEN = "a gate a block and token, with adapters; for evaluation only"
-MINDSKIP = Method("mindskip", _BY_PROMPT, "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit_gates, evaluate_only=True)
-FLEXIDEPTH = Method("flexidepth", _BY_TOKEN, "FlexiDepth, arXiv 2503.23798", FlexiDepthConfig, fit_flexidepth, evaluate_only=True)
+MINDSKIP = Method("mindskip", _BY_PROMPT, "Router-Tuning, arXiv 2410.13184", MindSkipConfig, fit_gates)
+FLEXIDEPTH = Method("flexidepth", _BY_TOKEN, "FlexiDepth, arXiv 2503.23798", FlexiDepthConfig, fit_flexidepth)

@@ -1,6 +1,6 @@
-"""Policies that run parts of a block, and the parts that a block of the Llama, Qwen, Mistral and Gemma families has.
+"""Gates that run parts of a block, and the parts that a block of the Llama, Qwen, Mistral and Gemma families has.
 
-They do not fit a route, which runs a block whole or not at all, so they can be evaluated and compared but not generate. What they leave
+They do not fit a route, which runs a block whole or not at all: they are no policies, and can only be evaluated. What they leave
 out is really left out: prompts that skip attention never enter it, tokens that skip a block never meet its weights for queries, output and
 feed-forward.
 
@@ -10,12 +10,12 @@ Shapes: B sequences, T tokens, D hidden size, L blocks, A tokens of a sequence t
 from __future__ import annotations
 
 import contextlib
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles, check_shapes
-from drllm.policies.policy import Policy
 from drllm.scoring.generated import Answer, GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer, Question, scored_logprobs
 from drllm.scoring.packing import make_batch, split_steps
@@ -66,13 +65,14 @@ class Step:
         return cls(prompt / prompt.sum(1, keepdim=True), real_BT.bool(), hard, torch.zeros(len(prompt), device=prompt.device), [])
 
 
-class GatedPolicy(Policy):
+class Gates(ABC):
     """Gates that settle, from `first_block` on and block by block, which part of it runs: a gate above the threshold is open.
 
     Their parameters are float32 tensors by name, (gated blocks, ...) each.
     """
 
-    evaluate_only = True
+    name: ClassVar[str]
+    prompt_format: str | None = None
 
     def __init__(self, n_layers: int, hidden_size: int, first_block: int, tensors: dict[str, Tensor], threshold: float = 0.5):
         self.n_layers, self.hidden_size, self.first_block = n_layers, hidden_size, first_block
@@ -89,7 +89,7 @@ class GatedPolicy(Policy):
     def spent(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
         """What training asks a price for, a number: from the gates of all blocks, (B,) or (B, T) each, and the mask of real tokens."""
 
-    def at_threshold(self, threshold: float) -> GatedPolicy:
+    def at_threshold(self, threshold: float) -> Gates:
         """The same gates under another threshold, sharing weights."""
         view = type(self)(self.n_layers, self.hidden_size, self.first_block, self.tensors, threshold)
         view.prompt_format = self.prompt_format
@@ -99,7 +99,7 @@ class GatedPolicy(Policy):
         """Under each threshold, the one that runs most first."""
         return [self.at_threshold(threshold) for threshold in THRESHOLDS]
 
-    def answer(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
+    def evaluate(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
         """Verdicts and depths."""
         if isinstance(scorer, LoglikScorer):
             return score_gated(scorer, self, questions)
@@ -132,7 +132,7 @@ class GatedPolicy(Policy):
         return _FILES.save(folder, {name: getattr(self, name) for name in (*_SHAPE, "threshold")}, self.tensors)
 
     @classmethod
-    def load(cls, folder: Path) -> GatedPolicy:
+    def load(cls, folder: Path) -> Gates:
         """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         about, tensors = _FILES.load(folder)
         with _FILES.reading(folder):
@@ -206,7 +206,7 @@ def _rotate(states_BHTS: Tensor, cos_BTS: Tensor, sin_BTS: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
+def score_gated(scorer: LoglikScorer, policy: Gates, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
     """Verdicts, and the passes that a question's tokens came to on average.
 
     Gates on a prompt read its context alone; gates on tokens read each token, a choice's among them, as published.
@@ -239,7 +239,7 @@ def score_gated(scorer: LoglikScorer, policy: GatedPolicy, questions: Sequence[Q
 
 
 @torch.no_grad()
-def generate_gated(scorer: GeneratedScorer, policy: GatedPolicy, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
+def generate_gated(scorer: GeneratedScorer, policy: Gates, questions: Sequence[Question]) -> tuple[list[Verdict], list[GatedDepth]]:
     """Verdicts of generated answers, and the passes that a question's tokens came to on average, generated ones among them.
 
     Without a cache: every token takes a forward of all tokens before it, since gates on tokens leave holes that no cache here knows.

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from drllm.core.errors import InputError, UnsupportedModelError, first_line
 from drllm.core.progress import Progress
 from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
-from drllm.policies.policy import register_policy
 from drllm.policies.routers import pool, rms_normalize
-from drllm_research.rivals.gated_blocks import GatedPolicy, Step, attention, attention_of, count, feed_forward
+from drllm_research.rivals.gated_blocks import Gates, Step, attention, attention_of, count, feed_forward
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
@@ -24,14 +23,13 @@ if TYPE_CHECKING:
 OPEN = 2.0  # initial bias of a gate: it starts open
 
 
-@register_policy("mindskip")
-class MindSkip(GatedPolicy):
+class MindSkip(Gates):
     """Attention of a block runs for a prompt or not, as a linear gate on the mean of its states says (arXiv 2410.13184).
 
     tensors: weight (L', D), bias (L',) of the gated blocks.
     """
 
-    about = "MindSkip's gates: whether a prompt runs a block's attention. For evaluation only"
+    name = "mindskip"
 
     @classmethod
     def new(cls, n_layers: int, hidden_size: int, first_block: int, adapter_size: int, seed: int) -> MindSkip:
@@ -71,15 +69,14 @@ class MindSkip(GatedPolicy):
         return x_BTD + feed_forward(block, x_BTD)
 
 
-@register_policy("flexidepth")
-class FlexiDepth(GatedPolicy):
+class FlexiDepth(Gates):
     """A token runs a block, scaled by its gate, or an adapter instead; keys and values are made of all tokens (arXiv 2503.23798).
 
     tensors: the gate, a bottleneck (down (L', D, R), up (L', R)) with bias (L',), and the adapter, a gated feed-forward of A units
     (gate (L', D, A), in (L', D, A), out (L', A, D)).
     """
 
-    about = "FlexiDepth's gates and adapters: which tokens run a block. For evaluation only"
+    name = "flexidepth"
 
     @classmethod
     def new(cls, n_layers: int, hidden_size: int, first_block: int, adapter_size: int, seed: int) -> FlexiDepth:
@@ -213,7 +210,7 @@ def _as_float(value: Any) -> Any:
 
 
 def train_gates(
-    routed: RoutedModel, policy: GatedPolicy, texts: Sequence[tuple[Sequence[int], Sequence[int]]], config: Any
+    routed: RoutedModel, policy: Gates, texts: Sequence[tuple[Sequence[int], Sequence[int]]], config: Any
 ) -> list[dict[str, float]]:
     """Next-token loss of prompt and answer plus `penalty` times what the gates spend, by AdamW; the policy's tensors change in place.
 
@@ -251,7 +248,7 @@ def train_gates(
     return losses
 
 
-def _loss(routed: RoutedModel, policy: GatedPolicy, texts: Sequence[Any], penalty: float) -> tuple[Tensor, float]:
+def _loss(routed: RoutedModel, policy: Gates, texts: Sequence[Any], penalty: float) -> tuple[Tensor, float]:
     lengths = [len(prompt) + len(answer) for prompt, answer in texts]
     ids = torch.full((len(texts), max(lengths)), routed.pad_id, dtype=torch.long)
     real, prompts = torch.zeros_like(ids), torch.zeros_like(ids)

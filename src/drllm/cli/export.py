@@ -11,8 +11,7 @@ from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 
-WITH_WEIGHTS = ("checkpoint", "scaled")  # which hold weights in the model's own float type
-FORMATS = ("checkpoint", "peft", "mergekit", "gguf", "scaled")
+FORMATS = ("checkpoint", "peft", "mergekit", "gguf")
 
 
 def run(job: Job) -> Lines:
@@ -35,14 +34,12 @@ def run(job: Job) -> Lines:
         routed = job.load_policy()
         policy = routed.policy
         assert policy is not None
-        if policy.evaluate_only:
-            raise InputError(f"a {policy.name!r} policy is for evaluation only: export a static one")
         if (route := policy.route) is None:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
     from drllm.deploy.export import export
     from drllm.model.load import is_gguf
 
-    in_type = f" in {type_name(routed.model.dtype)}" if arguments.format in WITH_WEIGHTS else ""
+    in_type = f" in {type_name(routed.model.dtype)}" if arguments.format == "checkpoint" else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):
         done = export(routed, route, out, arguments.format)
@@ -54,10 +51,7 @@ def run(job: Job) -> Lines:
         size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
         copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
         yield f"weights: {size}{in_type}{copies}"
-    if done.measured:
-        yield from done.measured
-    else:
-        yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
+    yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
     yield f"{done.format}: {done.folder}"
     if arguments.format == "peft" and is_gguf(routed.base_id):
         yield "PEFT loads it onto the base as a plain checkpoint: its README.md has the command that writes one"

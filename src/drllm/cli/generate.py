@@ -58,7 +58,7 @@ def run(job: Job) -> Lines:
 def add_flags(parser: Parser) -> None:
     add_prompt_flags(parser, n_tokens=64)
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
-    promised = "refuse a policy that is not guaranteed (`drllm train --calibrate`) to lose at most this accuracy"
+    promised = "refuse a policy without the promise (`drllm train --calibrate`) to lose at most this accuracy"
     parser.add_argument("--epsilon", type=number, metavar="X", help=promised)
     add_common(parser, "model", "dtype", "device")
 

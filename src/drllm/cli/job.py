@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,11 @@ class Job:
         """The configuration of one section, a job's or a method's: command line over YAML over defaults, those named here first."""
         given = {**unless_given, **self.settings.sections.get(section, {})}
         return build(section_class(section), given, self.arguments, prefix)
+
+    def check_read(self, section: str, read: Sequence[str]) -> None:
+        """Refuse settings of the YAML file that this command has no use for."""
+        if idle := [name for name in self.settings.sections.get(section, {}) if name not in read]:
+            raise InputError(f"section {section!r} sets {idle[0]}, which `drllm {self.argv[1]}` does not read: leave it out")
 
     def need(self, name: str) -> Any:
         """A common setting that this command cannot do without."""

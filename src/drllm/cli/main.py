@@ -29,9 +29,10 @@ from drllm.core.progress import reporting_to
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 GROUPS = {
-    "a run, step by step or in one go": ("search", "train", "evaluate", "report", "retrofit", "scan", "heal"),
-    "its policies": ("generate", "inspect", "serve", "export", "info", "push"),
-    "lists and tables": ("tasks", "models", "methods", "records", "compare", "doctor", "completion"),
+    "scan, retrofit, heal, serve; to audit a claim: scan --claimed": ("scan", "retrofit", "heal", "serve"),
+    "step by step": ("search", "train", "evaluate", "report"),
+    "a policy in use": ("generate", "inspect", "export", "info", "push"),
+    "lists and tables": ("tasks", "models", "methods", "records", "compare", "completion"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
 RESEARCH = ("reproduce",)  # commands of the package in research/, which is not shipped
@@ -169,7 +170,7 @@ def help_of(name: str) -> tuple[str, str]:
 
 def _overview() -> str:
     """Every command with the first sentence of what it does."""
-    text = "usage: drllm COMMAND [flags]\n\nAdaptive depth for frozen language models: once a prompt, skip, execute or repeat each block.\n"
+    text = "usage: drllm COMMAND [flags]\n\nWhich blocks of your language model to skip, run or repeat, measured on your questions.\n"
     others = {"of other packages": plugin_names(PLUGINS)}
     for title, names in (GROUPS | (others if any(others.values()) else {})).items():
         text += f"\n{title}:\n" + "".join(f"  {name:10} {help_of(name)[0].splitlines()[0].rstrip('.')}\n" for name in names)

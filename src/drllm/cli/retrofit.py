@@ -1,7 +1,7 @@
 """Try every kind of policy within some minutes, and recommend one to deploy, or the base.
 
 `--prompts FILE` needs no answer key: cheaper routes are healed, and what is promised is how often answers differ from the base's.
-`--recipe paper` runs the paper's search, a static route and routers alone. Finished stages are skipped.
+Finished stages are skipped.
 
 example:
   drllm retrofit --model smollm2-135m-q4 --tasks arc_easy,arc_challenge --minutes 10 --out runs/demo
@@ -17,27 +17,12 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common, add_section
 from drllm.core.errors import InputError
 
-SECTIONS = ("gate", "search", "evaluate", "static", "routers")
-ABOUT = {"gate": "the promise, always tested on calibrate", "search": "how answers are judged; the rest with --recipe paper"}
-ABOUT |= dict.fromkeys(("evaluate", "static", "routers"), "with --recipe paper alone")
-JUDGING = ("search_reward", "search_metric", "search_max_new_tokens", "search_max_step_tokens")  # of a search, what every recipe reads
-IDLE = ("gate_calibrate_limit",)  # of --recipe paper alone, as all else of a search
-IDLE += tuple(f"evaluate_{name}" for name in ("split", "limit", "reward", "metric", "max_new_tokens", "max_step_tokens"))
-OF_PROMPTS = ("prompts", "budgets", "differ", "minutes", "gate_delta", "threads", "model", "dtype", "device", "out", "config", "dry_run")
+JUDGING = ("reward", "metric", "max_new_tokens", "max_step_tokens")  # of a search; all else follows from the time
+COMPARING = ("n_resamples", "seed")  # of an evaluation
 CUT = 80  # characters of a text
-SHOWN = (
-    "model",
-    "tasks",
-    "data",
-    "prompts",
-    "out",
-    "minutes",
-    "objective",
-    "budget",
-    "gate_epsilon",
-    "dtype",
-    "dry_run",
-)  # by --help
+# Of --prompts; and what --help shows.
+OF_PROMPTS = ("prompts", "budgets", "differ", "minutes", "gate_delta", "threads", "model", "dtype", "device", "out", "config", "dry_run")
+SHOWN = ("model", "tasks", "data", "prompts", "out", "minutes", "objective", "budget", "gate_epsilon", "dtype", "dry_run")
 
 
 def run(job: Job) -> Lines:
@@ -46,28 +31,25 @@ def run(job: Job) -> Lines:
         return
     if idle := [flag for flag in ("budgets", "differ") if getattr(job.arguments, flag) is not None]:
         raise InputError(f"--{idle[0]} is for prompts without an answer key: give --prompts, or leave it out")
-    out, tasks, configs = job.need("out"), job.tasks(), configs_of(job)
-    model, recipe = job.need("model"), configs["retrofit"].recipe
-    if recipe == "auto":
-        _check_flags(job)
+    out, tasks, model, configs = job.need("out"), job.tasks(), job.need("model"), configs_of(job)
     if job.arguments.dry_run:
-        if recipe != "auto":
-            raise InputError("--dry-run is for --recipe auto; what the paper's search costs: drllm search --dry-run")
         yield from _dry_run(job, model, tasks, configs)
         return
     from drllm.reporting.drawing import need_extras
+    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+    from drllm.retrofitting.sizes import check_questions
 
     need_extras()  # an hour of search must not end in a missing package
-    _check_questions(job, tasks, configs)
-    asked = (job.load(model), tasks, out, configs, job.data, job.argv)
-    yield from _recommended(*asked) if recipe == "auto" else _paper(*asked)
+    check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
+    yield from _recommended(job.load(model), tasks, out, configs, job.data, job.argv)
 
 
 def _by_prompts(job: Job) -> Lines:
     if job.common.tasks or job.data:
         flag = "tasks" if job.common.tasks else "data"
         raise InputError(f"got both --prompts and --{flag}: prompts have no answer key and questions have one, leave one of them out")
-    if idle := [name for name in _typed(job) if name not in OF_PROMPTS and not name.startswith("heal_")]:
+    typed = [name for name, value in vars(job.arguments).items() if value is not None]
+    if idle := [name for name in typed if name not in OF_PROMPTS and not name.startswith("heal_")]:
         raise InputError(f"--{idle[0].replace('_', '-')} is for questions with an answer key: leave it out with --prompts")
     if job.arguments.dry_run:
         raise InputError("--dry-run counts questions with an answer key: leave it out with --prompts, whose first line says what fits")
@@ -75,14 +57,14 @@ def _by_prompts(job: Job) -> Lines:
     job.arguments.gate_calibrate = "calibrate"
     configs = {name: job.config(name, f"{name}_") for name in ("gate", "heal")}
     configs |= {name: job.config(name) for name in ("retrofit", "prompts", "resources")}
+    from drllm.healing.training import need_peft
     from drllm.reporting.drawing import need_extras
 
     need_extras()
-    from drllm.healing.training import need_peft
+    need_peft()
     from drllm.reporting.agreement import panel
     from drllm.retrofitting.by_prompts import retrofit_prompts
 
-    need_peft()
     found, result = retrofit_prompts(job.load(model), job.arguments.prompts, out, configs, job.argv)
     for name in ("prompt", "base", "policy") if found.example else ():
         yield f"{name}: {_cut(found.example[name])}"
@@ -91,43 +73,12 @@ def _by_prompts(job: Job) -> Lines:
 
 
 def configs_of(job: Job) -> dict[str, Any]:
-    """The configuration of each section; with recipe `paper`, search and routers have preset `paper` unless another was asked for."""
-    of_paper: dict[str, Any] = {}
-    if job.config("retrofit").recipe == "auto":
-        job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
-    else:
-        of_paper = {"preset": "paper"}
-    configs = {name: job.config(name, f"{name}_", **of_paper if name in ("search", "routers") else {}) for name in SECTIONS}
-    return configs | {name: job.config(name) for name in ("resources", "retrofit")} | {"heal": job.config("heal", "heal_")}
-
-
-def _check_flags(job: Job) -> None:
-    """Refuse settings that would do nothing: how much is asked, and how policies are trained, follows from the time."""
-    typed = _typed(job)
-    if idle := [name for name in typed if name in IDLE or (name.startswith(("search_", "static_", "routers_")) and name not in JUDGING)]:
-        flag = "--" + idle[0].replace("_", "-")
-        raise InputError(f"{flag} is for one search with its own sizes: add --recipe paper, or leave it out (docs/retrofit.md)")
-
-
-def _typed(job: Job) -> list[str]:
-    """Settings that were given, on the command line or in the YAML file, as flags are called."""
-    typed = [name for name, value in vars(job.arguments).items() if value is not None]
-    plain = ("retrofit", "prompts", "resources")
-    sections = job.settings.sections.items()
-    return typed + [key if section in plain else f"{section}_{key}" for section, values in sections for key in values]
-
-
-def _check_questions(job: Job, tasks: Any, configs: Mapping[str, Any]) -> None:
-    """Refuse a split without questions, before a model loads."""
-    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
-    from drllm.retrofitting.sizes import check_questions, check_splits
-
-    loaded = loaded_tasks(tasks, job.data)
-    available = questions_of(loaded)
-    if configs["retrofit"].recipe == "auto":
-        check_questions(available)
-        return
-    check_splits(available, tuple(dict.fromkeys(("fit", configs["evaluate"].split, *filter(None, [configs["gate"].calibrate])))))
+    """The configuration of each section that a retrofit reads; refuses a YAML file's settings that would do nothing."""
+    job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
+    for section, read in {"search": JUDGING, "evaluate": COMPARING, "static": (), "routers": ()}.items():
+        job.check_read(section, read)
+    configs = {name: job.config(name, f"{name}_") for name in ("gate", "search", "evaluate", "heal")}
+    return configs | {name: job.config(name) for name in ("resources", "retrofit")}
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
@@ -154,8 +105,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.cli.menu import is_interactive, offer
-    from drllm.reporting.recommendation import commands, panel
+    from drllm.reporting.recommendation import panel
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.recommend import recommend
 
@@ -171,31 +121,12 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)
-    if is_interactive():
-        offer(commands(found, out), result["report"])
 
 
 def _cut(text: str) -> str:
     """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= CUT else f"{line[:CUT]} ..."
-
-
-def _paper(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.reporting.summary_table import render
-    from drllm.retrofitting.pipeline import retrofit
-
-    result = retrofit(routed, tasks, out, configs, data, argv)
-    answer = result["answer"]
-    yield f"prompt: {answer['prompt']}"
-    yield f"answer: {answer['text'].strip()}"
-    yield f"route:  {answer['route']} ({answer['n_passes']} passes of {len(answer['route'])})"
-    yield render(result["summary"])
-    yield result["headline"]
-    for name, sentence in result["guarantees"].items():
-        yield f"{name}, guarantee: {sentence}"
-    yield f"report: {result['report']}"
-    yield f"policy: {result['policy']}"
 
 
 def add_flags(parser: Parser) -> None:
@@ -205,9 +136,9 @@ def add_flags(parser: Parser) -> None:
     add_section(parser, "retrofit")
     add_section(parser, "prompts")
     add_section(parser, "heal", prefix="heal_", about="of healed routes")
-    add_section(parser, "gate", prefix="gate_", about=ABOUT["gate"])
+    add_section(parser, "gate", ("epsilon", "delta"), "gate_", "the promise, always tested on calibrate")
     add_section(parser, "resources")
-    for section in SECTIONS[1:]:
-        add_section(parser, section, prefix=f"{section}_", about=ABOUT[section])
+    add_section(parser, "search", JUDGING, "search_", "how answers are judged")
+    add_section(parser, "evaluate", COMPARING, "evaluate_", "comparisons")
     about = "print the questions of each split, whether they are enough to promise anything, and what fits into the time; then stop"
     parser.add_argument("--dry-run", action="store_true", help=about)

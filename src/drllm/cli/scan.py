@@ -1,4 +1,4 @@
-"""Map a model: run each span of blocks once more, or skip it, and measure the best again on new questions.
+"""Scan a model: run each span of blocks twice, or skip it, and measure the best on new questions; --claimed audits a claim.
 
 All spans race: many on few questions, few on many. The best are then measured on questions that chose nothing, beside random spans. The
 same command resumes.

@@ -1,6 +1,6 @@
 """Serve a policy on vLLM behind an OpenAI-compatible API.
 
-It may be one route, a codebook or routers; or requests name their routes.
+It may be one route, a codebook (a few routes and a selector) or routers; or requests name their routes.
 
 example:
   drllm serve runs/a/codebook --port 8000

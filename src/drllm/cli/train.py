@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=how)
     called = "what to call the policy, to keep several of one method in a run (default: the method's name)"
     parser.add_argument("--name", default="", help=called)
-    add_section(parser, "gate", about="a guarantee of the policy's accuracy")
+    add_section(parser, "gate", about="a promise of the policy's accuracy")
 
 
 def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

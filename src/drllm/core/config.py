@@ -53,24 +53,21 @@ class SearchConfig(Options):
         "auto",
         "what is a simulation: all: the base's, and each step of the search, also to a known route or to none, as the authors count; "
         "distinct: another route judged; auto: all with preset paper, else distinct",
-        later=True,
     )
     exploration: float = option(1.8, "c of the UCB score (section 4: 1.8); preset default does not use it where answers have margins", ge=0)
     length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); used where exploration is", ge=0)
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
     max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)", ge=1)
     max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)", ge=1, le=2)
-    max_loop_span: int = option(
-        0, "longest span of blocks one edit runs once more, after its last; 0: none, as in the paper", ge=0, later=True
-    )
-    loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1, later=True)
+    max_loop_span: int = option(0, "longest span of blocks one edit runs once more, after its last; 0: none, as in the paper", ge=0)
+    loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1)
     widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
     early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4); paper: or two blocks shorter")
     patience: int = option(10, "default preset: simulations an early stop waits beyond the first right path, for a larger margin", ge=0)
     comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best) a kept path must have", ge=0, le=1)
     reward: RewardName = option("auto", REWARD_HELP)
-    prompts: Prompts = option("auto", f"{PROMPTS_HELP}authors with preset paper, else ours", later=True)
-    reader: ReaderName = option("auto", READER_HELP, later=True)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}authors with preset paper, else ours")
+    reader: ReaderName = option("auto", READER_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     verify: bool = option(True, "check the base and the kept route again: alone, in float32, under another wording")
@@ -78,11 +75,9 @@ class SearchConfig(Options):
     splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
     sweep_questions: int = option(32, "preset default: questions on which every single edit is tried first, for a prior over edits", ge=0)
     limit: int = option(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all", ge=0)
-    keep: int = option(
-        0, "questions a task to keep: none is visited when as many are kept and enough mend; 0: all are visited", ge=0, later=True
-    )
+    keep: int = option(0, "questions a task to keep: none is visited when as many are kept and enough mend; 0: all are visited", ge=0)
     mend_share: float = option(
-        0.3, "share of the kept ones that must mend a wrong answer; each that does replaces one that does not", ge=0, le=1, later=True
+        0.3, "share of the kept ones that must mend a wrong answer; each that does replaces one that does not", ge=0, le=1
     )
     seed: int = option(0, "seed of the tree's choices", ge=0, le=MAX_SEED)
     group_size: int = option(32, "questions a shard; a crash loses the unfinished ones, --pool-size of them at most", ge=1)
@@ -136,8 +131,8 @@ class ScanConfig(_InOurs, Options):
     split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")
     reward: RewardName = option("auto", REWARD_HELP)
-    prompts: Prompts = option("auto", f"{PROMPTS_HELP}ours", later=True)
-    reader: ReaderName = option("auto", READER_HELP, later=True)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}ours")
+    reader: ReaderName = option("auto", READER_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict and margin count")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
@@ -241,8 +236,8 @@ class EvaluateConfig(_InOurs, Options):
 
     split: Split = option("tune", "fit, tune, calibrate or test; test is for final tables only, and reading it is recorded")
     reward: RewardName = option("auto", REWARD_HELP)
-    prompts: Prompts = option("auto", f"{PROMPTS_HELP}as the run was searched, else ours", later=True)
-    reader: ReaderName = option("auto", READER_HELP, later=True)
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}as the run was searched, else ours")
+    reader: ReaderName = option("auto", READER_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict counts; the other is stored too")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     limit: int = option(0, "questions a task; 0 takes all", ge=0)
@@ -261,9 +256,6 @@ class EvaluateConfig(_InOurs, Options):
 class RetrofitConfig(Options):
     """What `drllm retrofit` tries, and what for."""
 
-    recipe: Literal["auto", "paper"] = option(
-        "auto", "auto: try every kind of policy and recommend one, or the base; paper: search, static and routers alone"
-    )
     minutes: float = option(10.0, "about how long trying may take; a stage that does not fit is made smaller or left out", ge=0.1, le=1e5)
     objective: Literal["accuracy", "speed"] = option("accuracy", "accuracy: the most right answers; speed: fewer passes at no loss")
     budget: float = option(0.0, "block passes a prompt at most, as a share of the base's; 0: any for accuracy, 0.9 for speed", ge=0, le=1)
@@ -329,9 +321,8 @@ class PromptsConfig(Options):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain values, for `run.json` and for comparing runs; without options of later versions that are not used."""
-    unused = {item.name for item in dataclasses.fields(config) if item.metadata.get("later") and getattr(config, item.name) == item.default}
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
+    """The configuration as plain values, for `run.json` and for comparing runs."""
+    return dataclasses.asdict(config)
 
 
 # Of the jobs; each method has a section of its own name besides.

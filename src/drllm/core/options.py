@@ -8,18 +8,15 @@ from drllm.core.errors import InputError
 MAX_SEED = 2**63 - 1  # what numpy and torch both take
 
 
-def option(
-    default: Any, help: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None, later: bool = False
-) -> Any:
+def option(default: Any, help: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
     """A dataclass field with its help text, which `--help` shows, and the range of its values.
 
     Args:
         default: the value where none is given.
         help: what it means, with its unit.
         ge, le: the smallest and the largest value; `gt` instead of `ge` where that bound itself is excluded.
-        later: it came after settings had been stored, which are the same as those where it has its default.
     """
-    return field(default=default, metadata={"help": help, "ge": ge, "gt": gt, "le": le, "later": later})
+    return field(default=default, metadata={"help": help, "ge": ge, "gt": gt, "le": le})
 
 
 class Options:

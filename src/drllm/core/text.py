@@ -29,11 +29,6 @@ def type_name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def display_name(method: str) -> str:
-    """What a table calls a method; the oracle is an upper bound, never to be read as a policy."""
-    return "oracle (upper bound)" if method == "oracle" else method
-
-
 def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> str:
     """A table for a terminal, without colours, so that it can be piped and compared; wide enough that no number is truncated."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE)

@@ -13,19 +13,17 @@ from drllm.deploy.formats.checkpoint import write_checkpoint
 from drllm.deploy.formats.folder import Exported, check_export, read_export
 from drllm.deploy.formats.gguf_file import write_gguf
 from drllm.deploy.formats.recipe import write_recipe
-from drllm.deploy.formats.scaled import write_scaled
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import causal_lm
 
 __all__ = ["FORMATS", "Exported", "Format", "check_export", "export", "read_export"]
 
-Format = Literal["checkpoint", "peft", "mergekit", "gguf", "scaled"]
+Format = Literal["checkpoint", "peft", "mergekit", "gguf"]
 FORMATS: dict[str, Callable[[RoutedModel, Route, Path], Exported]] = {
     "checkpoint": write_checkpoint,
     "peft": write_adapter,
     "mergekit": write_recipe,
     "gguf": write_gguf,
-    "scaled": write_scaled,
 }
 HEALED = ("checkpoint", "peft")  # can hold an adapter: merged, or as it is
 NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter", "mergekit": "a mergekit recipe", "gguf": "a GGUF file"}
@@ -36,13 +34,13 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
 
     Args:
         format: "checkpoint" (weights, configuration and tokenizer for transformers), "peft" (an adapter, without a copy of a weight),
-            "mergekit" (a recipe by which mergekit makes that checkpoint), "gguf" (the base's own GGUF file with its blocks in another
-            order, and a Modelfile for Ollama), or "scaled" (a checkpoint that only approximates a route with strengths).
+            "mergekit" (a recipe by which mergekit makes that checkpoint), or "gguf" (the base's own GGUF file with its blocks in another
+            order, and a Modelfile for Ollama).
 
     Of a healed route the checkpoint holds the merged weights, and the adapter is PEFT's on the base with its blocks in that order.
 
     Raises:
-        InputError: the folder holds something else, the route runs no block, or it has a strength, which "scaled" alone takes.
+        InputError: the folder holds something else, the route runs no block, or it has a strength, which no format can hold.
         UnsupportedModelError: an adapter or quantised weights, or a family for which the format cannot express the route.
     """
     if format not in FORMATS:
@@ -51,12 +49,8 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         raise InputError(f"the route has {len(route)} blocks, the model has {routed.n_layers}")
     if not route.n_passes:
         raise InputError("the route runs no block: an export needs at least one")
-    damped = [span for span in route.spans if span.strength != 1]
-    if damped and format != "scaled":
-        how = "serve the route with drllm, or approximate it (--format scaled)"
-        raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: {how}")
-    if format == "scaled" and not damped:
-        raise InputError(f"route {route} has no strength to approximate: export a plain checkpoint")
+    if damped := [span for span in route.spans if span.strength != 1]:
+        raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: generate with drllm, or serve the route")
     routed.check_adapter(route)
     if route.adapter and format not in HEALED:
         instead = "export a checkpoint" + (", then convert it (docs/export.md)" if format == "gguf" else "")

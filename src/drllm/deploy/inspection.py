@@ -63,13 +63,11 @@ def inspect(
 ) -> Inspection:
     """Answer one prompt greedily and keep what the policy saw; `policy` defaults to the model's own.
 
-    Raises `InputError` where there is no policy, it decides no route, or the prompt is not one `generate` takes.
+    Raises `InputError` where there is no policy, or the prompt is not one `generate` takes.
     """
     policy = policy or routed.policy
     if policy is None:
         raise InputError("there is no policy to look into: give --policy, or set the model's")
-    if policy.evaluate_only:
-        raise InputError(f"a {policy.name!r} policy is for evaluation only: it decides no route to look into")
     (ids,), prompt_format = encode_prompts(routed.tokenizer, [prompt])
     watched = _Watched(policy)
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "check_prompt_format": check_prompt_format, "do_sample": False}

@@ -55,8 +55,6 @@ def calibrate(
     """
     if not config.calibrate:
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
-    if policy.evaluate_only:
-        raise InputError(f"a {policy.name!r} policy is for evaluation only: nothing runs it, so there is nothing to promise")
     manifests = list((search_manifests(run) | path_manifests(run)).values())
     if not manifests:
         raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")

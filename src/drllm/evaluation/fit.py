@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.config import GuaranteeConfig
-from drllm.core.errors import InputError
 from drllm.evaluation.calibrate import calibrate
-from drllm.methods.base import get_method
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
@@ -29,8 +27,6 @@ def fit_policy(
 
     `name` is the method's by default. The model's own policy stays what it was.
     """
-    if promise is not None and promise.calibrate and get_method(method).evaluate_only:
-        raise InputError(f"method {method!r} is for evaluation only: nothing runs its policy, so there is nothing to promise")
     policy = train(routed, run, method, config, argv, tasks, name)
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from drllm.core.config import EvaluateConfig, Resources, to_dict
 from drllm.core.errors import InputError
@@ -26,12 +26,21 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import data_of, path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
+from drllm.runs.store import Verdict
 from drllm.runs.summary import Summary, rows_of
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.scorer import Scorer, askable, said_left_out, scorer_of
 from drllm.tasks import LoadedTask, texts_digest
+
+
+class Evaluator(Protocol):
+    """Answers questions by itself and decides no route, so that it can be compared, and nothing else."""
+
+    def evaluate(self, scorer: Scorer, questions: Sequence[Question]) -> tuple[Sequence[Verdict], Sequence[Any]]:
+        """Each question's verdict, and what stands where a route would: `n_passes`, and "" as text."""
+        ...
 
 
 def evaluate(
@@ -43,6 +52,7 @@ def evaluate(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
+    evaluators: Mapping[str, Evaluator] | None = None,
 ) -> Summary:
     """Answer the same questions with every method and compare each with the base.
 
@@ -55,24 +65,25 @@ def evaluate(
         config: split, reward, sizes; default `EvaluateConfig()`.
         data: a JSONL file to read the questions from; default where the search of that task read them.
         resources: executor, workers and threads; default `Resources()`.
+        evaluators: what answers questions by itself and decides no route, by its name among `methods`.
 
     Returns:
         The summary, also written to `out/evaluate/<split>/summary.json` (`<split>-first-<limit>` with a limit): a row for each method and
         task, differences as fractions, paired 95 % bootstrap intervals (stratified by task in the pooled rows), McNemar's exact p.
     """
-    config, run = config or EvaluateConfig(), RunFolder(Path(out))
-    check_methods(methods, run.root, method_names())
+    config, run, evaluators = config or EvaluateConfig(), RunFolder(Path(out)), evaluators or {}
+    check_methods(methods, run.root, (*method_names(), *evaluators))
     baselines = [name for name in dict.fromkeys(methods) if owner_of(name)]
     trained = dict.fromkeys([*(name for name in methods if name != BASE and not owner_of(name)), *map(owner_of, baselines)])
-    policies = {name: routed.load_policy(run.policy(name)) for name in trained}
-    if fixed := [name for name in baselines if policies[owner_of(name)].evaluate_only]:
+    policies = {name: routed.load_policy(run.policy(name)) for name in trained if name not in evaluators}
+    if fixed := [name for name in baselines if owner_of(name) in evaluators]:
         raise InputError(f"{fixed[0]}: {owner_of(fixed[0])} decides no route of its own, so there is nothing to deal out: leave it out")
     read_from = {manifest.task: manifest.data for manifest in (path_manifests(run.root) | search_manifests(run.root)).values()}
     loaded = load_unseen(run.root, {name: data or data_of(run.root, read_from.get(name)) for name in tasks}, config.split)
     read_from = {name: data or read_from.get(name) for name in tasks}
     config = _asked_as_searched(config, run)
-    comparison = _Comparison(routed, run, config, loaded, baselines, policies)
-    comparison.check_rewards()
+    asked = {name: evaluators[name] for name in trained if name in evaluators}
+    comparison = _Comparison(routed, run, config, loaded, baselines, policies, asked)
     with asking(routed, run.root, resources or Resources()) as bench, running(run.root, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
         entry["resources"] = to_dict(bench.resources)
@@ -105,11 +116,12 @@ class _Comparison:
     loaded: dict[str, LoadedTask]
     baselines: list[str]
     policies: dict[str, Policy]
+    evaluators: Mapping[str, Evaluator]
     answers: dict[tuple[str, str], Answers] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # The base, then policies, then the baselines, which are made from their routes.
-        self.methods = (BASE, *self.policies, *self.baselines)
+        self.methods = (BASE, *self.policies, *self.evaluators, *self.baselines)
 
     @cached_property
     def scorers(self) -> dict[str, Scorer]:
@@ -130,13 +142,6 @@ class _Comparison:
             raise InputError(f"{loaded.task.name} has no {self.config.split} question that can be asked ({next(iter(reasons.values()))})")
         return questions
 
-    def check_rewards(self) -> None:
-        """Refuse a reward that a policy has no answer for, before the base answers anything."""
-        for policy in self.policies.values():
-            if policy.evaluate_only:
-                for loaded in self.loaded.values():
-                    policy.answer(scorer_of(self.routed, loaded.task, self.config), [])
-
     def answer(self, bench: Bench) -> None:
         """Every method on every task: routes first, the baselines' from their owners', then all answers together."""
         routes: dict[str, dict[str, list[Any]]] = {}
@@ -145,7 +150,7 @@ class _Comparison:
             # The shortest first, in this order for all methods.
             questions = sorted(self.questions[name], key=lambda question: (question.n_tokens, question.example.id))
             ask = Ask(self.scorers[name], loaded.task, self.config, self.config.split, questions, ())
-            routed = {BASE: None} | {method: policy for method, policy in self.policies.items() if not policy.evaluate_only}
+            routed = {BASE: None, **self.policies}
             mine = dict(zip(routed, bench.decide(ask, list(routed.values()), f"routes on {name}"), strict=True))
             for method in self.baselines:
                 mine[method] = baseline_routes(method.partition("-")[0], mine[owner_of(method)], f"{self.config.seed}:{name}")
@@ -154,9 +159,8 @@ class _Comparison:
         for ask, found in zip(asks, bench.ensure(asks, f"{len(self.methods)} methods"), strict=True):
             for method, mine in routes[ask.task.name].items():
                 self._keep(method, ask, [one[route] for one, route in zip(found, mine, strict=True)], mine)
-            for method, policy in self.policies.items():
-                if policy.evaluate_only:
-                    self._keep(method, ask, *policy.answer(ask.scorer, ask.questions))
+            for method, evaluator in self.evaluators.items():
+                self._keep(method, ask, *evaluator.evaluate(ask.scorer, ask.questions))
 
     def _keep(self, method: str, ask: Ask, verdicts: Sequence[Any], routes: Sequence[Any]) -> None:
         self.answers[method, ask.task.name] = Answers.of([question.example.id for question in ask.questions], routes, verdicts)
@@ -170,5 +174,5 @@ class _Comparison:
         sources = {name: loaded.source for name, loaded in self.loaded.items()}
         data = {name: None if where is None else str(where) for name, where in read_from.items()}
         texts = {name: texts_digest([question.example for question in asked]) for name, asked in self.questions.items()}
-        policies = {name: policy_digest(self.run.policy(name)) for name in self.policies}
+        policies = {name: policy_digest(self.run.policy(name)) for name in (*self.policies, *self.evaluators)}
         return Summary(**about, tasks=tasks, rows=rows, dropped=dropped, sources=sources, data=data, texts=texts, policies=policies)

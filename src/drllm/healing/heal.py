@@ -39,7 +39,8 @@ class Healed:
         n_layers, n_passes: blocks of the base, and of those that are left.
         n_weights, rank: of the adapter.
         n_prompts, n_held_out, n_tokens: prompts learned from and held out, tokens learned from.
-        kl_before, kl_after: of the route without and with its adapter to the base, in nats a token, on the held-out prompts.
+        kl_before, kl_after: of the route without and with its adapter to the base, in nats a token, on the held-out prompts; a lower bound
+            of the whole vocabulary's (`teacher.py`).
         same_before, same_after: the share of their tokens behind which the most likely next token is the base's.
         steps: taken; ended: why there were no more, where they ended early.
         seconds: of each stage, by the call that ended it; of training, by all calls.

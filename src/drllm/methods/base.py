@@ -30,7 +30,6 @@ class Method:
         paper: where it is from.
         config: a frozen dataclass of `option` fields: its options, flags and defaults.
         fit: (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
-        evaluate_only: its policy can be compared, and neither generates nor is promised anything.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Method:
     paper: str
     config: type
     fit: Callable[[RoutedModel, TrainingData, Any, Path], Policy]
-    evaluate_only: bool = False
 
 
 BUILT_IN = {

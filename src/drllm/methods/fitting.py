@@ -28,7 +28,7 @@ def train(
     Args:
         routed: the model the records were made with; its base weights are only read.
         run: the run folder given to `search`; metrics go to `run/train/<name>/`.
-        method: a method's name (`drllm methods`), or its options, which name it.
+        method: a method, its name (`drllm methods`), or its options, which name it.
         config: its options; default: its defaults.
         tasks: learn from these tasks of the run only; none: from all.
         name: what the policy is called in the run; default the method's name.
@@ -37,8 +37,9 @@ def train(
         ArtifactError: no records, an unfinished search, or records of other weights.
         InputError: an unknown method, or options of another one.
     """
-    chosen: Method = get_method(method) if isinstance(method, str) else method_of(method)
-    config = chosen.config() if config is None and isinstance(method, str) else method if config is None else config
+    is_named = isinstance(method, str | Method)
+    chosen: Method = method if isinstance(method, Method) else get_method(method) if isinstance(method, str) else method_of(method)
+    config = config if config is not None else chosen.config() if is_named else method
     if type(config) is not chosen.config:
         raise InputError(f"method {chosen.name!r} takes a {chosen.config.__name__}, got a {type(config).__name__}")
     run = Path(run)

@@ -85,8 +85,9 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     policy.prompt_format = prompt_format
     if not is_soft:
         return policy
-    cheaper = [policy.with_control(control) for control in BELOW]
-    return choose_point(policy, training_data, config.tune_questions, config.budget, folder, cheaper)
+    cheaper = [policy.with_control(control) for control in BELOW] if config.budget < 1 else []
+    points = [*policy.operating_points(), *cheaper]
+    return choose_point(policy, points, training_data, config.tune_questions, config.budget, folder)
 
 
 def kept_features(routed: RoutedModel, training_data: TrainingData, n_windows: int) -> Features:

@@ -164,15 +164,13 @@ class RoutedModel:
     def new_cache(
         self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None, input_ids: Tensor | None = None
     ) -> RoutedCache:
-        """A cache that routes one forward or generation; `InputError` where the model was unwrapped, or the source is to be evaluated only.
+        """A cache that routes one forward or generation; `InputError` where the model was unwrapped.
 
         `prompt_mask` (B, T) has ones at the prompts' own tokens, which lie in `input_ids` (B, T), for a policy that reads those; `observe`
         sees the states that enter each block (`RoutedCache`).
         """
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
-        if source.evaluate_only:
-            raise InputError(f"a {source.name!r} policy is for evaluation only: `drllm evaluate` compares it, nothing generates with it")
         return RoutedCache(self.config, self.n_layers, source, prompt_mask, observe, input_ids)
 
     def forward(self, cache: RoutedCache, **inputs: Any) -> Any:

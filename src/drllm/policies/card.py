@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import display_name, p_value, percent, points
+from drllm.core.text import p_value, percent, points
 
 if TYPE_CHECKING:
     from drllm.policies.policy import RouteSource
@@ -73,7 +73,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     lines += ["---", "", f"# {name} for {base}", ""]
     lines += [f"A drllm policy: {policy.about or policy.name}. The base's weights are not changed, and not in here.", ""]
-    lines += _how_to_use(policy)
+    lines += _how_to_use()
     guarantee = config.get("guarantee") or {"sentence": "none; the figures below are what was measured, not a promise"}
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
@@ -97,9 +97,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     return "\n".join(lines)
 
 
-def _how_to_use(policy: RouteSource) -> list[str]:
-    if policy.evaluate_only:
-        return ["```", "drllm evaluate --out THE RUN FOLDER --methods base,THIS FOLDER'S NAME", "```", ""]
+def _how_to_use() -> list[str]:
     code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
     return ["```python", "from drllm import RoutedModel", code, "```", ""]
 
@@ -122,7 +120,7 @@ def _figures(comparison: Comparison, method: str) -> list[str]:
     lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
     for row in comparison.rows:
         p = "" if row.p is None else p_value(row.p)
-        shown = f"**{display_name(method)}**" if row.method == method else display_name(row.method)
+        shown = f"**{method}**" if row.method == method else row.method
         interval = f"{points(row.difference)} ({points(row.low)} to {points(row.high)})"
         lines.append(f"| {shown} | {row.task} | {row.metric} | {row.n} | {percent(row.base)} | {percent(row.value)} | {interval} | {p} |")
     if comparison.mean_passes is None:

@@ -110,7 +110,7 @@ class Codebook(Policy):
         # A codebook of the base alone has nothing to choose.
         self.route = self.routes[0] if len(self.routes) == 1 else None
         if isinstance(selector, StateSelector):
-            self.hidden_size, self.reads = len(selector.mean) // 2, None if self.route else selector.block
+            self.hidden_size = len(selector.mean) // 2
         if not self.routes[0].is_full or any(route.first_edit() < selector.block for route in self.routes[1:]):
             expected = f"must list the base route first; no route may change a block before {selector.block}"
             raise InputError(f"a codebook that reads the prompt before block {selector.block} {expected}")
@@ -127,16 +127,14 @@ class Codebook(Policy):
         """Each prompt's route, where the text is read; None where states are."""
         if self.route is not None or isinstance(self.selector, StateSelector):
             return super().routes_for(prompts)
-        return self._taken(self.selector.scores(prompts))
+        return self.chosen(prompts)
 
-    def routes_from(self, features_BF: Tensor) -> list[Route]:
-        """Each prompt's route, from its pooled states; `InputError` where they are not finite."""
-        assert isinstance(self.selector, StateSelector)
-        if not bool(features_BF.isfinite().all()):
-            raise InputError(f"the states entering block {self.reads} are not finite on a prompt: load the base in bfloat16 or float32")
-        return self._taken(self.selector.scores(features_BF))
-
-    def _taken(self, scores_BK: Tensor) -> list[Route]:
+    def chosen(self, read: Any) -> list[Route]:
+        """Each prompt's route, from what the selector scores: texts, or pooled states; `InputError` where those are not finite."""
+        if isinstance(self.selector, StateSelector) and not bool(read.isfinite().all()):
+            block = self.selector.block
+            raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
+        scores_BK = self.selector.scores(read)
         return [self.routes[index] for index in pick(scores_BK, self._saved_K, self.points[self.at]).tolist()]
 
     def values(self, read: Any) -> Tensor:
@@ -150,7 +148,8 @@ class Codebook(Policy):
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
         """The choices of one prefill, where states are read."""
-        return _StateDecider(self, prompt_mask_BT) if self.reads is not None else super().start(prompt_mask_BT)
+        reads_states = self.route is None and isinstance(self.selector, StateSelector)
+        return _StateDecider(self, prompt_mask_BT) if reads_states else super().start(prompt_mask_BT)
 
     def at_point(self, at: int) -> Codebook:
         """The same codebook at another operating point, sharing weights."""
@@ -206,7 +205,11 @@ class _StateDecider(Decider):
 
     def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
         self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
-        self._routes: list[Route] = []
+        self._routes: list[Route] | None = None
+
+    @property
+    def routes(self) -> list[Route] | None:
+        return self._routes
 
     @torch.no_grad()
     def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
@@ -214,8 +217,8 @@ class _StateDecider(Decider):
             return torch.ones(len(x_BTD), dtype=torch.long)
         if block == self._codebook.selector.block:
             with torch.autocast(x_BTD.device.type, enabled=False):
-                self._routes = self._codebook.routes_from(pool_prompt(x_BTD, self._prompt_mask_BT))
-        assert self._routes, "a prefill passes the block where the choice is made"
+                self._routes = self._codebook.chosen(pool_prompt(x_BTD, self._prompt_mask_BT))
+        assert self._routes is not None, "a prefill passes the block where the choice is made"
         if self._codebook.has_digits:
             return torch.tensor([route[block] for route in self._routes])
         return [route.visits[block] for route in self._routes]

@@ -40,6 +40,11 @@ class Decider(ABC):
         Or, of each sequence, what runs when the forward comes to this block (`Route.visits`): loops can be said only so.
         """
 
+    @property
+    def routes(self) -> list[Route] | None:
+        """Each prompt's whole route, as soon as it is known; None before. Who wants routes alone need run no further block."""
+        return None
+
     def probabilities(self, block: int, x_BTD: Tensor) -> Tensor | None:
         """Of skip, execute and repeat (B, 3) at one block, where the policy has them. For `drllm inspect`; changes no decision."""
         return None
@@ -58,11 +63,9 @@ class RouteSource:
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
     guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
     hidden_size: int = 0  # of the states it reads; 0 where any will do
-    evaluate_only: ClassVar[bool] = False  # compared by its own `answer`, but no route to generate along
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
     adapters: Sequence[Adapter] = ()  # that its routes run under
     route: Route | None = None  # the one route of all prompts, where no prompt changes it; `start` is then not asked
-    reads: int | None = None  # the block before which `routes_from` reads the base's states, where these alone decide the whole route
     threshold: float = 0.0  # what a route's value must exceed to be chosen
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
@@ -75,10 +78,6 @@ class RouteSource:
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
         """Each prompt's route from its token ids, where these alone decide it; None where hidden states do: then `start` is asked."""
         return None if self.route is None else [self.route] * len(prompts)
-
-    def routes_from(self, features_BF: Tensor) -> list[Route]:
-        """Each prompt's route from what `pool_prompt` makes of the base's states before block `reads`."""
-        raise InputError(f"a {self.name!r} policy reads the states before every block: run the prompts under it")
 
     def select(self, indices: Sequence[int]) -> RouteSource:
         """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""
@@ -98,10 +97,6 @@ class RouteSource:
     def with_control(self, p: float) -> Self:
         """The policy under the control p of the paper's appendix C; only routers have one."""
         raise InputError(f"a {self.name!r} policy has no control; with_control works on routers")
-
-    def answer(self, scorer: Any, questions: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """(verdicts, routes or depths) of a scorer's questions, by a policy with `evaluate_only`."""
-        raise InputError(f"a {self.name!r} policy decides routes: score the questions along them")
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
         """Refuse a model of another shape than the routes are for."""
@@ -152,7 +147,9 @@ def policy_class(name: str) -> type[Policy]:
         if name in _MODULES:
             importlib.import_module(_MODULES[name])
         else:
-            load_plugin(POLICIES, name)
+            found = load_plugin(POLICIES, name)
+            if found is not None and name not in _REGISTRY:
+                raise ArtifactError(f"{name!r} decides no route and can only be evaluated, by {found.__module__}: name a policy")
     if name not in _REGISTRY:
         meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES, *plugin_names(POLICIES)}))
         from_where = "the package that made it may not be installed here, or a newer drllm wrote it"

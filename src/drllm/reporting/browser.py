@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from drllm.core.errors import DrllmError
 from drllm.core.route import Route
-from drllm.core.text import display_name
 from drllm.reporting.parts import Prompt, RouteBrowser, RouteGroup
 from drllm.runs.load import Run
 from drllm.runs.manifest import data_of
@@ -77,7 +76,7 @@ def browse(run: Run, split: str, method: str, questions: Texts) -> RouteBrowser:
     group_of = cluster(Counter(prompt.route for prompt in prompts))
     together = {group: [prompt for prompt in prompts if group_of[prompt.route] == group] for group in sorted(set(group_of.values()))}
     groups = sorted((_group(some, group == REST) for group, some in together.items()), key=lambda group: (group.is_rest, -group.n_prompts))
-    return RouteBrowser(display_name(method), split, tuple(groups), NEAR)
+    return RouteBrowser(method, split, tuple(groups), NEAR)
 
 
 def cluster(counts: Mapping[str, int], n_groups: int = GROUPS) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from drllm.core.route import Action, Route, Span
 from drllm.core.route_words import count_loops
-from drllm.core.text import display_name, percent
+from drllm.core.text import percent
 from drllm.reporting.chart import COLOURS, MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
 from drllm.reporting.parts import Paragraph, Table
 from drllm.runs.names import BASE, owner_of
@@ -21,7 +21,6 @@ SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 LOOPS_SHOWN = 5
-UPPER_BOUNDS = ("oracle",)
 KNOWN = (BASE, "static", "looped", "codebook", "routers", "paper", "promised")  # one for each colour
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 NO_LABELS = 0.5  # the lower end of a log scale of counts
@@ -50,14 +49,14 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -
     numbers = []
     looks = _looks([row.method for row in rows])
     for row, cost, aside in zip(rows, costs, _side_by_side(costs), strict=True):
-        accuracy, shown = 100 * row.accuracy, display_name(row.method)
+        accuracy, shown = 100 * row.accuracy, row.method
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
         hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} passes, n = {row.n}"
         marks.append(Spot(name=shown, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
         numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
         if row.method == summary.reference:
             marks.append(Level(y=accuracy, on_page=False))
-        if not owner_of(row.method) and row.method not in UPPER_BOUNDS:
+        if not owner_of(row.method):
             judged.append((cost, accuracy))
     xs, ys = zip(*pareto_front(judged), strict=True)
     marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks] if len(xs) > 1 else marks
@@ -123,11 +122,11 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     if not taken:
         return Paragraph(f"No passes by block on the {split} split: no method that leaves the base's route has been evaluated there.")
     means = {place: mean_usage(routes) for place, routes in taken.items()}
-    names = [display_name(method) if task == POOLED else f"{display_name(method)}, {task}" for method, task in taken]
+    names = [method if task == POOLED else f"{method}, {task}" for method, task in taken]
     labels = [f"{name} (n = {len(routes)})" for name, routes in zip(names, taken.values(), strict=True)]
     title, caption = f"Mean passes through each block, {split} split", SCALE
     if same := sorted(asked - leaving - {BASE}):
-        caption += f" The base's route on every prompt: {', '.join(map(display_name, same))}."
+        caption += f" The base's route on every prompt: {', '.join(same)}."
     loops = [(row, loop.first, loop.last) for row, routes in enumerate(taken.values()) for loop in _commonest_loop(routes)]
     caption += " A frame stands around the commonest loop of a row." if loops else ""
     header = ("method", "task", "block", "n", "mean_passes")
@@ -141,7 +140,7 @@ def loop_table(questions: Questions, split: str) -> Table | None:
     rows = []
     for (method, task), routes in _routes_taken(questions, split).items():
         for words, n in count_loops(routes)[:LOOPS_SHOWN]:
-            rows.append((display_name(method), task, words, str(n), percent(n / len(routes))))
+            rows.append((method, task, words, str(n), percent(n / len(routes))))
     header = ("method", "task", "loop", "prompts", "% of prompts")
     caption = f"Loops on the {split} split: spans of blocks that run again; at most the {LOOPS_SHOWN} commonest of a method and task."
     return Table(header, tuple(rows), caption) if rows else None

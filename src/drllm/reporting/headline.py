@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from drllm.core.text import p_value, with_interval
-from drllm.reporting.figures import UPPER_BOUNDS
 from drllm.reporting.parts import Bullets, Folded, Part, Table
 from drllm.runs.load import Run
 from drllm.runs.names import owner_of
@@ -24,8 +23,6 @@ class Compared:
     @property
     def word(self) -> str:
         """As `drllm.reporting.summary_table.verdict`, in a word: claimed only where interval and McNemar's test agree."""
-        if self.row.method in UPPER_BOUNDS:
-            return "told the answers"
         if not self.row.better and not self.row.worse:
             return UNCHANGED
         return WORDS[self.row.is_gain]
@@ -94,10 +91,9 @@ def _evenly(run: Run, compared: Compared) -> tuple[float, float, float, float] |
     return mean_over_tasks(ours, base)
 
 
-def _tells(run: Run, compared: Compared) -> tuple[bool, bool, int, bool, bool]:
-    """The order of comparisons by how much they tell: first those of a policy, in domain, on many questions, of routers, and of what looks
+def _tells(run: Run, compared: Compared) -> tuple[bool, int, bool, bool]:
+    """The order of comparisons by how much they tell: first those in domain, on many questions, of routers, and of what looks
     at prompts."""
     row = compared.row
     in_domain = not run.manifests or set(compared.summary.tasks) <= set(run.manifests)
-    is_policy = row.method not in UPPER_BOUNDS
-    return is_policy, in_domain, row.n, row.method == "routers", row.distinct_routes != 1
+    return in_domain, row.n, row.method == "routers", row.distinct_routes != 1

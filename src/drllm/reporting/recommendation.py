@@ -129,8 +129,8 @@ def commands(found: Recommendation, out: str) -> list[str]:
     """What to do next, to be pasted into a shell."""
     policy, chat = shlex.quote(f"{out}/{found.deploy or found.best}"), " --chat" if found.is_chat else ""
     report = f"drllm report {shlex.quote(out)}"
-    form = " --format scaled" if found.route and any(span.strength < 1 for span in Route.parse(found.route).spans) else ""
-    export = [f"drllm export --policy {policy}{form} --out {shlex.quote(f'{out}/exported')}"] if found.route else []
+    fits = found.route and all(span.strength == 1 for span in Route.parse(found.route).spans)  # no format holds a strength
+    export = [f"drllm export --policy {policy} --out {shlex.quote(f'{out}/exported')}"] if fits else []
     if not found.deploy:
         tried = [f'drllm generate --policy {policy}{chat} "a prompt"', f'drllm inspect --policy {policy}{chat} "a prompt"', *export]
         return (tried if found.best else []) + [report]

@@ -2,7 +2,7 @@
 
 import math
 
-from drllm.core.text import display_name, p_value, percent, points, table_text
+from drllm.core.text import p_value, percent, points, table_text
 from drllm.reporting import parts
 from drllm.runs.summary import Summary, SummaryRow
 
@@ -11,7 +11,7 @@ HEADER = ("method", "accuracy, %", "n", "vs base, points", "better / worse", "Mc
 
 def cells(row: SummaryRow, reference: str) -> tuple[str, ...]:
     """The cells of one row, in the order of `HEADER`; the reference method has no difference to itself."""
-    name = display_name(row.method)
+    name = row.method
     accuracy = f"{percent(row.accuracy)} ({percent(row.wilson_low)} to {percent(row.wilson_high)})"
     passes = f"{row.mean_passes:.2f} of {row.n_layers}"
     if row.method == reference or not _known(row.difference):
@@ -49,8 +49,6 @@ def verdict(summary: Summary, method: str) -> str:
     row = next((row for row in summary.pooled if row.method == method), None)
     if row is None:
         return f"{method}: not evaluated"
-    if method == "oracle":
-        return f"oracle: an upper bound, told every answer: {points(row.difference)} points with its routes, for those who know when"
     depth = f"it runs {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}"
     if row.identity_share is not None and _known(row.identity_share):  # gates have none: they decide no route
         depth += f", and takes another route than the base on {percent(1 - row.identity_share)} % of the prompts"

@@ -38,13 +38,14 @@ from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.policy import Policy
 from drllm.reporting.report import report
+from drllm.retrofitting.claim import claim_folder, claimed_if_begun
 from drllm.retrofitting.pace import CLOCK_TOKENS, seconds_on, token_ms
 from drllm.retrofitting.prompt_sizes import PromptSizes, check_parts, sizes_of_prompts
-from drllm.retrofitting.stages import Stages, claim_folder, claimed_if_begun
 from drllm.runs.agreement import TOLERATED, Agreed, NestRow, PointRow
 from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.provenance import running
+from drllm.runs.stages import Stages
 from drllm.stats.agreement import Agreement, find_agreement
 from drllm.stats.spending import by_group, dealt_loss, least_loss
 
@@ -101,7 +102,7 @@ class _ByPrompts:
         settings = about | to_dict(self.config) | to_dict(self.of) | {"budgets": list(self.of.budgets), "minutes": self.minutes}
         claim_folder(run, settings | {"targets": list(self.config.targets)})
         steps = [("what fits into the time",), tuple(f"heal {name}" for name in self.names), ("KL of every route", "selector")]
-        self.stages = Stages(run, settings, [*steps, ("promise", "seconds of answers"), ("report",)])
+        self.stages = Stages(run, [*steps, ("promise", "seconds of answers"), ("report",)], settings)
 
     @cached_property
     def names(self) -> dict[str, float]:
@@ -118,7 +119,7 @@ class _ByPrompts:
             say(f"{ms:.3g} ms a token: {found.steps} steps a route, {found.select} select and {found.calibrate} calibrate prompts")
             return asdict(found)
 
-        return PromptSizes(**self.stages.run("what fits into the time", {}, [], work))
+        return PromptSizes(**self.stages.then("what fits into the time", {}, [], work))
 
     def run_all(self) -> tuple[Agreed, dict[str, Any]]:
         """Every stage."""
@@ -128,12 +129,12 @@ class _ByPrompts:
         kls_NK = self._kls(select, adapters)
         nearest = fit_nearest(select, kls_NK, [one.healed for one in adapters], adapters, self.config.seed)
         nearest.policy.prompt_format = self.form
-        points = self.stages.run("selector", {}, [self.folder.policy(SELECTOR)], lambda: self._selected(nearest, select, kls_NK))
-        promise = self.stages.run("promise", {}, [self.folder.policy(PROMISED)], lambda: self._promised(nearest.policy, calibrate))
+        points = self.stages.then("selector", {}, [self.folder.policy(SELECTOR)], lambda: self._selected(nearest, select, kls_NK))
+        promise = self.stages.then("promise", {}, [self.folder.policy(PROMISED)], lambda: self._promised(nearest.policy, calibrate))
         clock: dict[str, Any] = {}
         if promise["point"] >= 0:
             timed, kept = calibrate[:CLOCKED], self._policy(PROMISED)
-            clock = self.stages.run("seconds of answers", {"tokens": CLOCK_TOKENS}, [], lambda: seconds_on(self.routed, timed, kept))
+            clock = self.stages.then("seconds of answers", {"tokens": CLOCK_TOKENS}, [], lambda: seconds_on(self.routed, timed, kept))
         nest = [NestRow(policy=name, kl=float(kl), **row) for name, kl, row in zip(self.names, kls_NK.mean(0), healed, strict=True)]
         found = Agreed(
             model=self.routed.base_id,
@@ -149,7 +150,7 @@ class _ByPrompts:
             **clock,
         )
         write_json(self.folder.agreed, found.to_json())
-        written = self.stages.run("report", found.to_json(), [self.folder.report], lambda: report(self.folder.root).name)
+        written = self.stages.then("report", found.to_json(), [self.folder.report], lambda: report(self.folder.root).name)
         return found, {"report": self.folder.report / written, "skipped": self.stages.skipped}
 
     def _heal(self, name: str, share: float, prompts: Sequence[Ids]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class _ByPrompts:
             kept = ("kl_before", "kl_after", "same_before", "same_after", "steps")
             return {"route": found.route, "passes": found.n_passes} | {key: getattr(found, key) for key in kept}
 
-        return self.stages.run(f"heal {name}", to_dict(config) | {"targets": list(config.targets)}, [self.folder.policy(name)], work)
+        return self.stages.then(f"heal {name}", to_dict(config) | {"targets": list(config.targets)}, [self.folder.policy(name)], work)
 
     def _kls(self, prompts: Sequence[Ids], adapters: Sequence[Adapter]) -> np.ndarray:
         """(N, K), read where it was computed."""
@@ -175,7 +176,7 @@ class _ByPrompts:
         def work() -> None:
             answer_kls(self.routed, texts, prompts, routes, folder / "kl", step)
 
-        self.stages.run("KL of every route", {}, [folder / "kl"], work)
+        self.stages.then("KL of every route", {}, [folder / "kl"], work)
         return answer_kls(self.routed, texts, prompts, routes, folder / "kl", step)
 
     def _selected(self, nearest: Nearest, prompts: Sequence[Ids], kls_NK: np.ndarray) -> list[dict[str, float]]:

@@ -37,18 +37,19 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.policy import Policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
+from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized, token_ms
 from drllm.retrofitting.prompt_sizes import FEWEST_STEPS, HEALING, costs_of_healing
 from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
-from drllm.retrofitting.stages import LISTED, STEPS, Stages, claim_folder, claimed_if_begun, data_key
-from drllm.retrofitting.time_left import TimeLeft
+from drllm.retrofitting.time_left import LISTED, TimeLeft
 from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
 from drllm.runs.recommendation import Recommendation, write_recommendation
+from drllm.runs.stages import Stages
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
 from drllm.searching.runner import read_routes, search
@@ -57,6 +58,16 @@ A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, besid
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
 PAPER = RoutersConfig(preset="paper")
+# As a reader is told of the stages; what stands between them takes no time.
+STEPS = (
+    ("what fits into the time",),
+    ("scan",),
+    (LISTED,),
+    (*(f"train {name}" for name in NAMES), "search"),
+    ("compare on tune",),
+    ("promise", "compare on calibrate", "seconds of answers", "rounding"),
+    ("generate", "report"),
+)
 
 
 def recommend(
@@ -69,7 +80,7 @@ def recommend(
 ) -> tuple[Recommendation, dict[str, Any]]:
     """Scan, train every policy that fits into the time, compare them on tune, test the best on calibrate, and report.
 
-    A stage that an earlier call finished is recognised, as in `retrofit`; what fits into the time is settled once and kept.
+    A stage that an earlier call finished is recognised; what fits into the time is settled once and kept.
 
     Args:
         routed: the model; its policy is not used, and stays what it was.
@@ -112,7 +123,7 @@ class _Tries:
         about = {"model": self.routed.fingerprint, "dtype": str(self.routed.model.dtype), "tasks": self.tasks, "data": data_key(self.data)}
         settings = about | self.judged | to_dict(self.asked)
         claim_folder(self.run, settings)
-        self.stages = Stages(self.run, settings, STEPS)
+        self.stages = Stages(self.run, STEPS, settings)
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -122,7 +133,7 @@ class _Tries:
     @cached_property
     def sizes(self) -> Sizes:
         """What fits into the time, settled by the first call."""
-        return Sizes(**self.stages.run("what fits into the time", {}, [], self._sizes))
+        return Sizes(**self.stages.then("what fits into the time", {}, [], self._sizes))
 
     def _sizes(self) -> dict[str, Any]:
         available = questions_of(loaded_tasks(self.tasks, self.data))
@@ -140,7 +151,7 @@ class _Tries:
         made = self.run.policies()
         tried = [name for name in NAMES if self.run.policy(name) in made and name not in self.missed]
         methods = [BASE, *tried, *(f"shuffled-{name}" for name in tried if name in A_PROMPT)]
-        n_tune = self.stages.run("tune questions", {}, [], self._left.tune_questions)
+        n_tune = self.stages.then("tune questions", {}, [], self._left.tune_questions)
         summary = read_summary(self.run.summary(self._compare("tune", methods, n_tune)))
         self.compared = summary.pooled
         rows = [row for row in self.compared if row.method in tried]
@@ -148,10 +159,12 @@ class _Tries:
         beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
-        answer = self.stages.run(
+        answer = self.stages.then(
             "generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy, "with": "choices"}, [], lambda: self._answer(found.deploy)
         )
-        written = self.stages.run("report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name)
+        written = self.stages.then(
+            "report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name
+        )
         return found, {"summary": summary, "answer": answer, "report": self.run.report / written, "skipped": self.stages.skipped}
 
     def _scan(self) -> None:
@@ -162,7 +175,7 @@ class _Tries:
             scan(self.routed, self.tasks, config, self.run.root, self.data, self.argv, self.of["resources"])
             return self.run.scan.best.name
 
-        self.stages.run("scan", to_dict(config), [self.run.scan.root], work)
+        self.stages.then("scan", to_dict(config), [self.run.scan.root], work)
 
     @cached_property
     def routes(self) -> list[Route]:
@@ -174,7 +187,7 @@ class _Tries:
     def _list(self) -> None:
         config = SearchConfig(splits=("fit", "tune"), limit=self.sizes.listed, verify=False, **self.judged)
         given = (self.routed, self.tasks, config, self.run.root, self.data, self.argv, self.routes, self.of["resources"])
-        self.stages.run(LISTED, to_dict(config), [self.run.matrices], lambda: str(search(*given)))
+        self.stages.then(LISTED, to_dict(config), [self.run.matrices], lambda: str(search(*given)))
 
     def _train(self) -> None:
         """Every policy; one that cannot be made is named with the reason."""
@@ -189,14 +202,14 @@ class _Tries:
         if self.sizes.most_fit and self.sizes.most_fit < FEWEST:
             self.missed["paper"] = f"fewer than {FEWEST} fit questions"
             return
-        if not self.sizes.searched or not self.stages.run("time for the paper's search", {}, [], self._left.bears_the_search):
+        if not self.sizes.searched or not self.stages.then("time for the paper's search", {}, [], self._left.bears_the_search):
             self.missed["paper"] = f"{self.asked.minutes:g} minutes are too short for its search"
             self.out_of_time = True
             return
         lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
         config = SearchConfig(preset="paper", **lean, **self.judged)
         given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv, None, self.of["resources"])
-        self.stages.run("search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given)))
+        self.stages.then("search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given)))
         self._make("paper", PAPER, self._paper)
 
     def _heal(self) -> None:
@@ -215,7 +228,7 @@ class _Tries:
             tokens = HEALING * 1000 * self._left.before_the_promise / token_ms(self.routed, prompts)
             return {"steps": min(config.steps, int((tokens - choosing) / step)), "held_out": min(config.held_out, len(prompts) // 4)}
 
-        found = self.stages.run("steps of healing", to_dict(config) | {"targets": list(config.targets)}, [], fitting)
+        found = self.stages.then("steps of healing", to_dict(config) | {"targets": list(config.targets)}, [], fitting)
         if found["steps"] < min(FEWEST_STEPS, config.steps):
             self.missed["healed"] = f"{self.asked.minutes:g} minutes are too short to heal a route"
             self.out_of_time = True
@@ -240,7 +253,7 @@ class _Tries:
 
         settings = config if isinstance(config, dict) else to_dict(config)
         try:
-            if found := self.stages.run(f"train {name}", settings, [self.run.policy(name)], fit):
+            if found := self.stages.then(f"train {name}", settings, [self.run.policy(name)], fit):
                 self.missed[name] = found["missed"]
         except ArtifactError as error:
             self.missed[name] = str(error)
@@ -263,7 +276,7 @@ class _Tries:
         """Name of the evaluation's folder, whose summary is that of the last comparison there."""
         config = replace(self.of["evaluate"], split=split, limit=limit, **self.judged)
         given = (self.routed, methods, self.tasks, self.run.root, config, self.data, self.argv, self.of["resources"])
-        self.stages.run(
+        self.stages.then(
             f"compare on {split}",
             to_dict(config) | {"methods": list(methods)},
             [self.run.evaluation(config.folder)],
@@ -276,7 +289,7 @@ class _Tries:
         gate: GuaranteeConfig = self.of["gate"]
         policy = self.routed.load_policy(self.run.policy(best.method))
         ask = partial(self._left.calibrate_questions, decides=policy.route is None)
-        limit = self.stages.run("calibrate questions", {"policy": best.method}, [], ask)
+        limit = self.stages.then("calibrate questions", {"policy": best.method}, [], ask)
         config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
@@ -286,7 +299,7 @@ class _Tries:
                 self._save(PROMISED, chosen)
             return {"promise": found.sentence, "promised": found.point is not None}
 
-        tested = self.stages.run(
+        tested = self.stages.then(
             "promise", to_dict(config) | {"policy": best.method, "point": "its own"}, [self.run.policy(PROMISED)], test
         )
         name = PROMISED if tested["promised"] else best.method
@@ -295,8 +308,8 @@ class _Tries:
         kept = self.routed.load_policy(self.run.policy(name))
         data = TrainingData(self.routed, self.run.root, self.tasks)
         about = {"policy": name, "tokens": CLOCK_TOKENS}
-        clock = self.stages.run("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
-        rounds = self.stages.run("rounding", {"policy": name}, [], lambda: policy_rounding(self.routed, data, kept))
+        clock = self.stages.then("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
+        rounds = self.stages.then("rounding", {"policy": name}, [], lambda: policy_rounding(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
         loaded, about = loaded_tasks(self.tasks, self.data), {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}

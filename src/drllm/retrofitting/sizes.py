@@ -89,18 +89,12 @@ def _rounds_cost(n_layers: int, max_span: int, kinds: tuple[str, ...]) -> list[f
     return rounds_cost(n_layers, candidates(n_layers, kinds, 0.5, max_span), len(schedule(max(SCANNED), FIRST)), N_KEPT)
 
 
-def check_splits(available: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> None:
-    """`InputError` for a task that lacks one of these splits."""
-    for task, of in available.items():
-        have = ", ".join(f"{split} {of[split]}" for split in SPLITS)
-        for split in splits:
-            if not of[split]:
-                raise InputError(f"{task} has no {split} question ({have}): give more questions, or data with train and validation parts")
-
-
 def check_questions(available: Mapping[str, Mapping[str, int]]) -> None:
     """`InputError` for a task that lacks a split, or has too few questions to scan with."""
-    check_splits(available, SPLITS)
+    for task, of in available.items():
+        have = ", ".join(f"{split} {of[split]}" for split in SPLITS)
+        if empty := [split for split in SPLITS if not of[split]]:
+            raise InputError(f"{task} has no {empty[0]} question ({have}): give more questions, or data with train and validation parts")
     fewest = min(of["fit"] for of in available.values())
     if fewest * len(available) < FIRST:
         raise InputError(f"a task has {fewest} fit questions, a scan over {len(available)} needs {-(-FIRST // len(available))}: give more")

@@ -7,9 +7,11 @@ from functools import cached_property
 
 from drllm.core.progress import say
 from drllm.retrofitting.sizes import CALIBRATE, SEARCHED, Sizes, calibrated_of, list_cost, tuned_of
-from drllm.retrofitting.stages import LISTED, Stages
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
+from drllm.runs.stages import Stages
+
+LISTED = "the best routes on every question"  # the name of a stage
 
 
 @dataclass

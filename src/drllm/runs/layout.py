@@ -36,8 +36,8 @@ class RunFolder:
     Attributes:
         root: the folder itself.
         jobs: which jobs wrote here (`drllm.runs.provenance`).
-        finished, reproduced: which stages of a retrofit, and of the paper's reproduction, are done (`drllm.runs.memo`).
-        under_way: seconds of the stage of a retrofit that is at work, or was killed.
+        finished: which stages of a retrofit, or of the paper's reproduction, are done (`drllm.runs.stages`).
+        under_way: seconds of the stage that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
         agreed: the same of a retrofit from prompts without labels.
         paper: the run folder of the paper's search, inside this one.
@@ -53,7 +53,7 @@ class RunFolder:
 
     def __init__(self, root: Path):
         self.root = root
-        self.jobs, self.finished = root / "run.json", root / "pipeline.json"
+        self.jobs, self.finished = root / "run.json", root / "stages.json"
         self.under_way = root / "under-way.json"
         self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
         self.agreed = root / "agreement.json"
@@ -63,7 +63,6 @@ class RunFolder:
         self.nest = self.training("nest")
         self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
-        self.reproduced = self.reproduction / "stages.json"
 
     def search(self, task: str) -> Path:
         """The folder of a task's search: shards of records and their manifest."""

@@ -23,10 +23,10 @@ def read_kept(path: Path, key: str, advice: str, member: str = "key") -> dict[st
 
 
 class Memo:
-    """Several pieces of finished work in one file, by name: `{name: {"key": ..., ...}}`, or that below `member`."""
+    """Several pieces of finished work in one file, by name: `{name: {"key": ..., ...}}`."""
 
-    def __init__(self, path: Path, member: str = ""):
-        self.path, self.member = path, member
+    def __init__(self, path: Path):
+        self.path = path
 
     def __contains__(self, name: str) -> bool:
         """Whether work of this name was ever kept, under whichever key."""
@@ -40,15 +40,13 @@ class Memo:
     def keep(self, name: str, key: str, **entry: Any) -> None:
         """Write what work of this name gave, in place of what it gave before."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        known = self._read() | {name: {"key": key, **entry}}
-        write_json(self.path, {self.member: known} if self.member else known)
+        write_json(self.path, self._read() | {name: {"key": key, **entry}})
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self.path.is_file():
             return {}
         advice = "delete it, finished work is found again"
         found = read_json(self.path, advice, dict)
-        entries = found.get(self.member) if self.member else found
-        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        if not all(isinstance(entry, dict) for entry in found.values()):
             raise ArtifactError(f"{self.path} is not a list of finished work by name: {advice}")
-        return entries
+        return found

@@ -56,7 +56,7 @@ def overview(table: pa.Table) -> list[tuple[str, ...]]:
     by = ["weights", "dtype", "task", "split", "reward"]
     counted = table.select([*by, "question", "route"])
     for reader in ("strict", "lenient"):
-        right = pc.call_function("coalesce", [table[name] for name in ("correct", "acc_norm", reader)])
+        right = pc.call_function("coalesce", [table[name] for name in ("correct", "acc_norm", "acc", reader)])
         counted = counted.append_column(reader, pc.cast(right, pa.float64()))
     counting = [("question", "count_distinct"), ("route", "count_distinct"), ("route", "count"), ("strict", "mean"), ("lenient", "mean")]
     found = counted.group_by(by).aggregate(counting)

@@ -143,7 +143,7 @@ def evenly(by_task: Sequence[ArrayLike]) -> tuple[np.ndarray, tuple[float, float
     return weighted, paired_bootstrap(weighted, np.zeros(len(weighted)), strata=strata)
 
 
-def mean_over_tasks(ours: Sequence[Sequence[bool]], base: Sequence[Sequence[bool]]) -> tuple[float, float, float, float]:
+def mean_over_tasks(ours: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> tuple[float, float, float, float]:
     """What a method's verdicts, a sequence a task, have over the base's on the same questions, each task weighing the same.
 
     Returns (mean, low, high, p): fractions, the paired 95 % bootstrap interval, questions drawn within their task, and p of sign flips.

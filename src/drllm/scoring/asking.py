@@ -173,12 +173,6 @@ class Bench:
 
     def answers(self, ask: Ask, policies: Sequence[RouteSource | None], label: str) -> list[tuple[list[Verdict], list[Route]]]:
         """(verdicts, routes) of each policy on an ask's questions: what they decide, then what that answers."""
-        alone = {id(policy): policy for policy in policies if policy is not None and policy.evaluate_only}
-        if alone:  # such a policy decides no route, so there is no row to keep
-            return [
-                alone[id(policy)].answer(ask.scorer, ask.questions) if id(policy) in alone else self.answers(ask, [policy], label)[0]
-                for policy in policies
-            ]
         routes = self.decide(ask, policies, label)
         [found] = self.ensure([replace(ask, routes=list(zip(*routes, strict=True)))], label)
         return [([one[route] for one, route in zip(found, mine, strict=True)], mine) for mine in routes]

@@ -1,6 +1,6 @@
 """What a short sweep over a task's questions says about edits before any one question is searched. No torch.
 
-On SmolLM2-135M and ARC (results/, 423 questions) the margin gains of two edits add up (correlation 0.87 with the gain of both) and the
+On SmolLM2-135M and ARC (423 questions) the margin gains of two edits add up (correlation 0.87 with the gain of both) and the
 means of edits differ by several times their standard error, so a few dozen questions tell which edits to try first.
 """
 

@@ -44,23 +44,19 @@ def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exporte
     return done
 
 
-def write_weights(routed: RoutedModel, route: Route, place: Path, scaled: tuple[str, ...] = ()) -> int:
-    """Weights, configuration and tokenizer; returns the bytes that later passes take.
-
-    `scaled` names parameters of a block, such as "o_proj.weight", that a span of a strength multiplies by it.
-    """
+def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
+    """Weights, configuration and tokenizer; returns the bytes that later passes take."""
     model: Any = routed.model
     config, prefix = path_config(model, route), f"{block_list(routed)}."
     adapter = routed.adapters[route.adapter] if route.adapter else None
     copied_bytes, weights = 0, model.state_dict()
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-    strengths = [span.strength for span in route.spans for _ in span.blocks]
-    for place_of, (block, strength) in enumerate(zip(route.path, strengths, strict=True)):
+    for place_of, block in enumerate(route.path):
         is_copy = block in route.path[:place_of]
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.
-                stored = value * strength if strength != 1 and key.endswith(scaled) else value.clone() if is_copy else value
+                stored = value.clone() if is_copy else value
                 name = key.removeprefix(f"{prefix}{block}.")
                 linear = (block, name.removesuffix(".weight"))
                 stored = stored if adapter is None or linear not in adapter.weights else adapter.merged(linear, value)

@@ -31,7 +31,6 @@ class Exported:
         n_bytes: of its weights, none for a recipe; `copied_bytes` of them belong to later passes, which most formats cannot store once.
         difference: largest absolute difference of a logit from the routed model's, on `n_checked` tokens.
         format: which one.
-        measured: lines on what an approximation does; none for an export that is exact.
     """
 
     folder: Path
@@ -42,7 +41,6 @@ class Exported:
     difference: float
     n_checked: int
     format: str = "checkpoint"
-    measured: tuple[str, ...] = ()
 
 
 @contextmanager

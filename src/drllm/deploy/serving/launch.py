@@ -114,8 +114,6 @@ def make_spec(
     n_layers = routed.n_layers
     if policy is None:
         return ServeSpec("routes", n_layers, repeatable=_blocks(repeatable, (), n_layers))
-    if policy.evaluate_only:
-        raise InputError(f"a {policy.name!r} policy is for evaluation only: it has no route to serve")
     if policy.route is not None:
         if not policy.route.n_passes:
             raise InputError("the policy's route runs no block: there is nothing to serve")

@@ -95,8 +95,6 @@ def evaluate_harness(
     settings = _settings(tasks, config, data, harness_args)
     folder = harness_folder(run.root, tasks, config, harness_args)
     policies = {name: None if name == BASE else routed.load_policy(run.policy(name)) for name in names}
-    if fixed := [name for name, policy in policies.items() if policy is not None and policy.evaluate_only]:
-        raise InputError(f"{fixed[0]!r} answers drllm's own questions only, not the harness's requests: leave it out")
     digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
     request = {"tasks": list(tasks), "harness_args": list(harness_args)}
     with running(run.root, "evaluate --harness", to_dict(config) | request, argv) as entry:

@@ -17,6 +17,8 @@ from drllm.methods.training.features import Features
 from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1, rarity_weights, soft_loss
 from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
 
+LARGEST_NORM = 1.0  # of a step's gradient in preset paper: the default of the trainer that the authors use
+
 
 def train_routers(
     features: Features,
@@ -60,6 +62,8 @@ def train_routers(
             loss = loss_of(routers.all_logits(pooled_LNWD[:, batch], features.valid[batch]), batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if config.preset == "paper":
+                torch.nn.utils.clip_grad_norm_(parameters, LARGEST_NORM)
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)

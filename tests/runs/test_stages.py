@@ -1,0 +1,92 @@
+"""A stage is done once, and its seconds hold those of attempts that were killed: real processes, a real `kill -9`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from drllm.runs.layout import RunFolder
+from drllm.runs.stages import Stages, stage_clock
+
+ATTEMPT = """
+import sys, time
+from pathlib import Path
+from drllm.runs.stages import stage_clock
+with stage_clock(Path(sys.argv[1]), "k", beat=0.05):
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_attempt_counts(tmp_path):
+    note = tmp_path / "run" / "under-way.json"
+    noted = 0.0
+    for _ in range(2):
+        attempt = subprocess.Popen([sys.executable, "-c", ATTEMPT, str(note)], stdout=subprocess.PIPE)
+        assert attempt.stdout is not None
+        attempt.stdout.readline()
+        while not note.is_file() or json.loads(note.read_text())["seconds"] <= noted + 0.2:
+            time.sleep(0.02)
+        attempt.kill()
+        attempt.communicate()
+        noted = json.loads(note.read_text())["seconds"]
+    with stage_clock(note, "k") as spent:
+        assert spent() >= noted > 0.4
+    assert not note.exists()
+
+
+def test_another_stage_s_attempt_does_not_count(tmp_path):
+    note = tmp_path / "under-way.json"
+    note.write_text('{"key": "k", "seconds": 1000.0}')
+    with stage_clock(note, "another") as spent:
+        assert spent() < 1000
+
+
+def test_a_stage_that_fails_is_noted_and_resumed(tmp_path):
+    run = RunFolder(tmp_path)
+    key_and_seconds = {"key": "", "seconds": 0.0}
+
+    def fail():
+        raise KeyboardInterrupt
+
+    stages = Stages(run, (), "start")
+    with pytest.raises(KeyboardInterrupt):
+        stages.then("list", {}, [], fail)
+    key_and_seconds |= json.loads(run.under_way.read_text())
+    assert key_and_seconds["key"] == stages.key
+    run.under_way.write_text(json.dumps(key_and_seconds | {"seconds": 500.0}))
+    again = Stages(run, (), "start")
+    again.then("list", {}, [], lambda: None)
+    assert again.took["list"] >= 500
+    assert again.seconds >= 500
+    assert not run.under_way.exists()
+    third = Stages(run, (), "start")
+    third.then("list", {}, [], fail)
+    assert third.took["list"] >= 500, "what it took is remembered"
+
+
+def test_a_stage_is_done_once_and_again_where_its_files_changed(tmp_path, capfd):
+    shard = tmp_path / "search" / "t" / "shard-00000.parquet"
+    shard.parent.mkdir(parents=True)
+    done = []
+
+    def search():
+        shard.write_bytes(b"records")
+        done.append("search")
+        return "there"
+
+    def stages():
+        return Stages(RunFolder(tmp_path), (), ["f00d", "torch.float32", ["t"], None])
+
+    assert stages().then("search", {"a": [2], "b": 1}, [tmp_path / "search"], search) == "there"
+    again = stages()
+    assert again.then("search", {"b": 1, "a": [2]}, [tmp_path / "search"], search) == "there"
+    assert (again.skipped, done) == (["search"], ["search"])
+    shard.write_bytes(b"others")
+    again = stages()
+    assert again.then("search", {"a": [2], "b": 1}, [tmp_path / "search"], search) == "there"
+    assert (again.skipped, done) == ([], ["search"] * 2)
