@@ -833,6 +833,16 @@ def test_what_fails_the_gate_is_the_base(tiny, run):
         tiny.generate("x", policy=policy, epsilon=0.5, max_new_tokens=1, check_prompt_format=False)
 
 
+def test_a_promise_of_agreement_covers_short_greedy_answers_alone(tiny):
+    policy = RoutePolicy(ROUTES[0])
+    policy.guarantee = {"point": 0, "epsilon": 0.05, "dtype": str(tiny.model.dtype), "tokens": 4}
+    tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=4)
+    with pytest.raises(InputError, match="promised for greedy answers of at most 4 tokens, not for answers of 5 tokens: leave epsilon out"):
+        tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=5)
+    with pytest.raises(InputError, match="of at most 4 tokens, not for sampled answers"):
+        tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=4, do_sample=True)
+
+
 def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, monkeypatch):
     """Where tune sees no gain the base is kept."""
     import drllm.methods.codebook as codebook

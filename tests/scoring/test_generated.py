@@ -487,6 +487,34 @@ def test_logits_that_are_not_numbers_are_marked_broken_and_spoil_no_other():
             assert (got.text, got.correct, got.broken) == (expected.text, expected.correct, False)
 
 
+def test_a_draft_that_a_route_would_not_write_cannot_break_it():
+    """By rote the base says "Cuv...". Without block 0 the route says "D", and "v", which the draft alone holds, is not finite to it."""
+    routed = RoutedModel.wrap(copy.deepcopy(by_rote()).unwrap(), by_rote().tokenizer)
+    three, four, bad = (routed.tokenizer(text)["input_ids"][0] for text in "34v")
+    first, second = (routed.model.model.layers[block].mlp for block in (0, 1))
+
+    def mark(module, inputs, out):
+        out[..., 299] += 1
+        return out
+
+    def differ(module, inputs, out):
+        (x,) = inputs
+        unmarked = x[..., 299] == 0
+        out[..., four] += 9.0 * (unmarked & (x[..., three] > 0))
+        return out.masked_fill((unmarked & (x[..., bad] > 0))[..., None], float("inf"))
+
+    hooks = [first.register_forward_hook(mark), second.register_forward_hook(differ)]
+    try:
+        scorer = GeneratedScorer(routed, "letter", 600)
+        scorer.load([scorer.question(ARC, rote_example("3", 3))])
+        base, other = scorer.score([(0, Route.parse("1111")), (0, Route.parse("0111"))])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert (str(base.text)[:1], base.broken) == ("C", False)
+    assert (str(other.text)[:2], other.correct, other.broken) == ("D\n", True, False)
+
+
 # --- wordings and readers -----------------------------------------------------------------------------------------------------------------
 
 

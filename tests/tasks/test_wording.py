@@ -149,12 +149,20 @@ def test_a_box_that_the_prompt_opened_is_part_of_the_answer():
             (answer, gold, False)
             for answer, gold in (("2+3", "5"), ("3 \\times 4", "12"), ("5!", "120"), ("10^{3}", "1000"), ("\\sqrt{4}", "2"))
         ),
-        *((answer, gold, False) for answer, gold in (("\\frac{4}{2}", "2"), ("\\frac24", "\\frac12"))),
+        *((answer, gold, False) for answer, gold in (("\\frac{4}{2}", "2"), ("\\frac24", "\\frac12"), ("(2/4,3)", "(1/2,3)"))),
         *((answer, "5", True) for answer in ("5", "5.0", " 5.", "{5}", "\\text{5}", "x=5", "5\\text{ cm}", "5 cm", "5^\\circ", "\\$5")),
         *((answer, "-\\frac{1}{2}", True) for answer in ("-\\frac12", "\\dfrac{-1}{2}", "-1/2", "-0.5")),
         *(
             (answer, gold, True)
-            for answer, gold in (("1,234", "1234"), ("2\\sqrt{2}", "\\sqrt{8}"), ("1+x", "x+1"), ("12", "12\\text{ inches}"))
+            for answer, gold in (
+                ("1,234", "1234"),
+                ("1{,}000", "1000"),
+                ("+5", "5"),
+                ("(\\frac12, 3)", "(1/2,3)"),
+                ("2\\sqrt{2}", "\\sqrt{8}"),
+                ("1+x", "x+1"),
+                ("12", "12\\text{ inches}"),
+            )
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """What `RoutedModel.generate` needs around transformers' own: effective options, refused ones, and where each sequence's answer ends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,14 @@ def check_promise(source: RouteSource | None, epsilon: float, dtype: str = "") -
     if not epsilon >= found["epsilon"]:
         promised = f"the {found['epsilon']} this policy is promised"
         raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon} (retrofit: --gate-epsilon)")
+
+
+def check_covered(source: RouteSource | None, options: Mapping[str, Any], is_sampled: bool) -> None:
+    """Refuse answers that a promise of agreement does not speak of: longer ones than were compared, and sampled ones."""
+    tokens = ((source.guarantee or {}) if source is not None else {}).get("tokens")
+    if tokens and (is_sampled or options["max_new_tokens"] > tokens):
+        asked = "sampled answers" if is_sampled else f"answers of {options['max_new_tokens']} tokens"
+        raise InputError(f"this policy is promised for greedy answers of at most {tokens} tokens, not for {asked}: leave epsilon out")
 
 
 def check_format(source: RouteSource | None, prompt_format: str, strict: bool, promised: bool) -> None:

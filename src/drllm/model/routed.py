@@ -268,6 +268,8 @@ class RoutedModel:
         if source is not None:
             source.check_batch(len(input_ids))
         options = generation.generate_options(self.model, self.tokenizer, hf, max_new_tokens, max(n_prompt_B))
+        if epsilon is not None:
+            generation.check_covered(source, options, bool(generation.setting(self.model, options, "do_sample")))
         n_each = generation.setting(self.model, options, "num_return_sequences") or 1
         cache: RoutedCache | None = None
         if source is not None and not is_identity(source):

@@ -142,7 +142,13 @@ class GeneratedScorer(ModelScorer):
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
         bases = self._draft(together)
         # Prompts of similar width lie together: least padding of their caches.
-        self._answer(sorted((answer for answer in together if answer not in bases), key=lambda answer: -answer.question.n_tokens))
+        others = sorted((answer for answer in together if answer not in bases), key=lambda answer: -answer.question.n_tokens)
+        self._answer(others)
+        # What is not finite at a token of the draft spoils the whole prefill, also where the route would never write that token.
+        if spoilt := [answer for answer in others if answer.broken and answer.draft]:
+            for answer in spoilt:
+                answer.tokens, answer.text, answer.done, answer.broken = [], "", False, False
+            self._answer(spoilt, drafted=False)
         return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
 
     def _draft(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -155,10 +161,10 @@ class GeneratedScorer(ModelScorer):
         bases = [asked.get(handle) or Answer(handle, full, answer.question) for handle, answer in new.items()]
         self._answer(sorted(bases, key=lambda answer: -answer.question.n_tokens))
         drafted = [base for base in bases if self._may_be_drafted(base)]
-        sequences = [(*base.question.context_ids, *base.tokens[:-1]) for base in drafted]
+        roots = self._roots([(*base.question.context_ids, *base.tokens[:-1]) for base in drafted])
         self._drafts |= dict.fromkeys(new, ()) | {base.handle: tuple(base.tokens[:-1]) for base in drafted}
         self.runner.close([self._questions[base.handle][1][0] for base in drafted])
-        for base, root in zip(drafted, self._roots(sequences), strict=True):
+        for base, root in zip(drafted, roots, strict=True):
             self._questions[base.handle] = (base.question, [root])
         return bases
 
@@ -190,11 +196,15 @@ class GeneratedScorer(ModelScorer):
         verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
         return [verdicts[pair] for pair in pairs]
 
-    def _answer(self, answers: list[Answer]) -> None:
-        """Prefill and decode some answers together."""
-        for index, answer in enumerate(answers):
-            answer.draft = self._drafts.get(answer.handle, ())
-            self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
+    def _answer(self, answers: list[Answer], drafted: bool = True) -> None:
+        """Prefill and decode some answers together, with their drafts where they have some."""
+        if drafted:
+            roots = [self._questions[answer.handle][1][0] for answer in answers]
+        else:
+            roots = self._roots([answer.question.context_ids for answer in answers])
+        for index, (answer, root) in enumerate(zip(answers, roots, strict=True)):
+            answer.draft = self._drafts.get(answer.handle, ()) if drafted else ()
+            self.runner.submit(root, answer.route, index)
         force = False
         while any(answer.node is None for answer in answers):
             n_applied = self.runner.n_applied
@@ -209,6 +219,8 @@ class GeneratedScorer(ModelScorer):
             assert answer.node is not None
             self.runner.release(answer.node)
             answer.node = None
+        if not drafted:
+            self.runner.close(roots)
 
     def _follow_drafts(self, answers: Sequence[Answer]) -> None:
         """The tokens of each answer that agree with its draft, and the one after them: without a draft the first."""

@@ -71,6 +71,9 @@ def is_worked_out(answer: str, gold: str) -> bool:
     The two conditions of MathRuler (PRM800K's grader, which the authors use): one of both is a whole number only where the other is, and
     two fractions are written alike.
     """
+    parts, wanted = _elements(answer), _elements(gold)
+    if len(parts) == len(wanted) > 1:
+        return all(map(is_worked_out, parts, wanted))
     written, right = _as_number(answer), _as_number(gold)
     if _FRACTION.fullmatch(written) and _FRACTION.fullmatch(right):
         return written == right
@@ -81,16 +84,23 @@ _FRACTION, _WHOLE = re.compile(r"-?\d+/\d+"), re.compile(r"-?\d+(\.0*)?")
 _WRITTEN_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _UNITS = re.compile(
     r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\^\s*\{?\s*\\circ\s*\}?|(?:degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year"
-    r"|foot|feet|inch|yard)(?:es)?s?\s*(?:\^\{?\d+\}?)?"
+    r"|foot|feet|inch|yard|unit)(?:es)?s?\s*(?:\^\{?\d+\}?)?"
 )
-_MARKS = re.compile(r"^\s*[a-zA-Z]\s*=|\\(?:left|right|[,!;: %$])|(?<=\d),(?=\d{3}(?!\d))|[%$\s{}]")
+_MARKS = re.compile(r"^\s*[a-zA-Z]\s*=|\\(?:left|right|[,!;: %$])|[%$\s{}]")
+_COMMAS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def _as_number(text: str) -> str:
     """A number without its unit, thousands' commas and TeX's marks; anything else is no number afterwards, too."""
     whole = re.fullmatch(r"\s*\\text\s*\{([^{}]*)\}\s*", text)
     text = _WRITTEN_FRACTION.sub(lambda match: f"{match[1] or match[2]}/{match[3] or match[4]}", whole[1] if whole else text)
-    return _MARKS.sub("", _UNITS.sub("", text))
+    return _COMMAS.sub("", _MARKS.sub("", _UNITS.sub("", text))).removeprefix("+")
+
+
+def _elements(text: str) -> list[str]:
+    """Those of a tuple or interval; else none."""
+    match = re.fullmatch(r"\s*(?:\\left)?\s*[(\[](?P<inside>[^()\[\]]*?)(?:\\right)?\s*[)\]]\s*", text)
+    return match["inside"].split(",") if match else []
 
 
 def _place(letter: str) -> int:
