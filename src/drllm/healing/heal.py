@@ -69,7 +69,7 @@ class Healed:
         left_out = self.n_layers - self.n_passes
         return [
             f"route {self.route}: {self.n_passes} block passes of {self.n_layers}, {left_out} saved",
-            f"on {self.n_held_out} held-out prompts, without and with the adapter:",
+            f"on {self.n_held_out} held-out prompts, which also chose when to stop, without and with the adapter:",
             f"  KL to the base, nats a token  {self.kl_before:.3f}  {self.kl_after:.3f}",
             f"  same next token as the base   {self.same_before:.1%}  {self.same_after:.1%}",
             f"adapter: {self.n_weights / 1e6:.2f} million numbers of rank {self.rank}; {self.steps} steps, {self.n_prompts} prompts, "
