@@ -18,6 +18,9 @@ from drllm.cli.job import Job, warn_if_slow
 from drllm.cli.main import main
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import read_manifest
+from drllm.runs.provenance import read_jobs
 
 SRC = str(Path(__file__).parents[2] / "src")
 N_BLOCKS = families.N_BLOCKS
@@ -389,6 +392,19 @@ def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(tm
     assert code == 2
     assert re.search(r"one has no \w+ question \(fit \d, tune \d, calibrate \d\): give more questions", err), err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders, tmp_path: Path, capsys):
+    """Read from what the two commands wrote: preset paper in both, the authors' prompts and their count of simulations."""
+    out, config = tmp_path / "run", Path(__file__).parents[2] / "configs" / "paper.yaml"
+    asked = ["search", "--config", config, "--model", folders["model"], "--data", folders["data"], "--out", out, "--tasks", "arc_easy"]
+    assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8")[0] == 0
+    manifest = read_manifest(RunFolder(out).search("arc_easy"))
+    assert (manifest.config["preset"], manifest.search_config.asked, manifest.config["n_simulations"]) == ("paper", "authors", 4)
+    code, _, err = run(capsys, "train", "--config", config, "--model", folders["model"], "--out", out)
+    assert code == 0, err
+    (trained,) = [job for job in read_jobs(out) if job["job"].startswith("train")]
+    assert (trained["config"]["preset"], trained["config"]["epochs"]) == ("paper", 25)
 
 
 def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
