@@ -12,7 +12,7 @@ REDRAWS, LIMIT = 1000, 73  # the 99.9 % limit of a binomial with probability 0.0
 
 
 def wanted(n: int, epsilon: float = 0.0) -> Agreement:
-    return Agreement(epsilon, 0.05, n, {"prompts": n}, "calibrate", tokens=16)
+    return Agreement(epsilon, 0.05, n, {"prompts": n}, "calibrate", tokens=16, longest=984)
 
 
 @pytest.mark.parametrize(("n", "differ"), [(60, 0.05), (400, 0.05), (1000, 0.02)])
@@ -57,8 +57,9 @@ def test_the_cheapest_point_that_passed_is_taken_and_said():
     found = find_agreement(wanted(n, 0.05), [few, few, many, few], [29.0, 28.0, 20.0, 19.0])
     assert (found.point, [row["passed"] for row in found.tested]) == (1, [True, True, False])
     assert found.sentence == (
-        "with 95 % confidence the greedy answer (16 tokens) differs from the base's on at most 5 % of prompts like these; it did on 1 of "
-        "100 calibrate prompts, which chose nothing."
+        "with 95 % confidence the greedy answer (16 tokens) differs from the base's on at most 5 % of prompts like these, each counted "
+        "once, of at most 984 tokens; it did on 1 of 100 calibrate prompts, which chose nothing. Another choice of budgets on the same "
+        "prompts would be another try."
     )
     assert found.to_json()["sentence"] == found.sentence
 

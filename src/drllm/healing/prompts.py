@@ -89,7 +89,7 @@ def split_prompts(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfi
     """(held out, to learn from), as `in_order` has them; `InputError` where none is left to learn from."""
     ranked = in_order(routed, prompts, config)
     if len(ranked) <= config.held_out:
-        found = f"{len(ranked)} different prompts of at most {_most_tokens(routed, config)} tokens, and {config.held_out} are held out"
+        found = f"{len(ranked)} different prompts of at most {most_tokens(routed, config)} tokens, and {config.held_out} are held out"
         raise InputError(f"got {found}: give more, or lower --held-out")
     return ranked[: config.held_out], ranked[config.held_out :]
 
@@ -102,7 +102,7 @@ def parted(prompts: Sequence[Ids]) -> dict[str, list[Ids]]:
 
 def in_order(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfig) -> list[Ids]:
     """Each prompt that a training step has room for once, in an order that the seed and their tokens alone decide."""
-    limit = _most_tokens(routed, config)
+    limit = most_tokens(routed, config)
     distinct = dict.fromkeys(prompts)
     fit = [ids for ids in distinct if len(ids) <= limit]
     if len(fit) < len(distinct):
@@ -110,8 +110,8 @@ def in_order(routed: RoutedModel, prompts: Iterable[Ids], config: HealConfig) ->
     return sorted(fit, key=lambda ids: digest(f"{config.seed} {ids}"))
 
 
-def _most_tokens(routed: RoutedModel, config: HealConfig) -> int:
-    """Of a prompt."""
+def most_tokens(routed: RoutedModel, config: HealConfig) -> int:
+    """Of a prompt that a training step has room for."""
     return min(config.step_tokens, getattr(routed.config, "max_position_embeddings", None) or config.step_tokens) - config.new_tokens
 
 

@@ -28,7 +28,7 @@ from drllm.core.text import type_name
 from drllm.evaluation.fit import under_policy
 from drllm.healing.apart import answer_kls, greedy_answers
 from drllm.healing.heal import Healing
-from drllm.healing.prompts import Ids, fields_of, file_prompts, in_order, parted
+from drllm.healing.prompts import Ids, fields_of, file_prompts, in_order, most_tokens, parted
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, need_peft
 from drllm.methods.nearest import Nearest, fit_nearest
@@ -208,6 +208,7 @@ class _ByPrompts:
             "dtype": str(self.routed.model.dtype),
             "judged": "the base's own greedy answer",
             "tokens": self.config.new_tokens,
+            "longest": most_tokens(self.routed, self.config),
         }
         found = find_agreement(
             Agreement(self.of.differ, self.delta, len(prompts), {"prompts": len(prompts)}, "calibrate", **about), differ, passes

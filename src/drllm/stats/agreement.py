@@ -26,9 +26,11 @@ class Agreement(Guarantee):
 
     Attributes:
         tokens: of the answers that are compared, at most.
+        longest: of the prompts, in tokens: none longer was tested. Each stands among them once, however often it was asked.
     """
 
     tokens: int = 0
+    longest: int = 0
 
     @property
     def sentence(self) -> str:
@@ -42,8 +44,9 @@ class Agreement(Guarantee):
             return f"{seen}, too many for a promise of at most {share} {sure}. The base is kept."
         differ = next(row["differ"] for row in self.tested if row["point"] == self.point)
         return (
-            f"{sure} the greedy answer ({self.tokens} tokens) differs from the base's on at most {share} of prompts like these; it did on "
-            f"{differ} of {where}."
+            f"{sure} the greedy answer ({self.tokens} tokens) differs from the base's on at most {share} of prompts like these, "
+            f"each counted once, of at most {self.longest:,} tokens; it did on {differ} of {where}. Another choice of budgets on the same "
+            "prompts would be another try."
         )
 
 
