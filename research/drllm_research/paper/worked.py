@@ -18,6 +18,7 @@ from drllm_research.paper.stages import DECODE_COST, ROUTERS, Bench, Stage
 
 # Of GSM8K the harness reads an answer twice, as our two readers do: the number behind "####", or the last number of any form.
 STRICT, FLEXIBLE = "strict-match", "flexible-extract"
+READ_TWICE = "gsm8k"
 USUAL_TOKENS = 200  # of a worked answer, to say what it costs
 
 
