@@ -36,7 +36,7 @@ from drllm_research.paper.passages import answers_of_passages
 from drllm_research.paper.setup import Setup
 from drllm_research.paper.speed import TABLE_7
 from drllm_research.paper.stages import ROUTERS, Bench, Evaluate, Stage, Train
-from drllm_research.paper.worked import FLEXIBLE, READ_TWICE, STRICT, Worked, scored, worked_answers, worked_tasks
+from drllm_research.paper.worked import FLEXIBLE, READ_TWICE, STRICT, Worked, logged, scored, worked_answers, worked_tasks
 
 FIRST_BLOCK = "routers_first_block"
 STOOD_IN = " (DART-Math, or arithmetic instead)"
@@ -174,7 +174,8 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
 
 def _outside(setup: Setup) -> Evaluate | None:
     """Graded as lm-eval grades each task, whatever was searched: a model may know the answer and not keep to a letter."""
-    tasks = tuple(name for name in setup.config.outside if name not in worked_tasks(setup.config.outside))
+    worked = worked_tasks(setup.config.outside)
+    tasks = tuple(name for name in setup.config.outside if name not in worked)
     return Evaluate((BASE, ROUTERS, "shuffled"), tasks, setup.config.split, reward="auto") if tasks else None
 
 
@@ -208,9 +209,10 @@ def _table4(bench: Bench) -> list[Part]:
 def _losses(bench: Bench, stage: Evaluate | None, worked: Worked | None) -> list[Claim]:
     """The claim out of domain over all tasks, a worked answer read strictly; and, where there are some, read flexibly."""
     ours, base = ({} if stage is None else verdicts_of(bench, stage, method, stage.tasks) for method in (ROUTERS, BASE))
+    logs = None if worked is None else logged(bench, worked)
     claims: list[Claim] = []
     for reader in (STRICT, FLEXIBLE) if worked is not None and READ_TWICE in worked.tasks else (STRICT,):
-        more = ({}, {}) if worked is None else scored(bench, worked, reader)
+        more = ({}, {}) if worked is None or logs is None else scored(logs, worked.tasks, reader)
         found, aim = compared(ROUTERS, BASE, ours | more[0], base | more[1]), paper.OUTSIDE_MEAN / 100
         holds = True if found.low >= aim else False if found.high < aim else None
         text = f"out of domain routers lose at most {-paper.OUTSIDE_MEAN} points, mean over {len(ours | more[0])} tasks (there over eight)"

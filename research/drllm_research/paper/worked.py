@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +68,11 @@ class Worked(Stage):
 
 
 Scored = dict[str, list[float]]  # task -> what each question scored
+Logged = Mapping[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) -> document -> value
 
 
-def scored(bench: Bench, stage: Worked, reader: str) -> tuple[Scored, Scored]:
-    """What the routers and the base scored on each task, question by question; `reader` where the harness reads an answer twice."""
+def logged(bench: Bench, stage: Worked) -> tuple[Logged, Logged]:
+    """The harness's own logs of the routers and of the base."""
     from drllm.evaluation.harness.compare import read_scores
     from drllm.evaluation.harness.run import harness_folder
 
@@ -79,12 +80,16 @@ def scored(bench: Bench, stage: Worked, reader: str) -> tuple[Scored, Scored]:
     bench.run(stage)
     config = setup.evaluate_config(stage.split, False)
     folder = harness_folder(setup.out, [f"drllm_{name}" for name in stage.tasks], config, stage.given(setup))
-    found = {method: read_scores(folder / method) for method in (ROUTERS, BASE)}
-    ours, base = ({name: _of(scores, name, reader) for name in stage.tasks} for scores in found.values())
+    return read_scores(folder / ROUTERS), read_scores(folder / BASE)
+
+
+def scored(logs: tuple[Logged, Logged], tasks: Sequence[str], reader: str) -> tuple[Scored, Scored]:
+    """What the routers and the base scored on each task, question by question; `reader` where the harness reads an answer twice."""
+    ours, base = ({name: _of(scores, name, reader) for name in tasks} for scores in logs)
     return {name: list(ours[name].values()) for name in ours}, {name: [base[name][document] for document in ours[name]] for name in ours}
 
 
-def _of(scores: Mapping[tuple[str, str, str], dict[str, float]], name: str, reader: str) -> dict[str, float]:
+def _of(scores: Logged, name: str, reader: str) -> dict[str, float]:
     """A task's exact matches by a reader, or by the only one."""
     kinds = [kind for task, kind, metric in scores if (task, metric) == (f"drllm_{name}", "exact_match")]
     return scores[f"drllm_{name}", reader if reader in kinds else kinds[0], "exact_match"]

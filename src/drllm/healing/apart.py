@@ -19,8 +19,7 @@ from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.healing.measuring import RouteMeter
 from drllm.healing.prompts import Ids
-from drllm.healing.teacher import CHUNK, Text
-from drllm.model.prompts import left_pad
+from drllm.healing.teacher import CHUNK, Text, greedy
 from drllm.model.routed import RoutedModel
 from drllm.runs.memo import read_kept
 
@@ -74,11 +73,9 @@ def _answered(routed: RoutedModel, prompts: Sequence[Ids], routes: Sequence[Sequ
     found: list[dict[str, list[int]]] = [{} for _ in prompts]
     for text in sorted({text for of in routes for text in of}):
         places = [place for place, of in enumerate(routes) if text in of]
-        ids, mask = left_pad([prompts[place] for place in places], routed.pad_id, routed.device)
-        route = Route.parse(text)
-        outputs = routed.generate(input_ids=ids, attention_mask=mask, policy=route, max_new_tokens=new_tokens, do_sample=False)
-        for place, output in zip(places, outputs, strict=True):
-            found[place][text] = output.token_ids
+        answers = greedy(routed, [prompts[place] for place in places], Route.parse(text), new_tokens)
+        for place, answer in zip(places, answers, strict=True):
+            found[place][text] = answer
     return found
 
 

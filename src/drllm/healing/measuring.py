@@ -6,8 +6,8 @@ Shapes: B texts of a step, W its width, D hidden size, V vocabulary, N tokens.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,8 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.healing.teacher import Text, divergence, joined
 from drllm.model.routed import RoutedModel
-from drllm.scoring.base import WIDTH_STEP
-from drllm.scoring.prefixes import PrefixRunner
+from drllm.scoring.prefixes import PrefixRunner, padded_width
 from drllm.scoring.route_prediction import prompt_inputs, prompt_steps
-from drllm.scoring.trie import Node
 
 HEAD_TOKENS = 128  # that go through the output head together
 STATE_BYTES = 2**30  # of prefixes that routes share
@@ -58,16 +56,8 @@ class RouteMeter:
     def __init__(self, routed: RoutedModel, texts: Sequence[Text], max_step_tokens: int):
         self.routed, self.texts = routed, texts
         self.runner = PrefixRunner(routed, max_step_tokens, STATE_BYTES)
-        self._roots: list[Node] = [None] * len(texts)  # type: ignore[list-item]
-        by_width: dict[int, list[int]] = defaultdict(list)
-        for index, text in enumerate(texts):
-            by_width[-len(text.ids) // WIDTH_STEP * -WIDTH_STEP].append(index)
         with torch.no_grad():
-            for width, members in by_width.items():
-                # With a short filler, as where questions are scored: every family then builds an explicit mask.
-                roots = self.runner.open(prompt_inputs(routed, [*(texts[index].ids for index in members), (0,)], width))
-                for index, root in zip(members, roots, strict=False):
-                    self._roots[index] = root
+            self._roots = self.runner.open_all([text.ids for text in texts], partial(prompt_inputs, routed), (0,), padded_width)
 
     def kls(self, routes: Sequence[Route]) -> dict[Route, float]:
         """In nats a token, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
@@ -81,15 +71,11 @@ class RouteMeter:
             for index, root in enumerate(self._roots):
                 self.runner.submit(root, route, (route, index))
         found: dict[Any, Tensor] = {}
-        force = False
-        while len(found) < len(routes) * len(self.texts):
-            n_applied = self.runner.n_applied
-            for tag, node in self.runner.sweep(force):
-                assert isinstance(tag, tuple)
-                assert node.state is not None
-                found[tag] = self._of(node.state, self.texts[tag[1]])
-                self.runner.release(node)
-            force = self.runner.n_applied == n_applied
+        for tag, node in self.runner.ends(len(routes) * len(self.texts)):
+            assert isinstance(tag, tuple)
+            assert node.state is not None
+            found[tag] = self._of(node.state, self.texts[tag[1]])
+            self.runner.release(node)
         for (route, _), kls_N in found.items():
             if not math.isfinite(kl := float(kls_N.sum())):
                 raise InputError(f"the KL of route {route} is {kl}: load the base in bfloat16 or float32")

@@ -92,10 +92,15 @@ class Teacher:
 
     def _answered(self, prompts: Sequence[Ids]) -> list[Ids]:
         """Each prompt and the base's greedy answer, without its last token: what comes behind that is of no use."""
-        full = Route.full(self.routed.n_layers)
-        ids, mask = left_pad(prompts, self.routed.pad_id, self.routed.device)
-        answers = self.routed.generate(input_ids=ids, attention_mask=mask, policy=full, max_new_tokens=self.new_tokens, do_sample=False)
-        return [(*prompt, *answer.token_ids[:-1]) for prompt, answer in zip(prompts, answers, strict=True)]
+        answers = greedy(self.routed, prompts, Route.full(self.routed.n_layers), self.new_tokens)
+        return [(*prompt, *answer[:-1]) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def greedy(routed: RoutedModel, prompts: Sequence[Ids], route: Route, new_tokens: int) -> list[list[int]]:
+    """Each prompt's greedy answer along a route, of so many tokens at most: token ids, its end token among them."""
+    ids, mask = left_pad(prompts, routed.pad_id, routed.device)
+    outputs = routed.generate(input_ids=ids, attention_mask=mask, policy=route, max_new_tokens=new_tokens, do_sample=False)
+    return [output.token_ids for output in outputs]
 
 
 def _kept(logits_TV: Tensor) -> dict[str, Tensor]:

@@ -65,7 +65,12 @@ def drop_all(blocks: nn.ModuleList) -> None:
     modules: Iterable[Any] = blocks.modules()
     for module in modules:
         if isinstance(stands := vars(module).get("forward"), AdaptedLinear):
-            if stands.had_own_forward:
-                module.forward = stands.original
-            else:
-                del module.forward
+            give_back(module, stands)
+
+
+def give_back(module: Any, stands: Any) -> None:
+    """Give a module its own forward back, which something stands before that has kept it."""
+    if stands.had_own_forward:
+        module.forward = stands.original
+    else:
+        del module.forward

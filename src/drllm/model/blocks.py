@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from drllm.core.errors import InputError, UnsupportedModelError, first_line
-from drllm.model.adapters import switched_on
+from drllm.model.adapters import give_back, switched_on
 from drllm.model.cache import RoutedCache
 from drllm.model.sub_batches import SubBatch
 from drllm.model.transformers_private import FORWARD_NAMES
@@ -104,10 +104,7 @@ class RoutedBlock:
 
     def remove(self) -> None:
         """Give the block its own forward back."""
-        if self.had_own_forward:
-            self.block.forward = self.original
-        else:
-            del self.block.forward
+        give_back(self.block, self)
 
 
 def _argument(name: str, value: Any, picked: Tensor | None, n_set: int, cache: RoutedCache, n_sequences: int) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,9 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.store import Verdict
-from drllm.scoring.prefixes import PrefixRunner
+from drllm.scoring.prefixes import PrefixRunner, padded_width
 from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task
-
-WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
 
 
 @dataclass(frozen=True)
@@ -90,19 +87,11 @@ class ModelScorer(ABC):
 
     def _roots(self, sequences: Sequence[Any]) -> list[Node]:
         """The root of each sequence's trie, those of one width opened together."""
-        by_width: dict[int, list[int]] = defaultdict(list)
-        for place, sequence in enumerate(sequences):
-            by_width[self._width(sequence)].append(place)
-        roots: dict[int, Node] = {}
-        for width, places in by_width.items():
-            # With a short filler: it makes every family build an explicit mask. With and without one, attention can round differently.
-            inputs = self._inputs([*(sequences[place] for place in places), self._filler], width)
-            roots |= zip(places, self.runner.open(inputs), strict=False)
-        return [roots[place] for place in range(len(sequences))]
+        return self.runner.open_all(sequences, self._inputs, self._filler, self._width)
 
     def _width(self, sequence: Any) -> int:
         """Tokens that a sequence is padded to."""
-        return -len(sequence) // WIDTH_STEP * -WIDTH_STEP
+        return padded_width(sequence)
 
     @abstractmethod
     def _inputs(self, sequences: list[Any], width: int) -> dict[str, Tensor]:

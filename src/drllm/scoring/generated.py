@@ -205,12 +205,8 @@ class GeneratedScorer(ModelScorer):
         for index, (answer, root) in enumerate(zip(answers, roots, strict=True)):
             answer.draft = self._drafts.get(answer.handle, ()) if drafted else ()
             self.runner.submit(root, answer.route, index)
-        force = False
-        while any(answer.node is None for answer in answers):
-            n_applied = self.runner.n_applied
-            for index, node in self.runner.sweep(force):
-                answers[index].node = node  # type: ignore[index]
-            force = self.runner.n_applied == n_applied
+        for index, node in self.runner.ends(len(answers)):
+            answers[index].node = node  # type: ignore[index]
         self._follow_drafts(answers)
         running = [answer for answer in answers if not answer.done]
         if running:

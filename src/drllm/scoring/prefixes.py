@@ -16,7 +16,7 @@ Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequenc
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,13 @@ from drllm.model.transformers_private import keys_values
 from drllm.policies.constant import RoutePolicy
 from drllm.scoring.trie import Bucket, Node, bytes_of, child_of, gather
 
+WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
 MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next sweep
+
+
+def padded_width(sequence: Any) -> int:
+    """Tokens that a sequence is padded to."""
+    return -len(sequence) // WIDTH_STEP * -WIDTH_STEP
 
 
 class PrefixRunner:
@@ -72,6 +78,22 @@ class PrefixRunner:
 
         self.routed.decoder_forward(self.routed.new_cache(self._skip, torch.ones_like(ids), capture), **inputs)
         return roots
+
+    def open_all(
+        self, sequences: Sequence[Any], inputs: Callable[[list[Any], int], dict[str, Tensor]], filler: Any, width_of: Callable[[Any], int]
+    ) -> list[Node]:
+        """The root of each sequence's trie, those of one width opened together.
+
+        `inputs` is what the model's forward takes of sequences padded to one width. A short filler stands behind them: it makes every
+        family build an explicit mask. With and without one, attention can round differently.
+        """
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for place, sequence in enumerate(sequences):
+            by_width[width_of(sequence)].append(place)
+        roots: dict[int, Node] = {}
+        for width, places in by_width.items():
+            roots |= zip(places, self.open(inputs([*(sequences[place] for place in places), filler], width)), strict=False)
+        return [roots[place] for place in range(len(sequences))]
 
     def close(self, roots: Iterable[Node]) -> None:
         """Forget the tries of some sequences, none of which may be waited for."""
@@ -130,6 +152,16 @@ class PrefixRunner:
                 pass
         ended, self._ended = self._ended, []
         return ended
+
+    def ends(self, n: int) -> Iterator[tuple[Hashable, Node]]:
+        """(tag, last node) of `n` routes as they reach their ends; steps that are not full run only where nothing else can."""
+        force = False
+        while n:
+            n_applied = self.n_applied
+            found = self.sweep(force)
+            n -= len(found)
+            yield from found
+            force = self.n_applied == n_applied
 
     def _run_block(self, block: int, force: bool) -> bool:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
