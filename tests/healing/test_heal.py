@@ -17,11 +17,10 @@ import drllm
 import runs
 from drllm import ArtifactError, EvaluateConfig, InputError, Route, RoutedModel
 from drllm.cli.main import main
-from drllm.core.config import GuaranteeConfig, SearchConfig
+from drllm.core.config import GuaranteeConfig
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
 from drllm.healing import heal as healing
-from drllm.policies.healed import HealedPolicy
 from drllm.runs.training_questions import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
@@ -155,14 +154,33 @@ def test_workers_have_its_adapter(run, tmp_path):
     assert rows[0] == rows[1]
 
 
-@pytest.mark.long
-def test_it_can_be_calibrated(run, tmp_path):
-    routed = runs.model()
-    runs_data = {"tasks": [runs.TASK], "out": tmp_path, "data": run.data}
-    drllm.search(routed, config=SearchConfig(n_simulations=2, limit=4, max_step_tokens=600, verify=False), **runs_data)
-    policy, found = calibrate(runs.model(), tmp_path, HealedPolicy(run.policy.adapters[0]), GuaranteeConfig("calibrate", epsilon=0.5))
-    assert found.n_questions if hasattr(found, "n_questions") else found.sentence
-    assert policy.guarantee is not None
+def test_it_can_be_calibrated_on_the_tasks_it_was_healed_on(run):
+    policy, found = calibrate(runs.model(), run.folder, run.policy, GuaranteeConfig("calibrate", epsilon=0.5), as_it_is=True)
+    asked = {example.id for example in load_task(runs.TASK, run.data).select("calibrate")}
+    assert (found.point, found.tasks, found.judged) == (0, {runs.TASK: len(asked)}, "loglik, acc_norm")
+    assert (policy.route, policy.guarantee) == (run.policy.route, found.to_json())
+    summary = drllm.evaluate(runs.model(), ["healed"], [runs.TASK], run.folder, replace(EVALUATE, split="calibrate"), run.data)
+    assert found.tested[0]["difference"] == next(row.difference for row in summary.rows if row.method == "healed")
+
+
+def test_a_promise_by_the_command_line(run, tmp_path, capsys):
+    """It stands in the saved policy where its test passes; where it fails, the policy is saved and promises nothing."""
+    base = runs.model()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    how = "--budget 0.75 --steps 2 --held-out 8 --new-tokens 0 --choose-on 2 --calibrate calibrate"
+    command = ["heal", "--model", str(tmp_path / "base"), "--data", str(run.data), *how.split(), "--out", str(tmp_path / "out")]
+    for epsilon, said in (("0.5", "promise: with 95 % confidence less than 50 points below the base"), ("0.01", "are too few")):
+        assert main([*command, "--epsilon", epsilon]) == 0
+        out = capsys.readouterr().out
+        assert said in out
+        saved = json.loads((tmp_path / "out" / "healed" / "drllm_config.json").read_text())
+        assert saved["policy"] == "healed"
+        assert ("guarantee" in saved) == (epsilon == "0.5")
+    assert "The policy promises nothing." in out
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    assert main(["heal", "--model", "x", "--prompts", str(tmp_path / "lines.txt"), "--calibrate", "calibrate", "--out", "y"]) == 2
+    assert "--calibrate counts right answers, and prompts have none: give --tasks" in capsys.readouterr().err
 
 
 @pytest.mark.long

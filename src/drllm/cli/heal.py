@@ -9,17 +9,19 @@ example:
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common, add_section
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 
-SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "policy", "steps", "rank", "dtype")  # by --help
+SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps", "calibrate", "epsilon", "dtype")  # by --help
 
 
 def run(job: Job) -> Lines:
     arguments, out, config = job.arguments, job.need("out"), job.config("heal")
+    guarantee = job.config("gate")
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: one route is healed, leave one of them out")
     tasks = job.tasks() if job.common.tasks or job.data else ()
@@ -30,6 +32,8 @@ def run(job: Job) -> Lines:
     from drllm.runs.layout import RunFolder
 
     need_peft()
+    if guarantee.calibrate and not tasks:
+        raise InputError("--calibrate counts right answers, and prompts have none: give --tasks, or --data with a question file")
     if arguments.policy is not None:
         routed = job.load_policy()
         assert routed.policy is not None
@@ -39,11 +43,28 @@ def run(job: Job) -> Lines:
     else:
         routed = job.load(job.need("model"))
         route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
-    _, found = heal(routed, out, route, tasks, job.data, arguments.prompts, config, job.argv)
+    policy, found = heal(routed, out, route, tasks, job.data, arguments.prompts, config, job.argv)
     yield from found.lines()
+    if guarantee.calibrate:
+        yield f"promise: {_promised(routed, Path(out), policy, guarantee, job.argv)}"
     folder = shlex.quote(str(RunFolder(Path(out)).policy(POLICY)))
     yield f"policy: {folder}"
     yield f"merge it into a plain checkpoint: drllm export --policy {folder} --out {shlex.quote(str(Path(out) / 'merged'))}"
+
+
+def _promised(routed: Any, out: Path, policy: Any, guarantee: Any, argv: Any) -> str:
+    """Test the policy's promise and save it with it; where the test fails it stays as it was saved, promising nothing."""
+    from drllm.evaluation.calibrate import calibrate
+    from drllm.healing.heal import POLICY
+    from drllm.policies.saved import save_policy
+    from drllm.runs.card_facts import refresh_card
+    from drllm.runs.layout import RunFolder
+
+    promised, found = calibrate(routed, out, policy, guarantee, argv, as_it_is=True)
+    if found.point is not None:
+        save_policy(promised, routed.identity, RunFolder(out).policy(POLICY))
+        refresh_card(RunFolder(out).policy(POLICY))
+    return found.sentence.replace("he base is kept", "he policy promises nothing")
 
 
 def add_flags(parser: Parser) -> None:
@@ -53,3 +74,4 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help=about)
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "heal")
+    add_section(parser, "gate", about="a promise of right answers, tested on the tasks' calibrate questions")

@@ -8,22 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-from drllm.core.config import GuaranteeConfig, Resources, Split, to_dict
+from drllm.core.config import EvaluateConfig, GuaranteeConfig, Resources, SearchConfig, Split, to_dict
 from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
+from drllm.core.files import read_json
 from drllm.core.route import Route
-from drllm.methods.checked_records import manifest_scorer
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import data_of, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.asking import Ask, Bench, asking
-from drllm.scoring.scorer import askable
+from drllm.scoring.scorer import askable, scorer_of
 from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
 from drllm.tasks import LoadedTask, question_key
 
+AskConfig = SearchConfig | EvaluateConfig
 TUNE_QUESTIONS = 200  # a task, that order the tests
 
 
@@ -43,8 +45,8 @@ def calibrate(
 
     Args:
         routed: the model of the run.
-        run: the run folder; its manifests say which tasks, from where, and how their answers are judged.
-        tasks: those of the run to promise for; none: all.
+        run: the run folder; its searches and its healing say which tasks, from where, and how their answers are judged.
+        tasks: those of the run (`asked_tasks`) to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
         as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
             flattered by a choice.
@@ -55,14 +57,13 @@ def calibrate(
     """
     if not config.calibrate:
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
-    manifests = list((search_manifests(run) | path_manifests(run)).values())
-    if not manifests:
-        raise ArtifactError(f"{run} holds no search records, so it names no task to calibrate on: run `drllm search --out {run}` first")
+    asked = {name: of for name, of in asked_tasks(run).items() if not tasks or name in tasks}
+    if not asked:
+        raise ArtifactError(f"{run} was neither searched nor healed on a task, so it has none to calibrate on: run `drllm search`")
     routed.as_source(policy)  # its adapters
     points = [policy] if as_it_is else policy.operating_points()
-    by_task = {manifest.task: manifest for manifest in manifests if not tasks or manifest.task in tasks}
-    loaded = load_unseen(run, {name: data_of(run, manifest.data) for name, manifest in by_task.items()})
-    of_task = {name: (manifest, loaded[name]) for name, manifest in by_task.items()}
+    loaded = load_unseen(run, {name: data for name, (_, data) in asked.items()})
+    of_task = {name: (config, loaded[name]) for name, (config, _) in asked.items()}
     seen: set[str] = set()
     with asking(routed, run, resources or Resources()) as bench, running(run, "calibrate", to_dict(config), argv) as entry:
         answers_on = partial(answer_points, bench, of_task, points, seen)
@@ -74,7 +75,7 @@ def calibrate(
         order: Sequence[int] = ()
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
-        dtype, judged = str(routed.model.dtype), judged_by(by_task.values())
+        dtype, judged = str(routed.model.dtype), judged_by(of_task.values())
         promise = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
         passes = [float(np.mean(values)) for values in answered.passes[1:]]
         found = find_guarantee(promise, base, answers, passes, routed.n_layers, order)
@@ -85,6 +86,18 @@ def calibrate(
     chosen.guarantee = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
     return chosen, found
+
+
+def asked_tasks(run: Path) -> dict[str, tuple[AskConfig, str | Path | None]]:
+    """Each task that a run was searched, scanned or healed on: how its questions are asked and judged, and where they lie."""
+    found: dict[str, tuple[AskConfig, str | Path | None]] = {}
+    healing = RunFolder(run).healing.settings
+    if healing.is_file():
+        of = read_json(healing, "heal again", dict)
+        config = EvaluateConfig(reward=of["reward"], prompts=of["wording"], max_step_tokens=of["max_step_tokens"])
+        found |= {name: (config, data_of(run, of["data"])) for name in of["tasks"]}
+    manifests = (search_manifests(run) | path_manifests(run)).values()
+    return found | {manifest.task: (manifest.search_config, data_of(run, manifest.data)) for manifest in manifests}
 
 
 @dataclass
@@ -98,12 +111,12 @@ class PointAnswers:
 
 
 def answer_points(
-    bench: Bench, tasks: dict[str, tuple[Manifest, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
+    bench: Bench, tasks: dict[str, tuple[AskConfig, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
 ) -> PointAnswers:
     """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
     found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
-    for name, (manifest, loaded) in tasks.items():
-        scorer = manifest_scorer(bench.routed, manifest)
+    for name, (config, loaded) in tasks.items():
+        scorer = scorer_of(bench.routed, loaded.task, config)
         new = []
         for example in loaded.select(split, limit):
             key = question_key(example.question)
@@ -116,19 +129,18 @@ def answer_points(
         found.left_out.update(reasons.values())
         questions.sort(key=lambda question: (question.n_tokens, question.example.id))
         found.counts[name] = len(questions)
-        ask = Ask(scorer, manifest.as_task, manifest.search_config, split, questions, ())
+        ask = Ask(scorer, loaded.task, config, split, questions, ())
         for place, (verdicts, routes) in enumerate(bench.answers(ask, [None, *points], f"{split} questions of {name}")):
             found.verdicts[place] += [verdict.correct for verdict in verdicts]
             found.passes[place] += [route.n_passes for route in routes]
     return found
 
 
-def judged_by(manifests: Iterable[Manifest]) -> str:
-    """What made an answer right in these manifests: the reward, and the metric where choices are compared."""
+def judged_by(asked: Iterable[tuple[AskConfig, LoadedTask]]) -> str:
+    """What makes an answer of these tasks right: the reward, and the metric where choices are compared."""
     names = set()
-    for manifest in manifests:
-        task = manifest.as_task
-        reward, metric = task.reward_named(manifest.config["reward"]), "acc" if task.only_acc else manifest.config["metric"]
+    for config, loaded in asked:
+        reward, metric = loaded.task.reward_named(config.reward), "acc" if loaded.task.only_acc else config.metric
         names.add(f"{reward}, {metric}" if reward == "loglik" else reward)
     return " and ".join(sorted(names))
 
