@@ -5,12 +5,16 @@ example:
   drllm export --model smollm2-135m --route 0-14,12-29 --format peft --out looped
 """
 
+from pathlib import Path
+from typing import Any
+
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 
+CLOCK_PROMPT, CLOCK_TOKENS, CLOCK_ROUNDS = 64, 32, 10
 FORMATS = ("checkpoint", "peft", "mergekit", "gguf")
 
 
@@ -20,6 +24,8 @@ def run(job: Job) -> Lines:
         raise InputError("got both --route and --policy: an export has one route, leave one of them out")
     if arguments.route is None and arguments.policy is None:
         raise InputError("no route to export: give --route or --policy")
+    if arguments.clock and arguments.format != "checkpoint":
+        raise InputError(f"--clock runs a checkpoint in transformers, and this is {arguments.format}: leave --clock out")
     if arguments.format == "peft":
         from drllm.deploy.formats.adapter import need_peft
 
@@ -52,14 +58,29 @@ def run(job: Job) -> Lines:
         copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
         yield f"weights: {size}{in_type}{copies}"
     yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
+    if arguments.clock:
+        yield _clocked(routed, done.folder)
     yield f"{done.format}: {done.folder}"
     if arguments.format == "peft" and is_gguf(routed.base_id):
         yield "PEFT loads it onto the base as a plain checkpoint: its README.md has the command that writes one"
+
+
+def _clocked(routed: Any, folder: Path) -> str:
+    """The checkpoint's seconds against the base's, here and now."""
+    from drllm.deploy.formats.checkpoint import load_written
+    from drllm.evaluation.clock import model_ratio
+    from drllm.model.equal_logits import random_ids
+
+    with said_if_slow("timing the checkpoint and the base in turn ..."):
+        found = model_ratio(load_written(routed, folder), routed.model, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
+    seconds = f"{found['ratio']:.2f} of the base's seconds ({found['ratio_low']:.2f} to {found['ratio_high']:.2f})"
+    return f"clock: {seconds} for {CLOCK_TOKENS} tokens behind {CLOCK_PROMPT}, in transformers, {CLOCK_ROUNDS} times in turn"
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
+    parser.add_argument("--clock", action="store_true", help="checkpoint: time it against the base in transformers, here and now")
     parser.add_argument("--out", metavar="OUT", help="new folder for the export; an earlier export there is replaced")
     add_common(parser, "model", "dtype", "device")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
-SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "control", "epsilon", "dtype", "any_format", "device")  # by --help
+SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -50,9 +50,16 @@ def run(job: Job) -> Lines:
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
         with said_if_slow(f"answering {len(together)} of {len(prompts)} prompts, at most {arguments.max_new_tokens} tokens each ..."):
             outputs = routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how)
-        for output in outputs:
-            yield (output.text or "").strip() or f"(no text: the model ended at once{'' if arguments.chat else '; try --chat'})"
-            yield f"[route {output.route}, {output.route.n_passes} passes of {routed.n_layers}, {output.n_new_tokens} tokens]"
+            base = routed.generate(together, policy=Route.full(routed.n_layers), do_sample=False, **how) if arguments.beside_base else []
+        for place, output in enumerate(outputs):
+            if base:
+                yield from _answer(base[place], routed.n_layers, arguments.chat)
+            yield from _answer(output, routed.n_layers, arguments.chat)
+
+
+def _answer(output: Any, n_layers: int, chat: bool) -> Lines:
+    yield (output.text or "").strip() or f"(no text: the model ended at once{'' if chat else '; try --chat'})"
+    yield f"[route {output.route}, {output.route.n_passes} passes of {n_layers}, {output.n_new_tokens} tokens]"
 
 
 def add_flags(parser: Parser) -> None:
@@ -60,6 +67,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     promised = "refuse a policy without the promise (`drllm train --calibrate`) to lose at most this accuracy"
     parser.add_argument("--epsilon", type=number, metavar="X", help=promised)
+    parser.add_argument("--beside-base", action="store_true", help="above each answer, that of the base")
     add_common(parser, "model", "dtype", "device")
 
 

@@ -291,6 +291,7 @@ class HealConfig(Options):
     held_out: int = option(64, "prompts that are kept to measure on, and learned by nothing", ge=1)
     reward: RewardName = option("auto", "tasks: the form in which questions are asked, by how answers will be judged; see drllm search")
     wording: Prompts = option("auto", f"tasks: {PROMPTS_HELP}ours")
+    chat: bool = option(False, "tasks: each bare question once more, as a user's message in the chat template")
     max_step_tokens: int = option(512, f"where nothing is trained: {STEP_HELP}", ge=1)
     seed: int = option(0, "seed of the adapter's first weights and of the order of prompts", ge=0, le=MAX_SEED)
 

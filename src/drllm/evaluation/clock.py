@@ -64,6 +64,21 @@ def latency(routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequ
     return found | {"router": float(np.median(timed.prefills[1:]))}  # the first warms up
 
 
+@torch.no_grad()
+def model_ratio(model: Any, base: Any, ids_BT: Tensor, n_tokens: int, rounds: int) -> dict[str, float]:
+    """Seconds that a model takes for a greedy answer of `n_tokens`, against another's, both as transformers runs them."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    length = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
+    for round_ in range(rounds + 1):  # the first warms up
+        for side, one in ((0, model), (1, base)) if round_ % 2 else ((1, base), (0, model)):
+            _wait(ids_BT.device)
+            started = time.perf_counter()
+            one.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **length)
+            _wait(ids_BT.device)
+            seconds[side].append(time.perf_counter() - started)
+    return _ratio(seconds[0][1:], seconds[1][1:])
+
+
 def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str | Path | None) -> float:
     """Milliseconds of one plain forward of a question by the base: the median over some fit questions of each task, then their mean.
 
@@ -147,12 +162,16 @@ def _in_turn(
             seconds[side].append(spent)
             passes += [output.route.n_passes for output in outputs] if side == "routed" else []
         progress.advance(1)
-    logs = np.log(np.array(seconds["routed"]) / np.array(seconds["base"]))
-    half = float(stats.t.ppf(0.975, rounds - 1) * logs.std(ddof=1) / rounds**0.5)
-    low, middle, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0.0, half))
-    ratio = {"ratio": middle, "ratio_low": low, "ratio_high": high}
     medians = {side: float(np.median(found)) for side, found in seconds.items()}
-    return medians | ratio | {"passes": float(np.mean(passes)), "tokens": n_tokens}
+    return medians | _ratio(seconds["routed"], seconds["base"]) | {"passes": float(np.mean(passes)), "tokens": n_tokens}
+
+
+def _ratio(ours: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Seconds against the base's, from rounds in turn, with the 95 % interval."""
+    logs = np.log(np.array(ours) / np.array(base))
+    half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5)
+    low, middle, high = (float(np.exp(logs.mean() + shift)) for shift in (-half, 0.0, half))
+    return {"ratio": middle, "ratio_low": low, "ratio_high": high}
 
 
 def _batch(routed: RoutedModel, prompts: Prompts, round_: int, size: int) -> tuple[Tensor, Tensor]:

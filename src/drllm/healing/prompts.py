@@ -32,15 +32,21 @@ _LINES = 'expected lines like {"messages": [{"role": "user", "content": "..."}]}
 
 
 def task_prompts(routed: RoutedModel, tasks: Sequence[str], data: str | Path | None, config: HealConfig) -> list[Ids]:
-    """The prompts of all fit questions that the model can be asked, without choices that are not part of the question, without answers."""
-    asked = EvaluateConfig(reward=config.reward, prompts=config.wording)
+    """The prompts of all fit questions that the model can be asked, without choices that are not part of the question, without answers.
+
+    With `config.chat` each question stands there twice: as it is judged, and by itself as a user's message.
+    """
+    judged = EvaluateConfig(reward=config.reward, prompts=config.wording)
     found: list[Ids] = []
     for name in tasks:
         loaded = load_task(name, data)
-        questions, reasons = askable(scorer_of(routed, loaded.task, asked), loaded.task, loaded.select("fit"))
+        questions, reasons = askable(scorer_of(routed, loaded.task, judged), loaded.task, loaded.select("fit"))
         for line in said_left_out(name, reasons.values()):
             say(line)
         found += [question.context_ids for question in questions]
+        if config.chat:
+            asked = ["\n\n".join(filter(None, (one.example.context, one.example.question))) for one in questions]
+            found += [tuple(ids) for ids in encode_prompts(routed.tokenizer, [[{"role": "user", "content": text}] for text in asked])[0]]
     return found
 
 

@@ -24,7 +24,12 @@ def checked_ids(routed: RoutedModel) -> Tensor:
     text = routed.config
     windows = [value for name in ("sliding_window", "attention_window_size") if isinstance(value := getattr(text, name, None), int)]
     n_tokens = max([16, *(window + 8 for window in windows if window + 8 <= MAX_CHECKED)])
-    n_tokens = min(n_tokens, getattr(text, "max_position_embeddings", None) or n_tokens)
+    return random_ids(routed, n_tokens)
+
+
+def random_ids(routed: RoutedModel, n_tokens: int) -> Tensor:
+    """The same random tokens each time (1, T), no more than the model has positions for."""
+    n_tokens = min(n_tokens, getattr(routed.config, "max_position_embeddings", None) or n_tokens)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, routed.model.get_input_embeddings().num_embeddings, (1, n_tokens), generator=generator).to(routed.device)
 
