@@ -255,6 +255,13 @@ def test_generate_prints_the_path_of_a_loop_and_all_of_its_passes(route, folders
     assert out == f"{output.text.strip()}\n[route {shown}, {n_passes} passes of 4, {output.n_new_tokens} tokens]\n"
 
 
+def test_generate_prints_the_base_s_answer_above_each(folders, capsys):
+    prompts, common = ["What is it?", "And another?"], ["--model", folders["model"], "--max-new-tokens", "5"]
+    base, ours = (run(capsys, "generate", *prompts, "--route", route, *common)[1].splitlines() for route in ("1111", "1201"))
+    both = run(capsys, "generate", *prompts, "--route", "1201", "--beside-base", *common)[1].splitlines()
+    assert both == [*base[:2], *ours[:2], *base[2:], *ours[2:]]
+
+
 def test_generate_refuses_a_policy_without_the_promise_asked_for_before_a_model_loads(folders, capsys, monkeypatch):
     def loads(*given, **how):
         raise AssertionError("it loads a model")

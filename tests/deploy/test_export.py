@@ -88,6 +88,17 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     assert about["n_bytes"] == pytest.approx(sum(p.numel() * 4 for p in routed.model.parameters()) + n_block, rel=0.05)
 
 
+def test_an_export_is_timed_against_the_base(checkpoint, tmp_path, capsys):
+    command = ["export", "--model", str(checkpoint), "--route", "1000", "--clock", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    found = re.search(r"clock: ([\d.]+) of the base's seconds \(([\d.]+) to ([\d.]+)\) for 32 tokens", capsys.readouterr().out)
+    assert found is not None
+    middle, low, high = map(float, found.groups())
+    assert 0 < low <= middle <= high
+    assert main([*command, "--format", "peft"]) == 2
+    assert "--clock runs a checkpoint in transformers, and this is peft: leave --clock out" in capsys.readouterr().err
+
+
 def test_an_export_of_the_base_says_so_and_all_its_files_can_be_read_alike(checkpoint, tmp_path, capsys):
     assert main(["export", "--model", str(checkpoint), "--route", "1111", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out

@@ -34,6 +34,13 @@ def test_a_task_s_fit_questions_are_asked_without_their_answers(data):
         assert one.endswith("assistant:")
 
 
+def test_a_task_s_questions_are_asked_as_chat_messages_too(data):
+    fit = load_task(runs.TASK, data).select("fit")
+    found = [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig(chat=True))]
+    assert found[: len(fit)] == [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig())]
+    assert found[len(fit) :] == [f"user: {example.question}\nassistant:" for example in fit]
+
+
 def test_plain_lines_and_chats(tmp_path):
     (tmp_path / "lines.txt").write_bytes("one prompt\r\n\n  two, with a ß \n".encode())
     assert [text(one.ids) for one in file_prompts(ROUTED, tmp_path / "lines.txt")] == ["one prompt", "  two, with a ß "]

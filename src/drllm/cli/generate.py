@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
-SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")  # by --help
+SHOWN = (
+    "policy",
+    "route",
+    "model",
+    "chat",
+    "file",
+    "max_new_tokens",
+    "beside_base",
+    "control",
+    "epsilon",
+    "dtype",
+    "any_format",
+)  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -45,12 +57,16 @@ def run(job: Job) -> Lines:
         check_promise(open_policy(arguments.policy).unchecked(), arguments.epsilon)
     routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
     route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
-    how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "epsilon": arguments.epsilon}
+    how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
+    checked = {"epsilon": arguments.epsilon, "check_prompt_format": not arguments.any_format}
+    full = Route.full(routed.n_layers)
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
         with said_if_slow(f"answering {len(together)} of {len(prompts)} prompts, at most {arguments.max_new_tokens} tokens each ..."):
-            outputs = routed.generate(together, policy=route, do_sample=False, check_prompt_format=not arguments.any_format, **how)
-            base = routed.generate(together, policy=Route.full(routed.n_layers), do_sample=False, **how) if arguments.beside_base else []
+            outputs = routed.generate(
+                together, policy=route, epsilon=arguments.epsilon, check_prompt_format=not arguments.any_format, **how
+            )
+            base = routed.generate(together, policy=full, **how) if arguments.beside_base else []
         for place, output in enumerate(outputs):
             if base:
                 yield from _answer(base[place], routed.n_layers, arguments.chat)
