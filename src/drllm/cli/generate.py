@@ -63,9 +63,7 @@ def run(job: Job) -> Lines:
     for start in range(0, len(prompts), BATCH):
         together = [as_prompt(text, arguments.chat) for text in prompts[start : start + BATCH]]
         with said_if_slow(f"answering {len(together)} of {len(prompts)} prompts, at most {arguments.max_new_tokens} tokens each ..."):
-            outputs = routed.generate(
-                together, policy=route, epsilon=arguments.epsilon, check_prompt_format=not arguments.any_format, **how
-            )
+            outputs = routed.generate(together, policy=route, **checked, **how)
             base = routed.generate(together, policy=full, **how) if arguments.beside_base else []
         for place, output in enumerate(outputs):
             if base:
