@@ -36,7 +36,7 @@ def measure(given: argparse.Namespace) -> None:
     routed, run = RoutedModel.wrap(given.model, dtype=given.dtype), RunFolder(given.run)
     with alone_in(run.root, "healed"), torch_threads(given.threads):
         trainer = Trainer(routed, Stages(run, []), run, list(map(RunFolder, given.healing)), given.data, given.steps, given.texts)
-        measured = Measured(trainer, trainer.rows([how for how in given.rounded.split(",") if how]), trainer.plain, given)
+        measured = Measured(trainer, trainer.rows([how for how in given.rounded.split(",") if how]), given)
         (right, near), clock = measured.all(), measured.clock()
     figures = []
     for row in measured.rows:

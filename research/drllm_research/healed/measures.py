@@ -41,7 +41,6 @@ class Measured:
 
     trainer: Trainer
     rows: Sequence[Row]
-    plain: Sequence[Ids]
     given: argparse.Namespace
 
     def __post_init__(self) -> None:
@@ -77,7 +76,7 @@ class Measured:
     def all(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """By row: whether each question of each task is answered rightly; and what `nearness` says. Rows of other weights come last."""
         right, near = dict[str, Any](), dict[str, Any]()
-        key = [self.routed.fingerprint, self.given.dtype, self.trainer.config.new_tokens, self.asked, list(self.plain)]
+        key = [self.routed.fingerprint, self.given.dtype, self.trainer.config.new_tokens, self.asked, self.trainer.plain]
         for how in dict.fromkeys(row.rounded for row in self.rows):
             routed, mine = self.routed, [row for row in self.rows if row.rounded == how]
             if how:
@@ -88,7 +87,7 @@ class Measured:
             for row in (row for row in mine if not row.is_shown):
 
                 def work(routed: RoutedModel = routed, route: Route = row.route) -> Any:
-                    return nearness(routed, route, self.texts, self.asked, self.plain)
+                    return nearness(routed, route, self.texts, self.asked, self.trainer.plain)
 
                 near[row.name] = self.stages.once(f"texts: {row.name}", key_of([*key, how, str(row.route)]), [], work)
         return right, near

@@ -153,11 +153,9 @@ class Trainer:
 
     def healed(self) -> list[tuple[str, Adapter]]:
         """Budget and adapter of each healing."""
-        found = []
-        for one in self.healings:
-            policy = self.routed.load_policy(one.policy(POLICY))
-            found.append((f"{read_json(one.healing.settings, 'heal again', dict)['budget']:g}", policy.adapters[0]))
-        return found
+        budgets = [read_json(one.healing.settings, "heal again", dict)["budget"] for one in self.healings]
+        policies = [self.routed.load_policy(one.policy(POLICY)) for one in self.healings]
+        return [(f"{budget:g}", policy.adapters[0]) for budget, policy in zip(budgets, policies, strict=True)]
 
     def rows(self, rounding: Sequence[str]) -> list[Row]:
         """All of them."""
@@ -174,8 +172,8 @@ class Trainer:
         rows.append(self._trained("healed without skipping", "control", full, lambda: (self.learned, self.held_out)))
         rows.append(self._trained(f"healed {budget}, other text", "control", route, self._other))
         for share, part in (("half", 2), ("a tenth", 10)):
-            fewer = self.learned[: max(1, len(self.learned) // part)]
-            rows.append(self._trained(f"healed {budget}, {share} of the prompts", "control", route, lambda few=fewer: (few, self.held_out)))
+            some = self.learned[: max(1, len(self.learned) // part)], self.held_out
+            rows.append(self._trained(f"healed {budget}, {share} of the prompts", "control", route, lambda some=some: some))
         return rows
 
     def _trained(self, name: str, kind: str, route: Route, texts: Callable[[], tuple[list[Text], list[Text]]]) -> Row:
@@ -194,12 +192,7 @@ class Trainer:
             shutil.rmtree(folder, ignore_errors=True)
             save_policy(HealedPolicy(adapter), self.routed.identity, folder)
             seen = {text.ids for step in steps[: course.step] for text in step}
-            return {
-                "prompts": len(seen),
-                "steps": course.step,
-                "best at step": course.looks[course.best][0],
-                "seconds": round(course.seconds),
-            }
+            return {"prompts": len(seen), "steps": course.step, "best at step": course.looks[course.best][0]}
 
         told = self.stages.once(f"train: {name}", key, [folder], work)
         return Row(name, kind, self.routed.load_policy(folder).adapters[0].healed, trained=told)
