@@ -115,9 +115,9 @@ def test_the_promise_is_of_the_policy_s_own_answers(done, file):
     assert routed.policy.prompt_format == "raw"
     longest = HEAL.step_tokens if HEAL.step_tokens < 256 else 256
     assert routed.policy.selector.longest == longest - HEAL.new_tokens
-    [short] = routed.policy.routes_for(calibrate[:1])
-    [long] = routed.policy.routes_for([[*calibrate[0]] * 9])
-    assert (short.is_full, long.is_full) == (False, True), "a prompt too long to be tested keeps every block"
+    left = next(ids for ids, route in zip(calibrate, routed.policy.routes_for(calibrate), strict=True) if not route.is_full)
+    times = [longest // len(left) - 1, longest // len(left) + 1]
+    assert [route.is_full for route in routed.policy.routes_for([left * n for n in times])] == [False, True], "one too long to be tested"
     assert f"Prompts of more than {longest - 3} tokens were not tested: they keep every block" in found.promise
     with pytest.raises(InputError, match=r"asks for more than the 0\.5 this policy is promised"):
         routed.generate("hello", epsilon=0.1)
