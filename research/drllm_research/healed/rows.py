@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,8 @@ class Trainer:
             rows += [Row(f"skip {name}", "skip", adapter.route), Row(f"healed {name}", "healed", adapter.healed)]
         if all(load_task(name, self.data).task.reward_named(self.config.reward) == "loglik" for name in self.tasks):
             rows.append(Row("solved questions shown", "instead", full, is_shown=True))
-        rows.append(self._trained("labels, every block", "instead", full, self._labelled))
-        rows.append(self._trained(f"labels, skip {budget}", "instead", route, self._labelled))
+        rows.append(self._trained("labels, every block", "instead", full, lambda: self._labelled))
+        rows.append(self._trained(f"labels, skip {budget}", "instead", route, lambda: self._labelled))
         rows += [Row(f"weights of {bits_of(how):g} bits ({how})", "instead", full, rounded=how) for how in rounding]
         rows.append(self._trained("healed without skipping", "control", full, lambda: (self.learned, self.held_out)))
         rows.append(self._trained(f"healed {budget}, other text", "control", route, self._other))
@@ -179,8 +180,7 @@ class Trainer:
     def _trained(self, name: str, kind: str, route: Route, texts: Callable[[], tuple[list[Text], list[Text]]]) -> Row:
         """A row with an adapter of its own, trained once."""
         key = key_of([self.routed.fingerprint, name, str(route), vars(self.config), fields_of([text.ids for text in self.learned])])
-        label = "-".join(name.replace(",", "").split())
-        folder = self.run.policy(label)
+        folder = self.run.policy(label := "-".join(name.replace(",", "").split()))
 
         def work() -> dict[str, Any]:
             learned, held_out = texts()
@@ -197,6 +197,7 @@ class Trainer:
         told = self.stages.once(f"train: {name}", key, [folder], work)
         return Row(name, kind, self.routed.load_policy(folder).adapters[0].healed, trained=told)
 
+    @cached_property
     def _labelled(self) -> tuple[list[Text], list[Text]]:
         """The prompts of the healing with their right answers."""
         asked, answers = EvaluateConfig(reward=self.config.reward, prompts=self.config.wording), dict[Ids, list[int]]()
