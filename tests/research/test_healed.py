@@ -113,7 +113,7 @@ def test_the_command_makes_the_table(made):
     assert list(rows) == [
         "base",
         *("skip 0.75", "healed 0.75"),
-        *("solved questions shown", "labels, every block", "labels, skip 0.75", "weights of 3 bits (2)"),
+        *("solved questions shown", "labels, every block", "labels, skip 0.75", "weights of 2 bits"),
         *("healed without skipping", "healed 0.75, other text", "healed 0.75, half of the prompts", "healed 0.75, a tenth of the prompts"),
     ]
     assert right.keys() == rows.keys()
@@ -121,7 +121,7 @@ def test_the_command_makes_the_table(made):
     assert rows["base"]["kl"]["in"] < 1e-3
     assert rows["base"]["agreement"] == {"whole": 1, "tokens": 1}
     assert rows["healed 0.75"]["kl"]["in"] < rows["skip 0.75"]["kl"]["in"]
-    assert rows["weights of 3 bits (2)"]["kl"]["in"] > rows["base"]["kl"]["in"]
+    assert rows["weights of 2 bits"]["kl"]["in"] > rows["base"]["kl"]["in"]
     assert rows["healed without skipping"]["kl"]["in"] < rows["healed 0.75"]["kl"]["in"] / 2
     assert list(right["healed without skipping"]["correct"]) == list(right["base"]["correct"])
     assert rows["labels, every block"]["trained"]["prompts"] > rows["healed 0.75, a tenth of the prompts"]["trained"]["prompts"]

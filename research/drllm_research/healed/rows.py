@@ -169,7 +169,7 @@ class Trainer:
             rows.append(Row("solved questions shown", "instead", full, is_shown=True))
         rows.append(self._trained("labels, every block", "instead", full, lambda: self._labelled))
         rows.append(self._trained(f"labels, skip {budget}", "instead", route, lambda: self._labelled))
-        rows += [Row(f"weights of {bits_of(how):g} bits ({how})", "instead", full, rounded=how) for how in rounding]
+        rows += [Row("weights as q4_0" if how == "q4_0" else f"weights of {how} bits", "instead", full, rounded=how) for how in rounding]
         rows.append(self._trained("healed without skipping", "control", full, lambda: (self.learned, self.held_out)))
         rows.append(self._trained(f"healed {budget}, other text", "control", route, self._other))
         for share, part in (("half", 2), ("a tenth", 10)):
