@@ -83,6 +83,11 @@ def made(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch) -> None:
+    monkeypatch.setattr("drllm_research.healed.measures.TEXT_TOKENS", 4)
+
+
 def command(made: Path, *more: str, job: str = "run") -> None:
     asked = [
         "--asked",
