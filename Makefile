@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods lint lint-imports lint-serve clean
+.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods table-healed lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
@@ -43,6 +43,7 @@ help:
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md and results/policies-*/tables.md, every method compared, from the stored verdicts"
+	@echo "make table-healed  docs/healed.md, healed routes beside what a team would do instead, from the stored verdicts"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
@@ -92,6 +93,10 @@ COMPARED := smollm2-135m-q4 gemma3-270m-q4 qwen2.5-coder-1.5b-q4
 table-methods: $(VENV)/.installed
 	$(BIN)/python -m drllm_research.comparison table $(addprefix --out results/policies-,$(COMPARED)) \
 		$(addprefix --scan ,$(sort $(patsubst %/scan/scan.json,%,$(wildcard results/scan-*/scan/scan.json)))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
+
+# docs/healed.md and its pictures; how the verdicts were made stands in research/drllm_research/healed.
+table-healed: $(VENV)/.installed
+	$(BIN)/python -m drllm_research.healed page $(addprefix --out ,$(sort $(wildcard results/healed-*)))
 
 # Against the harness's own model, interleaved; alone on the machine.
 bench-harness: $(VENV)/.installed-dev

@@ -101,6 +101,18 @@ def test_what_it_learned_from_judges_nothing(run, tmp_path):
     assert "a new one?" in asked
 
 
+def test_questions_in_a_file_of_prompts_judge_nothing(tmp_path):
+    rows = [row | {"part": "test"} for row in runs.questions(60)]
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"Question: {row['question']}\n" for row in rows[:40]), encoding="utf-8")
+    config = replace(CONFIG, steps=1, held_out=4)
+    drllm.heal(runs.model(), tmp_path / "run", Route.parse("1110"), prompts=file, config=config)
+    data = runs.write_rows(tmp_path / "test.jsonl", rows)
+    found = load_unseen(tmp_path / "run", {runs.TASK: data}, "test")[runs.TASK]
+    assert {example.id for example in found.select("test")} == {row["id"] for row in rows[40:]}
+    assert found.dropped == {"test": 40}
+
+
 def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     from drllm.deploy.export import export
     from drllm.scoring.scorer import askable, scorer_of

@@ -8,8 +8,8 @@ import pytest
 
 import runs
 from drllm import HealConfig, InputError
-from drllm.healing.prompts import PARTS, file_prompts, parted, split_prompts, task_prompts, training_steps
-from drllm.tasks import load_task
+from drllm.healing.prompts import PARTS, file_keys, file_prompts, parted, split_prompts, task_prompts, training_steps
+from drllm.tasks import load_task, question_key
 
 ROUTED = runs.model()
 
@@ -51,6 +51,24 @@ def test_plain_lines_and_chats(tmp_path):
     assert found == ["user: hello\nassistant:"] * 2 + ["user: hello\nassistant: no\nuser: hello\nassistant:"]
     (tmp_path / "texts.jsonl").write_text('{"prompt": "a"}\n"b"\n{"text": "c"}\n')
     assert [text(one.ids) for one in file_prompts(ROUTED, tmp_path / "texts.jsonl")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        ("What is 1 and 2?", "what is  1 and 2?"),
+        ("Question: What is 1 and 2?\nAnswer:", "What is 1 and 2?"),
+        ("Q: What is 1 and 2? A:", "What is 1 and 2?"),
+        ("A passage.\nQuestion: is it so?\nAnswer:", "is it so"),
+        ("Answer with a letter.\n\nTwo lines,\nwhich is it?\n\nA. one\nB. two", "Two lines, which is it?"),
+    ],
+)
+def test_a_question_in_a_file_is_known_again(tmp_path, prompt, question):
+    rows = [{"messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": prompt}]}, {"prompt": prompt}]
+    for row in rows:
+        keys = file_keys(runs.write_rows(tmp_path / "prompts.jsonl", [row]))
+        assert question_key(question) in keys
+        assert question_key("What is 1 and 3?") not in keys
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,10 @@ def test_killed_it_goes_on_and_makes_the_same_files(tmp_path, monkeypatch):
 
 def test_what_cannot_be_used_is_refused(tmp_path):
     told(tmp_path)
-    with pytest.raises(ArtifactError, match="holds other prompts than these"):
+    with pytest.raises(ArtifactError, match="holds 40 other prompts than these 40: give another --out"):
         Teacher(ROUTED, tmp_path, 0, 200).texts(PROMPTS[::-1], "teaching", "fit")
+    with pytest.raises(ArtifactError, match="holds 40 other prompts than these 39: give another --out"):
+        Teacher(ROUTED, tmp_path, 0, 200).texts(PROMPTS[:-1], "teaching", "fit")
     (tmp_path / "fit-00001.safetensors").write_bytes(b"no")
     with pytest.raises(ArtifactError, match=r"fit-00001\.safetensors is not readable .*delete it"):
         told(tmp_path)

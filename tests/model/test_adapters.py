@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -129,6 +130,29 @@ def test_a_twin_in_another_type_has_it_too():
     routed.as_source(policy)
     twin = twin_in(routed, torch.float64)
     assert torch.allclose(twin(IDS, routes=policy.route).logits.float(), routed(IDS, routes=policy.route).logits, atol=1e-4)
+
+
+def test_a_twin_keeps_the_hooks_that_stood_before_and_refuses_later_ones():
+    """Offloaded weights come by accelerate's hook, which is the block's own forward: without it a twin would compute with none."""
+    model = families.build("llama", vocab_size=300)
+    calls = []
+    for block in model.model.layers:
+        block.forward = functools.partial(_counted, calls, block.forward)
+    routed = RoutedModel.wrap(model, byte_tokenizer())
+    calls.clear()
+    wanted = routed(IDS, routes=Route.parse("1011")).logits
+    assert len(calls) == 3
+    twin = shortened(routed, Route.parse("1011"))
+    assert torch.equal(twin(IDS).logits, wanted)
+    assert [len(one.forward.args[0]) for one in twin.model.layers] == [6, 6, 6], "each block was called once more, by its own hook"
+    routed.blocks[2].forward = routed.blocks[2].forward.original
+    with pytest.raises(InputError, match="block 2 was hooked after wrapping: remove that hook first"):
+        shortened(routed, Route.parse("1011"))
+
+
+def _counted(calls, forward, *args, **kwargs):
+    calls.append(forward)
+    return forward(*args, **kwargs)
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from drllm.retrofitting import by_prompts
 from drllm.retrofitting.by_prompts import retrofit_prompts
 from drllm.retrofitting.prompt_sizes import check_parts, sizes_of_prompts
 from drllm.runs.agreement import Agreed, read_agreed
+from drllm.runs.training_questions import load_unseen
 from drllm.stats.agreement import most_that_differ
 
 HEAL = HealConfig(steps=20, rank=4, lr=1e-2, held_out=16, choose_on=8, step_tokens=400, new_tokens=3)
@@ -28,7 +30,7 @@ KINDS = {"sum": "{}: what is {} and {}?", "say": "Say {}, please, {} and {}", "w
 
 
 def configs(differ: float = 0.0, minutes: float = 5) -> dict:
-    of = {"retrofit": RetrofitConfig(minutes=minutes), "prompts": PromptsConfig(("0.5", "0.75"), differ), "heal": HEAL}
+    of = {"retrofit": RetrofitConfig(minutes=minutes), "prompts": PromptsConfig(("0.5", "0.75", "0.7"), differ), "heal": HEAL}
     return of | {"gate": GuaranteeConfig("calibrate"), "resources": Resources()}
 
 
@@ -56,7 +58,9 @@ def done(file, tmp_path_factory) -> tuple[Path, Agreed, dict]:
 
 def test_every_route_of_the_nest_leaves_out_what_the_wider_one_does(done):
     out, found, _ = done
-    assert [(row.policy, row.passes) for row in found.nest] == [("healed-0.75", 3), ("healed-0.5", 2)]
+    assert [(row.policy, row.passes) for row in found.nest] == [("healed-0.75", 3), ("healed-0.7", 2)], (
+        "0.7 and 0.5 keep as many blocks: one route"
+    )
     wide, narrow = (Route.parse(row.route) for row in found.nest)
     assert all(not narrow[block] for block in range(4) if not wide[block])
     assert wide.adapter != narrow.adapter
@@ -109,6 +113,12 @@ def test_the_promise_is_of_the_policy_s_own_answers(done, file):
     assert routed.policy.guarantee["sentence"] == found.promise
     assert (found.deploy, found.differ, found.point >= 0) == ("promised", 0.5, True)
     assert routed.policy.prompt_format == "raw"
+    longest = HEAL.step_tokens if HEAL.step_tokens < 256 else 256
+    assert routed.policy.selector.longest == longest - HEAL.new_tokens
+    left = next(ids for ids, route in zip(calibrate, routed.policy.routes_for(calibrate), strict=True) if not route.is_full)
+    times = [longest // len(left) - 1, longest // len(left) + 1]
+    assert [route.is_full for route in routed.policy.routes_for([left * n for n in times])] == [False, True], "one too long to be tested"
+    assert f"Prompts of more than {longest - 3} tokens were not tested: they keep every block" in found.promise
     with pytest.raises(InputError, match=r"asks for more than the 0\.5 this policy is promised"):
         routed.generate("hello", epsilon=0.1)
 
@@ -182,6 +192,15 @@ def test_without_a_share_the_prompts_say_what_they_bear(file, done, tmp_path):
     if found.differ > 0.05:
         assert found.deploy == ""
         assert "where no --differ is given, answers may differ on at most 5 % of prompts" in panel(found, "x")
+
+
+def test_what_the_file_held_judges_nothing(done, file, tmp_path):
+    out, _, _ = done
+    rows = [row | {"part": "test"} for row in runs.questions(60)]
+    for row, line in zip(rows, file.read_text(encoding="utf-8").splitlines()[:40], strict=False):
+        row["question"] = json.loads(line)["request"]["prompt"]
+    found = load_unseen(out, {runs.TASK: runs.write_rows(tmp_path / "test.jsonl", rows)}, "test")[runs.TASK]
+    assert {example.id for example in found.select("test")} == {row["id"] for row in rows[40:]}
 
 
 def test_a_folder_of_something_else_is_refused(done, file, tmp_path):

@@ -58,8 +58,8 @@ def test_the_cheapest_point_that_passed_is_taken_and_said():
     assert (found.point, [row["passed"] for row in found.tested]) == (1, [True, True, False])
     assert found.sentence == (
         "with 95 % confidence the greedy answer (16 tokens) differs from the base's on at most 5 % of prompts like these, each counted "
-        "once, of at most 984 tokens; it did on 1 of 100 calibrate prompts, which chose nothing. Another choice of budgets on the same "
-        "prompts would be another try."
+        "once; it did on 1 of 100 calibrate prompts, which chose nothing. Prompts of more than 984 tokens were not tested: they keep every "
+        "block. Another choice of budgets on the same prompts would be another try."
     )
     assert found.to_json()["sentence"] == found.sentence
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from drllm import show_progress
 from drllm_research.comparison.asked import Asked
+from drllm_research.comparison.clocked import median_ratio
 from drllm_research.comparison.oracle import first_right, oracle_routes
 from drllm_research.comparison.rows import ROWS, SETTINGS, SHUFFLED, STATES, TOLD, file_of, wanted_rows
 from drllm_research.comparison.stored import Named, Results
@@ -249,10 +250,8 @@ def clock(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
     for place, file in enumerate(asking):
         if not file:
             continue
-        middle = [float(np.median(rng.choice(ratios[:, place], len(prompts)))) for _ in range(2000)]
-        low, high = np.quantile(middle, [0.025, 0.975])
-        about = {"ratio": float(np.median(ratios[:, place])), "low": float(low), "high": float(high), "prompts": len(prompts)}
-        print(f"{setting} {file}: {about['ratio']:.3f} ({low:.3f} to {high:.3f}) of the base's seconds", flush=True)
+        about = median_ratio(ratios[:, place], rng)
+        print(f"{setting} {file}: {about['ratio']:.3f} ({about['low']:.3f} to {about['high']:.3f}) of the base's seconds", flush=True)
         arguments.results.tell(about, "clock", setting, file)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from drllm.methods.matrix import Matrix
 
 N_DRAWN = 32  # routes of the blind draw that are looked for in the matrix: of many, some would be there because they gain
-BLIND_SEED = 0  # of that draw, the one `research/drllm_research/studies/candidates.py --mixed` puts into a list
+BLIND_SEED = 0  # of that draw, the one `research/drllm_research/comparison/candidates.py --mixed` puts into a list
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def blind_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCode
     drawn = random_routes(n_layers, min(N_DRAWN, 4 ** min(n_layers - 1, 4)), SearchConfig(), BLIND_SEED)
     places = [at for at in (matrix.routes.index(route) for route in drawn if route in matrix.routes) if allowed[at]]
     if not places:
-        advice = "add some to the list of `search --paths` (research/drllm_research/studies/candidates.py --mixed does)"
+        advice = "add some to the list of `search --paths` (research/drllm_research/comparison/candidates.py --mixed does)"
         raise InputError(f"none of the {len(matrix.routes)} routes of the matrix was drawn blindly: {advice}")
     return [places[at] for at in np.random.default_rng(config.draw).permutation(len(places))][:n]
 

@@ -14,7 +14,7 @@ from drllm.core.files import read_json, write_json
 from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
 from drllm.healing.choice import choose_route
-from drllm.healing.prompts import Ids, fields_of, file_prompts, split_prompts, task_prompts, training_steps
+from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
 from drllm.healing.training import Course, check_targets, distance_along, need_peft, train_adapter
 from drllm.model.routed import RoutedModel
@@ -116,6 +116,8 @@ def heal(
         about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
         about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
         _check_settings(folder, about | to_dict(config))
+        if prompts is not None:
+            write_json(folder.asked, file_keys(prompts))
         adapter, found = Healing(routed, folder, config, held_out, fit).run(route)
         policy = HealedPolicy(adapter)
         save_policy(policy, routed.identity, RunFolder(out).policy(POLICY))

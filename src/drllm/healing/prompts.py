@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from drllm.core.progress import say
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.scoring.scorer import askable, said_left_out, scorer_of
-from drllm.tasks import load_task
+from drllm.tasks import load_task, question_key
 
 Ids = tuple[int, ...]
 PARTS = {"heal": 0.5, "select": 0.25, "calibrate": 0.25}  # of the prompts of a file: who learns from them
@@ -28,6 +29,7 @@ class Asked(NamedTuple):
     form: str
 
 
+_FRAME = re.compile(r"^(?:question|q)\s*:\s*|\s*\b(?:answer|a)\s*:$", re.IGNORECASE)  # around a question
 _LINES = 'expected lines like {"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}'
 
 
@@ -52,7 +54,22 @@ def task_prompts(routed: RoutedModel, tasks: Sequence[str], data: str | Path | N
 
 def file_prompts(routed: RoutedModel, path: str | Path) -> list[Asked]:
     """The prompts of a file: of a `.jsonl` file one a JSON line, chat messages or text; of any other each line that is not blank."""
-    path = Path(path)
+    read = _read(Path(path))
+    encoded, form = encode_prompts(routed.tokenizer, [prompt for prompt, _ in read])
+    return [Asked(tuple(ids), kind, form) for ids, (_, kind) in zip(encoded, read, strict=True)]
+
+
+def file_keys(path: str | Path) -> list[str]:
+    """Keys of whatever may be a question in a file of prompts, so that it judges nothing: each text, and each paragraph and line of it."""
+    prompts = [prompt for prompt, _ in _read(Path(path))]
+    texts = [text for one in prompts for text in ([one] if isinstance(one, str) else [part["content"] for part in one])]
+    parts = {part.strip() for text in texts if isinstance(text, str) for part in (text, *text.split("\n\n"), *text.split("\n"))}
+    bare = {_FRAME.sub("", part) for part in parts} - {""}
+    return sorted({question_key(one) for part in bare for one in (part, part.removesuffix("?"))})  # BoolQ's have no mark of their own
+
+
+def _read(path: Path) -> list[tuple[Prompt, str]]:
+    """The prompts of a file, and their kinds."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -62,11 +79,7 @@ def file_prompts(routed: RoutedModel, path: str | Path) -> list[Asked]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise InputError(f"{path} holds no prompt: give one a line")
-    read: list[tuple[Prompt, str]] = (
-        [_of_json(path, *one) for one in lines] if path.suffix == ".jsonl" else [(line.rstrip("\r"), "") for _, line in lines]
-    )
-    encoded, form = encode_prompts(routed.tokenizer, [prompt for prompt, _ in read])
-    return [Asked(tuple(ids), kind, form) for ids, (_, kind) in zip(encoded, read, strict=True)]
+    return [_of_json(path, *one) for one in lines] if path.suffix == ".jsonl" else [(line.rstrip("\r"), "") for _, line in lines]
 
 
 def _of_json(path: Path, number: int, line: str) -> tuple[Prompt, str]:

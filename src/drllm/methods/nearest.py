@@ -42,7 +42,7 @@ class Nearest:
 
 
 def fit_nearest(
-    prompts: Sequence[Sequence[int]], kls_NK: np.ndarray, routes: Sequence[Route], adapters: Sequence[Adapter], seed: int
+    prompts: Sequence[Sequence[int]], kls_NK: np.ndarray, routes: Sequence[Route], adapters: Sequence[Adapter], seed: int, longest: int = 0
 ) -> Nearest:
     """A ridge regression from the text to the KL of each route, and operating points by predictions out of fold.
 
@@ -50,6 +50,7 @@ def fit_nearest(
         prompts: token ids, that no adapter was trained on.
         kls_NK: of each route on each prompt.
         routes: without the base.
+        longest: tokens of a prompt that may leave the base; 0: any.
     """
     from drllm.policies.codebook import Codebook, Point
 
@@ -68,6 +69,7 @@ def fit_nearest(
             prices.append(price)
             taken.append(chosen_N)
     selector = text_selector(ridge.mean, ridge.scale, ridge.weight, ridge.bias, prompts, reach)
+    selector.longest = longest
     full = Route.full(len(routes[0]))
     points = [Point(0.0, price) for price in prices]
     return Nearest(Codebook([full, *routes], selector, points, len(points) - 1, adapters), taken)

@@ -5,8 +5,10 @@ from typing import Any
 
 from torch import nn
 
+from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.adapters import drop_all
+from drllm.model.blocks import RoutedBlock
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES
 
@@ -48,8 +50,10 @@ def plain_twin(routed: RoutedModel) -> Any:
     twin = copy.deepcopy(model, shared)
     blocks = twin.get_submodule(block_list(routed))
     drop_all(blocks)
-    for block in blocks:
-        vars(block).pop("forward", None)
+    for index, block in enumerate(blocks):
+        if not isinstance(stands := vars(block).get("forward"), RoutedBlock):
+            raise InputError(f"block {index} was hooked after wrapping: remove that hook first")
+        stands.remove()  # the twin's own, which gives a hook of before back
     return twin
 
 

@@ -176,6 +176,7 @@ class Codebook(Policy):
         about |= {"reach": self.selector.reach} if self.selector.reach < math.inf else {}
         if isinstance(self.selector, StateSelector):
             return _FILES.save(folder, about | {"block": self.selector.block}, {name: getattr(self.selector, name) for name in TENSORS})
+        about |= {"longest": self.selector.longest} if self.selector.longest else {}
         return written + _FILES.save(folder, about, self.selector.tensors())
 
     @classmethod
@@ -193,7 +194,7 @@ class Codebook(Policy):
             if "block" in about:
                 selector = StateSelector(int(about["block"]), *(tensors[name] for name in TENSORS), reach=reach)
             else:
-                selector = TextSelector.of_tensors(tensors, reach)
+                selector = TextSelector.of_tensors(tensors, reach, int(about.get("longest", 0)))
             routes = [Route.parse(text) for text in about["routes"]]
             names = sorted({route.adapter for route in routes} - {""})
             adapters = [HealedPolicy.load(folder / ADAPTERS / name).adapters[0] for name in names]

@@ -58,18 +58,19 @@ class TextSelector:
         grams: those that are read.
         weight, bias: (G, K) and (K,): what a gram speaks for each route, and what no gram does.
         reach: the largest `strangeness` with which a prompt may leave the base.
+        longest: tokens of the longest prompt that may; 0: any.
     """
 
     block = 0  # routes may differ from the first block on
 
-    def __init__(self, grams: Sequence[Gram], weight: Tensor, bias: Tensor, reach: float):
-        self.grams, self.weight, self.bias, self.reach = tuple(grams), weight, bias, reach
+    def __init__(self, grams: Sequence[Gram], weight: Tensor, bias: Tensor, reach: float, longest: int = 0):
+        self.grams, self.weight, self.bias, self.reach, self.longest = tuple(grams), weight, bias, reach, longest
         self._place_of = {gram: place for place, gram in enumerate(self.grams)}
         if weight.shape != (len(self.grams), len(bias)) or len(self._place_of) != len(self.grams):
             raise InputError(f"weights of shape {tuple(weight.shape)} do not fit {len(self._place_of)} grams and {len(bias)} routes")
 
     def scores(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, K) float32: each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
+        """(B, K) float32: each route's predicted gain over the base less its harm; -inf for prompts out of reach, or too long."""
         return torch.stack([self._score(ids) for ids in prompts]) if prompts else torch.zeros((0, len(self.bias)))
 
     def _score(self, ids: Sequence[int]) -> Tensor:
@@ -77,7 +78,7 @@ class TextSelector:
             raise InputError("a codebook that reads text got a prompt without tokens: give the cache its input_ids")
         grams = grams_in(ids)
         places = self._places(grams)
-        if strangeness(len(grams), len(places)) > self.reach:
+        if strangeness(len(grams), len(places)) > self.reach or 0 < self.longest < len(ids):
             return torch.full_like(self.bias, -math.inf)
         return self.bias + (self.weight[places].double().sum(0) / math.sqrt(len(places))).float()
 
@@ -91,10 +92,10 @@ class TextSelector:
         return {"grams": grams, "weight": self.weight, "bias": self.bias}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], reach: float) -> TextSelector:
+    def of_tensors(cls, tensors: Mapping[str, Tensor], reach: float, longest: int) -> TextSelector:
         """What `tensors` gave; `KeyError`, `ValueError` or `InputError` for anything else."""
         grams = [(first,) if second < 0 else (first, second) for first, second in tensors["grams"].tolist()]
-        return cls(grams, tensors["weight"], tensors["bias"], reach)
+        return cls(grams, tensors["weight"], tensors["bias"], reach, longest)
 
     def spoken(self, ids: Sequence[int], route: int) -> list[tuple[Gram, float]]:
         """What each known gram of a prompt adds to the score of a route (0: the first after the base), the most first."""

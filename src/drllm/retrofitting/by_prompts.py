@@ -23,12 +23,12 @@ from drllm.core.config import HealConfig, PromptsConfig, to_dict
 from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.progress import say
-from drllm.core.route import Route
+from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
 from drllm.evaluation.fit import under_policy
 from drllm.healing.apart import answer_kls, greedy_answers
 from drllm.healing.heal import Healing
-from drllm.healing.prompts import Ids, fields_of, file_prompts, in_order, most_tokens, parted
+from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, in_order, most_tokens, parted
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, need_peft
 from drllm.methods.nearest import Nearest, fit_nearest
@@ -79,6 +79,8 @@ def retrofit_prompts(
     with threads_here(configs["resources"]), alone_in(run.root, "retrofit"), claimed_if_begun(run):
         found = _ByPrompts(routed, run, configs, asked)
         with running(run.root, "retrofit", about, argv):
+            run.nest.mkdir(parents=True, exist_ok=True)
+            write_json(run.nested(1).asked, file_keys(prompts))
             return found.run_all()
 
 
@@ -106,8 +108,13 @@ class _ByPrompts:
 
     @cached_property
     def names(self) -> dict[str, float]:
-        """The policies of the nest, each with its share of the base's passes."""
-        return {f"healed-{share:g}": share for share in self.of.shares}
+        """The policies of the nest, each with its share of the base's passes: of shares that keep as many blocks the largest."""
+        found: dict[int, float] = {}
+        for share in self.of.shares:
+            n_kept = kept_passes(share, self.routed.n_layers)
+            if found.setdefault(n_kept, share) != share:
+                say(f"budgets {found[n_kept]:g} and {share:g} both keep {n_kept} of {self.routed.n_layers} blocks: one route serves both")
+        return {f"healed-{share:g}": share for share in found.values()}
 
     @cached_property
     def sizes(self) -> PromptSizes:
@@ -115,7 +122,7 @@ class _ByPrompts:
 
         def work() -> dict[str, int]:
             ms = token_ms(self.routed, self.parts["heal"])
-            found = sizes_of_prompts(self.parts, ms, self.minutes, self.config, self.of.shares, self.routed.n_layers)
+            found = sizes_of_prompts(self.parts, ms, self.minutes, self.config, [*self.names.values()], self.routed.n_layers)
             say(f"{ms:.3g} ms a token: {found.steps} steps a route, {found.select} select and {found.calibrate} calibrate prompts")
             return asdict(found)
 
@@ -127,7 +134,8 @@ class _ByPrompts:
         healed = [self._heal(name, share, heal) for name, share in self.names.items()]
         adapters = [self._policy(name).adapters[0] for name in self.names]
         kls_NK = self._kls(select, adapters)
-        nearest = fit_nearest(select, kls_NK, [one.healed for one in adapters], adapters, self.config.seed)
+        longest = most_tokens(self.routed, self.config)  # none longer is tested
+        nearest = fit_nearest(select, kls_NK, [one.healed for one in adapters], adapters, self.config.seed, longest)
         nearest.policy.prompt_format = self.form
         points = self.stages.then("selector", {}, [self.folder.policy(SELECTOR)], lambda: self._selected(nearest, select, kls_NK))
         promise = self.stages.then("promise", {}, [self.folder.policy(PROMISED)], lambda: self._promised(nearest.policy, calibrate))

@@ -124,13 +124,14 @@ class HealFolder:
         settings: what was asked for.
         teacher: what the base says of each prompt.
         choice: the KL of every route tried.
+        asked: keys of whatever may be a question in a file of prompts.
         report: what it came to.
     """
 
     def __init__(self, root: Path, common: Path | None = None):
         self.root, common = root, common or root
         self.settings, self.report = root / "settings.json", root / "heal.json"
-        self.teacher, self.choice = common / "teacher", common / "choice.json"
+        self.teacher, self.choice, self.asked = common / "teacher", common / "choice.json", common / "asked.json"
 
 
 class ScanFolder:

@@ -26,7 +26,7 @@ class Agreement(Guarantee):
 
     Attributes:
         tokens: of the answers that are compared, at most.
-        longest: of the prompts, in tokens: none longer was tested. Each stands among them once, however often it was asked.
+        longest: of the prompts, in tokens: longer ones keep every block. Each stands among them once, however often it was asked.
     """
 
     tokens: int = 0
@@ -45,8 +45,8 @@ class Agreement(Guarantee):
         differ = next(row["differ"] for row in self.tested if row["point"] == self.point)
         return (
             f"{sure} the greedy answer ({self.tokens} tokens) differs from the base's on at most {share} of prompts like these, "
-            f"each counted once, of at most {self.longest:,} tokens; it did on {differ} of {where}. Another choice of budgets on the same "
-            "prompts would be another try."
+            f"each counted once; it did on {differ} of {where}. Prompts of more than {self.longest:,} tokens were not tested: they keep "
+            "every block. Another choice of budgets on the same prompts would be another try."
         )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from drllm.core.digest import digest, json_digest
@@ -126,17 +126,20 @@ def split_examples(
     return result, dict(dropped)
 
 
-def drop_overlaps(loaded: Mapping[str, LoadedTask], searched: Iterable[str] | None = None) -> dict[str, LoadedTask]:
+def drop_overlaps(
+    loaded: Mapping[str, LoadedTask], searched: Iterable[str] | None = None, seen: Set[str] = frozenset()
+) -> dict[str, LoadedTask]:
     """The same tasks without evaluation questions that another task's earlier split holds; the new drops are added to `dropped`.
 
     loaded: every task of a run, searched and evaluated, by name. searched: names of those whose fit split is learnt from (None: all). A
     question of a searched task's fit split leaves every task's tune, calibrate and test; one of any task's tune or calibrate leaves the
-    later splits. Searching arc_easy and testing on arc_challenge so never shares a question. Fit splits stay as they are.
+    later splits. Searching arc_easy and testing on arc_challenge so never shares a question. Fit splits stay as they are. seen: keys of
+    questions learned from elsewhere, which leave every task's tune, calibrate and test, too.
     """
     names = list(loaded) if searched is None else list(searched)
     if missing := [name for name in names if name not in loaded]:
         raise InputError(f"searched task {missing[0]!r} is not among the loaded ones: {', '.join(loaded)}")
-    taken = {question_key(row.question) for name in names for row in loaded[name].examples["fit"]}
+    taken = {question_key(row.question) for name in names for row in loaded[name].examples["fit"]} | seen
     examples = {name: dict(item.examples) for name, item in loaded.items()}
     dropped = {name: Counter(item.dropped) for name, item in loaded.items()}
     for split in SPLITS[1:]:

@@ -1,15 +1,15 @@
 """Candidate routes for a dense (question x route) matrix, from a dense sweep of single edits on fit questions.
 
-    python -m drllm_research.studies.candidates --singles 30 > singles.txt
+    python -m drllm_research.comparison.candidates --singles 30 > singles.txt
     drllm search --paths singles.txt --limit 64 ... --out runs/singles
-    python -m drllm_research.studies.candidates --run runs/singles > routes.txt
+    python -m drllm_research.comparison.candidates --run runs/singles > routes.txt
 
 The margin gains of two edits nearly add up, so pairs are ranked by the sum of their edits' mean gains. Half of the list are single edits,
 half pairs; in each half, every second route has fewer passes than the base, so that cheap routes are among them too.
 
-    python -m drllm_research.studies.candidates --run runs/singles --mixed > routes.txt
+    python -m drllm_research.comparison.candidates --run runs/singles --mixed > routes.txt
 
-    python -m drllm_research.studies.candidates --combine runs/policies --tasks arc_easy,arc_challenge,openbookqa -n 14 > combined.txt
+    python -m drllm_research.comparison.candidates --combine runs/policies --tasks arc_easy,arc_challenge,openbookqa -n 14 > combined.txt
     drllm search --paths combined.txt --list combined ... --out runs/policies
 
 From a dense matrix: pairs and triples of its routes that edit different blocks, by the sum of their gains, every third of them within 0.9

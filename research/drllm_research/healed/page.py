@@ -1,0 +1,127 @@
+"""docs/healed.md, and a picture a model, from what `run` left in folders of results/ (`comparison/stored.py`, setting "healed")."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drllm.core.files import write_bytes, write_text
+from drllm.reporting.chart import Axis, Chart, Level, Spot
+from drllm.stats.paired import paired_bootstrap
+from drllm_research.comparison.pages import markdown
+from drllm_research.comparison.stored import Results
+from drllm_research.comparison.table import compared, read
+
+SETTING = "healed"
+TEMPLATE = Path(__file__).parent / "page.md"  # the words of docs/healed.md
+DRAWN = {"skip": "skip alone", "healed": "healed", "instead": ""}  # by kind: a name in the picture, or each row's own
+PARTS = {"in": "tasks healed on", "out": "other tasks"}
+
+
+def write_page(folder: Path, outs: Sequence[Path]) -> None:
+    """`healed.md`, and `healed-MODEL-SPLIT.svg` of each model and split."""
+    lines = [TEMPLATE.read_text(encoding="utf-8")]
+    for results in map(Results, outs):
+        for split in (split for split in ("test", "tune") if results.of(SETTING, split)):
+            found = _Section(results, split)
+            picture = f"{results.name}-{split}.svg"
+            write_bytes(folder / picture, found.picture())
+            lines += [*found.lines(picture), ""]
+    write_text(folder / "healed.md", "\n".join(lines))
+
+
+class _Section:
+    """One model and split."""
+
+    def __init__(self, results: Results, split: str):
+        self.about: Mapping[str, Any] = results.told(SETTING, split)
+        self.rows, self.tasks = self.about["rows"], self.about["tasks"]
+        self.right = {name: one for (name, _), one in results.of(SETTING, split).items()}
+        self.nats = self.rows[0]["nats"]  # the base's
+
+    def points(self, row: Mapping[str, Any], tasks: Sequence[str]) -> str:
+        """Less the base, on some tasks."""
+        return str(self._less(row, tasks)) if row["kind"] != "base" else ""
+
+    def _less(self, row: Mapping[str, Any], tasks: Sequence[str]) -> Any:
+        return compared(read(self.right[row["name"]], tasks), read(self.right["base"], tasks))
+
+    def lines(self, picture: str) -> Iterator[str]:
+        """Of the page."""
+        about, base, again = self.about, self.right["base"], self.about["noise"]
+        right = {task: base["correct"][base["task"] == task] for of in self.tasks.values() for task in of}
+        asked = ", ".join(f"{task} {len(of)} (base {100 * of.mean():.1f} %)" for task, of in right.items())
+        yield f"## {about['model']}, {about['blocks']} blocks, {about['split']} split\n"
+        yield f"Healed on {', '.join(self.tasks['in'])}. Questions: {asked}. Computed in {about['dtype']}.\n"
+        yield f"![Right answers against seconds, {about['model']}]({picture})\n"
+        cells: dict[str, Callable[[Any], str]]
+        cells = {f"right answers, {PARTS[part]}": lambda row, of=of: self.points(row, of) for part, of in self.tasks.items()}
+        cells |= {"blocks": lambda row: str(row["passes"]), "seconds, of the base's": lambda row: ratio(row["clock"])}
+        cells |= {f"MB {name}": lambda row, name=name: f"{row['mb'][name]:.1f}" for name in ("stored", "in bfloat16")}
+        yield from table(self.rows, cells)
+        clocked = f"{about['clocked']} prompts of {about['tokens']} tokens, {about['rounds']} rounds, {about['threads']} thread"
+        yield f"\nSeconds: {clocked}. The base in turns with itself: {ratio(again)}. Solved questions shown: {about['shots']}.\n"
+        cells = {f"KL, {PARTS[part]}": lambda row, part=part: f"{row['kl'][part]:.3f}" for part in self.tasks}
+        cells |= {f"same next token, {PARTS[part]}, %": lambda row, part=part: f"{100 * row['same'][part]:.1f}" for part in self.tasks}
+        cells["plain text, nats a token less the base's"] = self._less_nats
+        for name, words in {"whole": "to the end", "tokens": "before the first other one"}.items():
+            cells[f"32 greedy tokens the same {words}, %"] = lambda row, name=name: f"{100 * row['agreement'][name]:.1f}"
+        yield from table([row for row in self.rows if "kl" in row], cells)
+        yield f"\nPlain text: the base has {np.mean(self.nats):.3f} nats a token on {len(self.nats)} passages.\n"
+        yield from table(self.rows[1:], {task: lambda row, task=task: self.points(row, [task]) for task in right})
+        yield ""
+        trained = [row | row["trained"] for row in self.rows if row["trained"]]
+        yield from table(trained, {name: lambda row, name=name: str(row[name]) for name in ("prompts", "steps", "best at step")})
+        for example in about["examples"]:
+            told = ([name, json.dumps(text, ensure_ascii=False).replace("|", "\\|")] for name, text in example.items())
+            yield from ("", *markdown(("", "an answer to read"), told))
+
+    def _less_nats(self, row: Mapping[str, Any]) -> str:
+        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(row["nats"], self.nats)) if row["kind"] != "base" else ""
+
+    def picture(self) -> bytes:
+        """Points less the base against seconds, as SVG for the width of a phone; without controls."""
+        import matplotlib.style
+
+        from drllm.reporting.drawing import draw
+
+        every, marks, instead = [task for of in self.tasks.values() for task in of], list[Spot](), 0
+        for row in (row for row in self.rows if row["kind"] in DRAWN):
+            less, x = self._less(row, every), 1.0  # of a whole model, whose maps have the base's shapes
+            if row["clock"]:
+                x = row["clock"]["ratio"]
+            elif row["passes"] < self.about["blocks"]:
+                continue
+            instead += row["kind"] == "instead"
+            look = {
+                "name": DRAWN[row["kind"]] or row["name"],
+                "index": 1 + instead if row["kind"] == "instead" else row["kind"] == "healed",
+            }
+            spot = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points, "hover": ""}
+            marks.append(Spot(**look, **spot, aside={"skip": -0.04, "healed": 0.04}.get(row["kind"], 0.09 * (instead - 1))))
+        xs = [1.0, *(mark.x for mark in marks)]
+        x = Axis("seconds of a prompt, of the base's", limits=(min(xs) - 0.1, max(xs) + 0.2))
+        title = f"{self.about['model']}, {len(self.right['base']['id'])} questions"
+        y = Axis("right answers less the base's, points")
+        chart = Chart("healed", title, "", (), (), (Level(y=0), *marks), x, (y,), legend=1)
+        buffer, fixed = io.BytesIO(), {"svg.hashsalt": "healed", "font.size": 9}
+        with matplotlib.style.context(["default", fixed]):
+            figure = draw(chart)
+            figure.set_size_inches(3.9, 5.4)
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+
+
+def ratio(clock: Mapping[str, float] | None) -> str:
+    """With its interval; empty where nothing was measured."""
+    return f"{clock['ratio']:.3f} ({clock['low']:.3f} to {clock['high']:.3f})" if clock else ""
+
+
+def table(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Callable[[Any], str]]) -> Iterator[str]:
+    """A line a row, which begins with its name."""
+    return markdown(["", *cells], ([row["name"], *(cell(row) for cell in cells.values())] for row in rows))
