@@ -292,10 +292,13 @@ def test_prompts_share_prefixes_within_the_memory_given():
     scorer.load(questions)
     scorer.score(pairs)
     prefixes = {(index, route.path[:length]) for index, route in pairs for length in range(1, route.n_passes + 1)}
-    assert scorer.runner.n_applied == len(prefixes) + len(questions) * L
+    shared = {path for _, path in prefixes} | {Route.full(L).path[:length] for length in range(1, L + 1)}  # what all prompts begin with
+    assert scorer.runner.n_applied == len(prefixes) + len(questions) * L + len(shared)
     # States of 32 numbers a token, and keys and values of 2 heads of 8.
-    a_node = {index: root.bucket.width * (32 + 2 * 16) * 4 for index, (_, [root]) in scorer._questions.items()}
-    assert scorer.runner.n_bytes == sum(a_node[index] for index, _ in prefixes)
+    buckets = {index: root.bucket for index, (_, [root]) in scorer._questions.items()}
+    a_node = {index: (bucket.width * (32 + 2 * 16) + bucket.n_before * 2 * 16) * 4 for index, bucket in buckets.items()}
+    beginnings = len(shared) * questions[0].n_shared * (32 + 2 * 16) * 4
+    assert scorer.runner.n_bytes == sum(a_node[index] for index, _ in prefixes) + beginnings
     small = GeneratedScorer(routed, "letter", 600, cache_bytes=0)
     small.load(questions)
     for pair in pairs:

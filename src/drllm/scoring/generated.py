@@ -6,14 +6,17 @@ those of its path. Pending answers are then decoded together, greedily, and leav
 Most routes answer as the base does, or begin so. So the base answers first, and its answer stands behind the prompt of every other route
 as a draft: one pass reads the prompt and says how much of the draft the route would have written; only what is left is decoded.
 
+In float32 the tokens that all prompts of a task begin with run once a path (`beginnings.py`), and steps are not filled up.
+
 Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
 import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import kept_tokens
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
+from drllm.scoring.beginnings import can_begin_alike, common_beginning
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task, f1_score
@@ -80,6 +84,9 @@ class GeneratedScorer(ModelScorer):
         `to_the_end`: answers are followed to their end and their tokens counted, also where their verdict is settled before.
         """
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
+        self.runner.fills = routed.model.dtype != torch.float32
+        self._beginnings: dict[tuple[str, bool], tuple[int, ...]] = {}  # by task, and whether a passage comes first
+        self._stems: dict[tuple[int, ...], Node] = {}  # by their tokens, while questions are open
         self.reward, self.to_the_end = reward, to_the_end
         has_template = bool(routed.tokenizer.chat_template)
         named = prompts, routed.base_id, routed.config.model_type, has_template
@@ -108,9 +115,17 @@ class GeneratedScorer(ModelScorer):
 
         `number` and `exact` are text always.
         """
-        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)], **TEMPLATE)
+        ids, kind = self._encode(task, example), (task.name, bool(example.context))
         check_context(len(ids), self.max_new_tokens, self.routed.config)
-        return Question(task, example, (tuple(ids),), tuple(ids))
+        if kind not in self._beginnings:
+            self._beginnings[kind] = common_beginning(partial(self._encode, task), example)
+        n_shared = len(self._beginnings[kind])
+        begins_so = len(ids) > n_shared and ids[:n_shared] == self._beginnings[kind]
+        return Question(task, example, (ids,), ids, n_shared=n_shared if begins_so else 0)
+
+    def _encode(self, task: Task, example: Example) -> tuple[int, ...]:
+        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)], **TEMPLATE)
+        return tuple(ids)
 
     def _prompt(self, task: Task, example: Example) -> Any:
         if self.wording is None:
@@ -120,6 +135,24 @@ class GeneratedScorer(ModelScorer):
 
     def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
         return prompt_inputs(self.routed, sequences, width)
+
+    def _roots(self, asked: Sequence[tuple[Question, Any]]) -> list[Node]:
+        by_beginning: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, (question, _) in enumerate(asked):
+            by_beginning[question.context_ids[: question.n_shared] if self._shares else ()].append(place)
+        roots: dict[int, Node] = {}
+        for tokens, places in by_beginning.items():
+            if tokens and tokens not in self._stems:
+                self._stems[tokens] = self.runner.open_stem(tokens, self._inputs, self._filler)
+            own = [asked[place][1][len(tokens) :] for place in places]
+            found = self.runner.open_all(own, self._inputs, self._filler, self._width, self._stems.get(tokens))
+            roots |= zip(places, found, strict=True)
+        return [roots[place] for place in range(len(asked))]
+
+    @cached_property
+    def _shares(self) -> bool:
+        """Whether what prompts begin with runs before the rest."""
+        return can_begin_alike(self.routed)
 
     @cached_property
     def _narrowest(self) -> int:
@@ -135,6 +168,9 @@ class GeneratedScorer(ModelScorer):
         super().close(handles)
         for handle in handles:
             self._drafts.pop(handle, None)
+        if not self._questions:
+            self.runner.close(self._stems.values())
+            self._stems.clear()
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
@@ -161,7 +197,7 @@ class GeneratedScorer(ModelScorer):
         bases = [asked.get(handle) or Answer(handle, full, answer.question) for handle, answer in new.items()]
         self._answer(sorted(bases, key=lambda answer: -answer.question.n_tokens))
         drafted = [base for base in bases if self._may_be_drafted(base)]
-        roots = self._roots([(*base.question.context_ids, *base.tokens[:-1]) for base in drafted])
+        roots = self._roots([(base.question, (*base.question.context_ids, *base.tokens[:-1])) for base in drafted])
         self._drafts |= dict.fromkeys(new, ()) | {base.handle: tuple(base.tokens[:-1]) for base in drafted}
         self.runner.close([self._questions[base.handle][1][0] for base in drafted])
         for base, root in zip(drafted, roots, strict=True):
@@ -201,7 +237,7 @@ class GeneratedScorer(ModelScorer):
         if drafted:
             roots = [self._questions[answer.handle][1][0] for answer in answers]
         else:
-            roots = self._roots([answer.question.context_ids for answer in answers])
+            roots = self._roots([(answer.question, answer.question.context_ids) for answer in answers])
         for index, (answer, root) in enumerate(zip(answers, roots, strict=True)):
             answer.draft = self._drafts.get(answer.handle, ()) if drafted else ()
             self.runner.submit(root, answer.route, index)
@@ -232,21 +268,22 @@ class GeneratedScorer(ModelScorer):
                 logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
                 self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
 
-    def _prefilled(self, answer: Answer) -> tuple[int, list[tuple[Tensor, Tensor]]]:
-        """Width of what stays of an answer's path, and its keys and values: without what the draft says and it does not."""
+    def _prefilled(self, answer: Answer) -> tuple[list[int], list[tuple[Tensor, Tensor]]]:
+        """The mask of what stays of an answer's path, and its keys and values: without what the draft says and it does not."""
         n_cut = len(answer.draft) - (len(answer.tokens) - 1)
         assert answer.node is not None
+        bucket, n_read = answer.node.bucket, len(answer.question.context_ids) + len(answer.tokens) - 1
+        n_before, n_own = bucket.n_before, n_read - bucket.n_before
         pairs = [pair for node in answer.node.line for pair in node.keys_values]
         cut = [(keys[:, : keys.shape[1] - n_cut], values[:, : values.shape[1] - n_cut]) for keys, values in pairs]
-        return answer.node.bucket.width - n_cut, cut
+        return [1] * n_before + [0] * (bucket.width - n_cut - n_own) + [1] * n_own, cut
 
     def _decode(self, answers: list[Answer]) -> None:
         """Greedy steps of all answers, from the keys and values of their paths."""
-        widths, lines = zip(*map(self._prefilled, answers), strict=True)
-        width, routes = max(widths), [answer.route for answer in answers]
+        masks, lines = zip(*map(self._prefilled, answers), strict=True)
+        width, routes = max(map(len, masks)), [answer.route for answer in answers]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        n_read = [[len(answer.question.context_ids) + len(answer.tokens) - 1] for answer in answers]
-        mask = (torch.arange(width, device=self.routed.device) >= width - torch.tensor(n_read, device=self.routed.device)).long()
+        mask = torch.tensor([[0] * (width - len(row)) + row for row in masks], device=self.routed.device)
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}
