@@ -3,15 +3,11 @@
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
 
-Most routes answer as the base does, or begin so. So the base answers first, and its answer stands behind the prompt of every other route
-as a draft: one pass reads the prompt and says how much of the draft the route would have written; only what is left is decoded.
-
 In float32 the tokens that all prompts of a task begin with run once a path (`beginnings.py`), and steps are not filled up.
 
 Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
-import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,11 +19,10 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import PrefilledCache, new_slots
+from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.model.transformers_private import kept_tokens
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
 from drllm.scoring.beginnings import can_begin_alike, common_beginning
@@ -53,8 +48,6 @@ class Answer:
     handle: int
     route: Route
     question: Question
-    draft: tuple[int, ...] = ()  # tokens behind its prompt
-    node: Node | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     done: bool = False
@@ -97,7 +90,6 @@ class GeneratedScorer(ModelScorer):
         self.prompt_format = CHAT if has_template and self.wording is not None and not self.wording.is_text else RAW
         self._choose = GreedyChoice(routed.model, 0 if self.wording is None else self.wording.min_new_tokens)
         self._queue: list[Answer] = []
-        self._drafts: dict[int, tuple[int, ...]] = {}  # handle -> what stands behind its prompt
 
     def right_answer(self, question: Question) -> list[int]:
         """Token ids of the right answer in the form that is asked for: the letter, the number, or the box (what is left of it)."""
@@ -154,20 +146,12 @@ class GeneratedScorer(ModelScorer):
         """Whether what prompts begin with runs before the rest."""
         return can_begin_alike(self.routed)
 
-    @cached_property
-    def _narrowest(self) -> int:
-        """Tokens that each block keeps at least, of a prompt without end."""
-        return min(kept_tokens(slot, sys.maxsize) for slot in new_slots(self.routed.config, self.routed.n_layers))
-
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
         self._queue.append(Answer(handle, route, self._questions[handle][0]))
 
     def close(self, handles: Iterable[int]) -> None:
-        handles = list(handles)
         super().close(handles)
-        for handle in handles:
-            self._drafts.pop(handle, None)
         if not self._questions:
             self.runner.close(self._stems.values())
             self._stems.clear()
@@ -176,38 +160,9 @@ class GeneratedScorer(ModelScorer):
     def collect(self) -> list[tuple[int, Route, Verdict]]:
         """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in order; empty when nothing is left."""
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
-        bases = self._draft(together)
         # Prompts of similar width lie together: least padding of their caches.
-        others = sorted((answer for answer in together if answer not in bases), key=lambda answer: -answer.question.n_tokens)
-        self._answer(others)
-        # What is not finite at a token of the draft spoils the whole prefill, also where the route would never write that token.
-        if spoilt := [answer for answer in others if answer.broken and answer.draft]:
-            for answer in spoilt:
-                answer.tokens, answer.text, answer.done, answer.broken = [], "", False, False
-            self._answer(spoilt, drafted=False)
+        self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
         return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
-
-    def _draft(self, answers: Sequence[Answer]) -> list[Answer]:
-        """Let the base answer the questions that have no draft yet, and put its answers behind their prompts; what it answered here."""
-        new = {answer.handle: answer for answer in answers if answer.handle not in self._drafts}
-        if not new:
-            return []
-        full = Route.full(self.routed.n_layers)
-        asked = {answer.handle: answer for answer in answers if answer.handle in new and answer.route == full}
-        bases = [asked.get(handle) or Answer(handle, full, answer.question) for handle, answer in new.items()]
-        self._answer(sorted(bases, key=lambda answer: -answer.question.n_tokens))
-        drafted = [base for base in bases if self._may_be_drafted(base)]
-        roots = self._roots([(base.question, (*base.question.context_ids, *base.tokens[:-1])) for base in drafted])
-        self._drafts |= dict.fromkeys(new, ()) | {base.handle: tuple(base.tokens[:-1]) for base in drafted}
-        self.runner.close([self._questions[base.handle][1][0] for base in drafted])
-        for base, root in zip(drafted, roots, strict=True):
-            self._questions[base.handle] = (base.question, [root])
-        return bases
-
-    def _may_be_drafted(self, base: Answer) -> bool:
-        """Whether there is a draft, and every block keeps the keys and values of all of it: a window would have lost the first ones."""
-        width = self._width((*base.question.context_ids, *base.tokens))
-        return len(base.tokens) > 1 and self._narrowest >= width
 
     def verdict(self, answer: Answer) -> Verdict:
         """Of an answer that is done."""
@@ -232,58 +187,32 @@ class GeneratedScorer(ModelScorer):
         verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
         return [verdicts[pair] for pair in pairs]
 
-    def _answer(self, answers: list[Answer], drafted: bool = True) -> None:
-        """Prefill and decode some answers together, with their drafts where they have some."""
-        if drafted:
-            roots = [self._questions[answer.handle][1][0] for answer in answers]
-        else:
-            roots = self._roots([(answer.question, answer.question.context_ids) for answer in answers])
-        for index, (answer, root) in enumerate(zip(answers, roots, strict=True)):
-            answer.draft = self._drafts.get(answer.handle, ()) if drafted else ()
-            self.runner.submit(root, answer.route, index)
-        for index, node in self.runner.ends(len(answers)):
-            answers[index].node = node  # type: ignore[index]
-        self._follow_drafts(answers)
-        running = [answer for answer in answers if not answer.done]
+    def _answer(self, answers: list[Answer]) -> None:
+        """Prefill and decode some answers together."""
+        for index, answer in enumerate(answers):
+            self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
+        nodes: Any = dict(self.runner.ends(len(answers)))
+        states = [nodes[index].state[-1] for index in range(len(answers))]
+        for start in range(0, len(answers), FIRST_ANSWERS):
+            step = states[start : start + FIRST_ANSWERS]
+            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
+            self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
+        running = [index for index, answer in enumerate(answers) if not answer.done]
         if running:
-            self._decode(running)
-        for answer in answers:
-            assert answer.node is not None
-            self.runner.release(answer.node)
-            answer.node = None
-        if not drafted:
-            self.runner.close(roots)
+            self._decode([answers[index] for index in running], [nodes[index] for index in running])
+        for node in nodes.values():
+            self.runner.release(node)
 
-    def _follow_drafts(self, answers: Sequence[Answer]) -> None:
-        """The tokens of each answer that agree with its draft, and the one after them: without a draft the first."""
-        for place in itertools.count():
-            answers = [
-                answer for answer in answers if not answer.done and answer.tokens == [*answer.draft[:place]] and place <= len(answer.draft)
-            ]
-            if not answers:
-                return
-            states = [answer.node.state[place - 1 - len(answer.draft)] for answer in answers]  # type: ignore[union-attr, index]
-            for start in range(0, len(answers), FIRST_ANSWERS):
-                step = states[start : start + FIRST_ANSWERS]
-                logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
-                self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
-
-    def _prefilled(self, answer: Answer) -> tuple[list[int], list[tuple[Tensor, Tensor]]]:
-        """The mask of what stays of an answer's path, and its keys and values: without what the draft says and it does not."""
-        n_cut = len(answer.draft) - (len(answer.tokens) - 1)
-        assert answer.node is not None
-        bucket, n_read = answer.node.bucket, len(answer.question.context_ids) + len(answer.tokens) - 1
-        n_before, n_own = bucket.n_before, n_read - bucket.n_before
-        pairs = [pair for node in answer.node.line for pair in node.keys_values]
-        cut = [(keys[:, : keys.shape[1] - n_cut], values[:, : values.shape[1] - n_cut]) for keys, values in pairs]
-        return [1] * n_before + [0] * (bucket.width - n_cut - n_own) + [1] * n_own, cut
-
-    def _decode(self, answers: list[Answer]) -> None:
-        """Greedy steps of all answers, from the keys and values of their paths."""
-        masks, lines = zip(*map(self._prefilled, answers), strict=True)
-        width, routes = max(map(len, masks)), [answer.route for answer in answers]
+    def _decode(self, answers: list[Answer], nodes: Sequence[Node]) -> None:
+        """Greedy steps of all answers, from the keys and values of their paths, given by the last node of each."""
+        width, routes = max(node.bucket.n_before + node.bucket.width for node in nodes), [answer.route for answer in answers]
+        lines = [[pair for node in last.line for pair in node.keys_values] for last in nodes]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        mask = torch.tensor([[0] * (width - len(row)) + row for row in masks], device=self.routed.device)
+        mask = torch.zeros((len(answers), width), dtype=torch.long, device=self.routed.device)
+        for row, answer, node in zip(mask, answers, nodes, strict=True):
+            n_before = node.bucket.n_before  # the pads of its own tokens lie between
+            row[width - node.bucket.width - n_before :][:n_before] = 1
+            row[width - answer.question.n_tokens + n_before :] = 1
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}
