@@ -355,6 +355,8 @@ class Part:
         n_applied, n_padded = (count / self.n_rounds for count in (scorer.runner.n_applied, scorer.runner.n_padded))
         say("applied", n_applied, f"{n_applied:,.0f} applications run")
         say("filling", n_padded, f"{n_padded:,.0f} rows that only fill a step")
+        read = scorer.runner.n_tokens / self.n_rounds / len(self.pairs)
+        say("read_tokens", read, f"{read:,.0f} tokens of prompts through a block for a path, pads and rows that fill among them")
         packed = isinstance(scorer, LoglikScorer)
         lengths = [len(question.sequences[0]) if packed else question.n_tokens for question in self.questions]
         widths = [-(-length // WIDTH_STEP) * WIDTH_STEP for length in lengths]

@@ -142,6 +142,14 @@ def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
     assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(tmp_path / "whole" / "search")
 
 
+def test_a_search_that_keeps_questions_reads_each_shard_once(tiny, data, tmp_path, monkeypatch):
+    """Before every group it counts what is kept so far."""
+    seen: list[Path] = []
+    monkeypatch.setattr("drllm.searching.runner.read_shard", lambda path, *store: seen.append(path) or read_shard(path, *store))
+    search(tiny, [TASK], SearchConfig(preset="paper", n_simulations=1, limit=5, group_size=1, keep=50, verify=False), tmp_path, data)
+    assert sorted(seen) == [shard_path((tmp_path / "search" / TASK).resolve(), index) for index in range(5)]
+
+
 def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_path, monkeypatch):
     """As rows of the Hub may be; a file with such a row is refused."""
     loaded = load_task(TASK, data)

@@ -91,7 +91,7 @@ class RoutedCache(PassSlots):
             raise InputError(f"the policy or route has {source.n_layers} blocks, the model has {n_layers}: use one made for this model")
         self.n_layers = n_layers
         self._config = config
-        self._prompt_mask = prompt_mask.bool()
+        self._prompt_mask, self._n_before = prompt_mask.bool(), 0
         self._observe = observe
         routes = source.routes_for(prompts_of(input_ids, self._prompt_mask))
         self._visits: list[Sequence[Visit]] = []  # a block: what each of B sequences runs
@@ -118,7 +118,7 @@ class RoutedCache(PassSlots):
         if block > n_entered:
             raise InputError(STRAYED)
         if block == n_entered:
-            if self.n_seen:
+            if self.n_seen != self._n_before:
                 raise InputError("the cache met new blocks after prefill: use one RoutedCache a generation")
             if x_BTD.shape[:2] != self._prompt_mask.shape:
                 found = f"states of {tuple(x_BTD.shape[:2])} sequences and tokens, the prompt mask has {tuple(self._prompt_mask.shape)}"
@@ -145,6 +145,11 @@ class RoutedCache(PassSlots):
             self._tell(self.n_seen + n_tokens)
             self._selected.clear()
             self.arguments.clear()
+
+    def go_on_behind(self, n_tokens: int) -> None:
+        """Prefill stands behind so many tokens, of which the slots hold nothing: for a forward in which no block runs."""
+        self._n_before = n_tokens
+        self._tell(n_tokens)
 
     def _tell(self, n_seen: int) -> None:
         for n in range(len(self.later) + 1):

@@ -1,12 +1,12 @@
 """Which searched questions become labels, where a search keeps a number of them: the rule of the authors' code. No torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from drllm.core.config import SearchConfig
 from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path, store_of
-from drllm.runs.store import Store
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def kept_of(records: Iterable[RouteRecord], n: int, share: float) -> Kept:
     return Kept(kept, visited, False)
 
 
-def kept_in(folder: Path, config: SearchConfig, store: Store | None = None) -> Kept:
-    """What a task folder's shards keep so far; those behind a missing one are not looked at, since they may not be needed."""
-    there = shard_indices(folder)
-    store = store or store_of(folder)
-    in_order = [index for place, index in enumerate(there) if index == place]
-    return kept_of(
-        (record for index in in_order for record in read_shard(shard_path(folder, index), store)), config.keep, config.mend_share
-    )
+def kept_in(folder: Path, config: SearchConfig, read: Callable[[Path], Iterable[RouteRecord]] | None = None) -> Kept:
+    """What a task folder's shards keep so far; those behind a missing one are not looked at, since they may not be needed.
+
+    `read` gives the records of a shard, such as one that keeps what it has read; default `read_shard`.
+    """
+    read = read or partial(read_shard, store=store_of(folder))
+    in_order = [index for place, index in enumerate(shard_indices(folder)) if index == place]
+    return kept_of((record for index in in_order for record in read(shard_path(folder, index))), config.keep, config.mend_share)

@@ -29,6 +29,7 @@ class Question:
     sequences: tuple[Any, ...]
     context_ids: tuple[int, ...]  # what a policy may read
     n_chars: tuple[int, ...] = ()  # of what is scored, a choice's text or its letter: lm-eval's acc_norm denominator
+    n_shared: int = 0  # tokens with which all prompts of the task begin
 
     @property
     def n_tokens(self) -> int:
@@ -80,14 +81,15 @@ class ModelScorer(ABC):
         handles = list(range(self._n_opened, self._n_opened + len(questions)))
         self._n_opened += len(questions)
         places = [(handle, place) for handle, question in zip(handles, questions, strict=True) for place in range(len(question.sequences))]
-        roots = dict(zip(places, self._roots([sequence for question in questions for sequence in question.sequences]), strict=True))
+        asked = [(question, sequence) for question in questions for sequence in question.sequences]
+        roots = dict(zip(places, self._roots(asked), strict=True))
         for handle, question in zip(handles, questions, strict=True):
             self._questions[handle] = (question, [roots[handle, place] for place in range(len(question.sequences))])
         return handles
 
-    def _roots(self, sequences: Sequence[Any]) -> list[Node]:
+    def _roots(self, asked: Sequence[tuple[Question, Any]]) -> list[Node]:
         """The root of each sequence's trie, those of one width opened together."""
-        return self.runner.open_all(sequences, self._inputs, self._filler, self._width)
+        return self.runner.open_all([sequence for _, sequence in asked], self._inputs, self._filler, self._width)
 
     def _width(self, sequence: Any) -> int:
         """Tokens that a sequence is padded to."""

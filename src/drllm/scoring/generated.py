@@ -3,30 +3,29 @@
 Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
 those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
 
-Most routes answer as the base does, or begin so. So the base answers first, and its answer stands behind the prompt of every other route
-as a draft: one pass reads the prompt and says how much of the draft the route would have written; only what is left is decoded.
+In float32 the tokens that all prompts of a task begin with run once a path (`beginnings.py`), and steps are not filled up.
 
 Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
 """
 
-import itertools
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import PrefilledCache, new_slots
+from drllm.model.cache import PrefilledCache
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.model.transformers_private import kept_tokens
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
+from drllm.scoring.beginnings import can_begin_alike, common_beginning
 from drllm.scoring.route_prediction import prompt_inputs
 from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task, f1_score
@@ -49,8 +48,6 @@ class Answer:
     handle: int
     route: Route
     question: Question
-    draft: tuple[int, ...] = ()  # tokens behind its prompt
-    node: Node | None = None
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     done: bool = False
@@ -80,6 +77,9 @@ class GeneratedScorer(ModelScorer):
         `to_the_end`: answers are followed to their end and their tokens counted, also where their verdict is settled before.
         """
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
+        self.runner.fills = routed.model.dtype != torch.float32
+        self._beginnings: dict[tuple[str, bool], tuple[int, ...]] = {}  # by task, and whether a passage comes first
+        self._stems: dict[tuple[int, ...], Node] = {}  # by their tokens, while questions are open
         self.reward, self.to_the_end = reward, to_the_end
         has_template = bool(routed.tokenizer.chat_template)
         named = prompts, routed.base_id, routed.config.model_type, has_template
@@ -90,7 +90,6 @@ class GeneratedScorer(ModelScorer):
         self.prompt_format = CHAT if has_template and self.wording is not None and not self.wording.is_text else RAW
         self._choose = GreedyChoice(routed.model, 0 if self.wording is None else self.wording.min_new_tokens)
         self._queue: list[Answer] = []
-        self._drafts: dict[int, tuple[int, ...]] = {}  # handle -> what stands behind its prompt
 
     def right_answer(self, question: Question) -> list[int]:
         """Token ids of the right answer in the form that is asked for: the letter, the number, or the box (what is left of it)."""
@@ -108,9 +107,17 @@ class GeneratedScorer(ModelScorer):
 
         `number` and `exact` are text always.
         """
-        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)], **TEMPLATE)
+        ids, kind = self._encode(task, example), (task.name, bool(example.context))
         check_context(len(ids), self.max_new_tokens, self.routed.config)
-        return Question(task, example, (tuple(ids),), tuple(ids))
+        if kind not in self._beginnings:
+            self._beginnings[kind] = common_beginning(partial(self._encode, task), example)
+        n_shared = len(self._beginnings[kind])
+        begins_so = len(ids) > n_shared and ids[:n_shared] == self._beginnings[kind]
+        return Question(task, example, (ids,), ids, n_shared=n_shared if begins_so else 0)
+
+    def _encode(self, task: Task, example: Example) -> tuple[int, ...]:
+        (ids,), _ = encode_prompts(self.routed.tokenizer, [self._prompt(task, example)], **TEMPLATE)
+        return tuple(ids)
 
     def _prompt(self, task: Task, example: Example) -> Any:
         if self.wording is None:
@@ -121,57 +128,41 @@ class GeneratedScorer(ModelScorer):
     def _inputs(self, sequences: list[Sequence[int]], width: int) -> dict[str, Tensor]:
         return prompt_inputs(self.routed, sequences, width)
 
+    def _roots(self, asked: Sequence[tuple[Question, Any]]) -> list[Node]:
+        by_beginning: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for place, (question, _) in enumerate(asked):
+            by_beginning[question.context_ids[: question.n_shared] if self._shares else ()].append(place)
+        roots: dict[int, Node] = {}
+        for tokens, places in by_beginning.items():
+            if tokens and tokens not in self._stems:
+                self._stems[tokens] = self.runner.open_stem(tokens, self._inputs, self._filler)
+            own = [asked[place][1][len(tokens) :] for place in places]
+            found = self.runner.open_all(own, self._inputs, self._filler, self._width, self._stems.get(tokens))
+            roots |= zip(places, found, strict=True)
+        return [roots[place] for place in range(len(asked))]
+
     @cached_property
-    def _narrowest(self) -> int:
-        """Tokens that each block keeps at least, of a prompt without end."""
-        return min(kept_tokens(slot, sys.maxsize) for slot in new_slots(self.routed.config, self.routed.n_layers))
+    def _shares(self) -> bool:
+        """Whether what prompts begin with runs before the rest."""
+        return can_begin_alike(self.routed)
 
     def submit(self, handle: int, route: Route) -> None:
         """Ask for a verdict; `collect` brings it."""
         self._queue.append(Answer(handle, route, self._questions[handle][0]))
 
     def close(self, handles: Iterable[int]) -> None:
-        handles = list(handles)
         super().close(handles)
-        for handle in handles:
-            self._drafts.pop(handle, None)
+        if not self._questions:
+            self.runner.close(self._stems.values())
+            self._stems.clear()
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
         """Answer the first submitted, as many as are decoded together: (handle, route, verdict) in order; empty when nothing is left."""
         together, self._queue = self._queue[:DECODED_ANSWERS], self._queue[DECODED_ANSWERS:]
-        bases = self._draft(together)
         # Prompts of similar width lie together: least padding of their caches.
-        others = sorted((answer for answer in together if answer not in bases), key=lambda answer: -answer.question.n_tokens)
-        self._answer(others)
-        # What is not finite at a token of the draft spoils the whole prefill, also where the route would never write that token.
-        if spoilt := [answer for answer in others if answer.broken and answer.draft]:
-            for answer in spoilt:
-                answer.tokens, answer.text, answer.done, answer.broken = [], "", False, False
-            self._answer(spoilt, drafted=False)
+        self._answer(sorted(together, key=lambda answer: -answer.question.n_tokens))
         return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
-
-    def _draft(self, answers: Sequence[Answer]) -> list[Answer]:
-        """Let the base answer the questions that have no draft yet, and put its answers behind their prompts; what it answered here."""
-        new = {answer.handle: answer for answer in answers if answer.handle not in self._drafts}
-        if not new:
-            return []
-        full = Route.full(self.routed.n_layers)
-        asked = {answer.handle: answer for answer in answers if answer.handle in new and answer.route == full}
-        bases = [asked.get(handle) or Answer(handle, full, answer.question) for handle, answer in new.items()]
-        self._answer(sorted(bases, key=lambda answer: -answer.question.n_tokens))
-        drafted = [base for base in bases if self._may_be_drafted(base)]
-        roots = self._roots([(*base.question.context_ids, *base.tokens[:-1]) for base in drafted])
-        self._drafts |= dict.fromkeys(new, ()) | {base.handle: tuple(base.tokens[:-1]) for base in drafted}
-        self.runner.close([self._questions[base.handle][1][0] for base in drafted])
-        for base, root in zip(drafted, roots, strict=True):
-            self._questions[base.handle] = (base.question, [root])
-        return bases
-
-    def _may_be_drafted(self, base: Answer) -> bool:
-        """Whether there is a draft, and every block keeps the keys and values of all of it: a window would have lost the first ones."""
-        width = self._width((*base.question.context_ids, *base.tokens))
-        return len(base.tokens) > 1 and self._narrowest >= width
 
     def verdict(self, answer: Answer) -> Verdict:
         """Of an answer that is done."""
@@ -196,57 +187,32 @@ class GeneratedScorer(ModelScorer):
         verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
         return [verdicts[pair] for pair in pairs]
 
-    def _answer(self, answers: list[Answer], drafted: bool = True) -> None:
-        """Prefill and decode some answers together, with their drafts where they have some."""
-        if drafted:
-            roots = [self._questions[answer.handle][1][0] for answer in answers]
-        else:
-            roots = self._roots([answer.question.context_ids for answer in answers])
-        for index, (answer, root) in enumerate(zip(answers, roots, strict=True)):
-            answer.draft = self._drafts.get(answer.handle, ()) if drafted else ()
-            self.runner.submit(root, answer.route, index)
-        for index, node in self.runner.ends(len(answers)):
-            answers[index].node = node  # type: ignore[index]
-        self._follow_drafts(answers)
-        running = [answer for answer in answers if not answer.done]
+    def _answer(self, answers: list[Answer]) -> None:
+        """Prefill and decode some answers together."""
+        for index, answer in enumerate(answers):
+            self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
+        nodes: Any = dict(self.runner.ends(len(answers)))
+        states = [nodes[index].state[-1] for index in range(len(answers))]
+        for start in range(0, len(answers), FIRST_ANSWERS):
+            step = states[start : start + FIRST_ANSWERS]
+            logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
+            self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
+        running = [index for index, answer in enumerate(answers) if not answer.done]
         if running:
-            self._decode(running)
-        for answer in answers:
-            assert answer.node is not None
-            self.runner.release(answer.node)
-            answer.node = None
-        if not drafted:
-            self.runner.close(roots)
+            self._decode([answers[index] for index in running], [nodes[index] for index in running])
+        for node in nodes.values():
+            self.runner.release(node)
 
-    def _follow_drafts(self, answers: Sequence[Answer]) -> None:
-        """The tokens of each answer that agree with its draft, and the one after them: without a draft the first."""
-        for place in itertools.count():
-            answers = [
-                answer for answer in answers if not answer.done and answer.tokens == [*answer.draft[:place]] and place <= len(answer.draft)
-            ]
-            if not answers:
-                return
-            states = [answer.node.state[place - 1 - len(answer.draft)] for answer in answers]  # type: ignore[union-attr, index]
-            for start in range(0, len(answers), FIRST_ANSWERS):
-                step = states[start : start + FIRST_ANSWERS]
-                logits_BV = self.runner.finish(torch.stack(step + [step[-1]] * (FIRST_ANSWERS - len(step))))[: len(step)]
-                self.extend(answers[start : start + FIRST_ANSWERS], logits_BV)
-
-    def _prefilled(self, answer: Answer) -> tuple[int, list[tuple[Tensor, Tensor]]]:
-        """Width of what stays of an answer's path, and its keys and values: without what the draft says and it does not."""
-        n_cut = len(answer.draft) - (len(answer.tokens) - 1)
-        assert answer.node is not None
-        pairs = [pair for node in answer.node.line for pair in node.keys_values]
-        cut = [(keys[:, : keys.shape[1] - n_cut], values[:, : values.shape[1] - n_cut]) for keys, values in pairs]
-        return answer.node.bucket.width - n_cut, cut
-
-    def _decode(self, answers: list[Answer]) -> None:
-        """Greedy steps of all answers, from the keys and values of their paths."""
-        widths, lines = zip(*map(self._prefilled, answers), strict=True)
-        width, routes = max(widths), [answer.route for answer in answers]
+    def _decode(self, answers: list[Answer], nodes: Sequence[Node]) -> None:
+        """Greedy steps of all answers, from the keys and values of their paths, given by the last node of each."""
+        width, routes = max(node.bucket.n_before + node.bucket.width for node in nodes), [answer.route for answer in answers]
+        lines = [[pair for node in last.line for pair in node.keys_values] for last in nodes]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
-        n_read = [[len(answer.question.context_ids) + len(answer.tokens) - 1] for answer in answers]
-        mask = (torch.arange(width, device=self.routed.device) >= width - torch.tensor(n_read, device=self.routed.device)).long()
+        mask = torch.zeros((len(answers), width), dtype=torch.long, device=self.routed.device)
+        for row, answer, node in zip(mask, answers, nodes, strict=True):
+            n_before = node.bucket.n_before  # the pads of its own tokens lie between
+            row[width - node.bucket.width - n_before :][:n_before] = 1
+            row[width - answer.question.n_tokens + n_before :] = 1
         while True:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             inputs = {"input_ids": torch.tensor([answer.tokens[-1:] for answer in answers], device=mask.device), "attention_mask": mask}

@@ -23,6 +23,7 @@ from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
+from drllm.scoring.beginnings import has_hidden_window
 from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
 from drllm.scoring.trie import Node
 from drllm.scoring.verdict import loglik_verdict
@@ -183,8 +184,8 @@ def can_pack(routed: RoutedModel) -> bool:
     """
     if not routed.takes_position_ids or any(is_window(slot) for slot in new_slots(routed.config, routed.n_layers)):
         return False
-    if "local" in getattr(routed.config, "attention_layers", ()) or getattr(routed.config, "keep_window_size", 0):
-        return False  # windows that no cache shows (GPT-Neo's, Doge's): the example below may fit in one
+    if has_hidden_window(routed.config):
+        return False
     n_vocab = routed.model.get_input_embeddings().num_embeddings
     context = [sample_token(seed, n_vocab) for seed in range(12)]
     pairs = [(context, [sample_token(100 * choice + at, n_vocab) for at in range(6)]) for choice in range(1, 4)]

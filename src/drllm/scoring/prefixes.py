@@ -10,11 +10,15 @@ the batch size changes, but not at another place in a batch of the same size. So
 evicted from memory can flip a verdict (`tests/scoring/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch holds
 whatever tokens of the step were sent to it, so the last bits may differ.
 
+Sequences may begin with tokens that all of them share: a stem, a trie of its own. Each of its nodes runs once a path, whatever the number
+of sequences; their own tokens run behind its keys and values.
+
 Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequences of a bucket, D hidden size.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -27,7 +31,7 @@ from drllm.core.route import Route
 from drllm.core.span import block_span
 from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
-from drllm.model.transformers_private import keys_values
+from drllm.model.transformers_private import fill, keys_values
 from drllm.policies.constant import RoutePolicy
 from drllm.scoring.trie import Bucket, Node, bytes_of, child_of, gather
 
@@ -48,10 +52,11 @@ class PrefixRunner:
         max_step_tokens: tokens of a step; sequences a step follow from it and the width, so they are fixed for a width.
         cache_bytes: states (and keys and values) kept for later paths; the least recently used go first. What running paths need stays.
         keep_keys_values: keep each application's keys and values too, for generation.
+        fills: fill every step to its fixed shape; else it has the sequences that are there.
     """
 
-    def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
-        self.routed = routed
+    def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False, fills: bool = True):
+        self.routed, self.fills = routed, fills
         self.max_step_tokens, self.cache_bytes, self.keep_keys_values = max_step_tokens, cache_bytes, keep_keys_values
         self._skip = RoutePolicy(Route([0] * routed.n_layers))
         self._waiting: list[list[Node]] = [[] for _ in range(routed.n_layers)]
@@ -62,27 +67,48 @@ class PrefixRunner:
         self._ended: list[tuple[Hashable, Node]] = []
         self._cache_names: list[set[str]] = []
         self.n_applied = self.n_padded = 0  # block applications of real sequences, and of those that only fill a step
+        self.n_tokens = 0  # tokens of all of them, pads among them
         self.n_bytes = self.peak_bytes = 0  # of the states kept now, and at most
 
-    def open(self, inputs: dict[str, Tensor]) -> list[Node]:
-        """Take sequences of one width in: the model's own inputs (B, W), B at least 2. The roots of their tries, which begin empty."""
+    def open(self, inputs: dict[str, Tensor], stem: Node | None = None) -> list[Node]:
+        """Take sequences of one width in: the model's own inputs (B, W), B at least 2. The roots of their tries, which begin empty.
+
+        With the root of a `stem` these are inputs of what follows its tokens; W counts the pads between.
+        """
         ids = inputs["input_ids"]
-        bucket, roots = Bucket(len(ids), ids.shape[1]), []
+        bucket, roots = Bucket(len(ids), ids.shape[1], 0 if stem is None else stem.bucket.width), []
         self._cache_names = []
 
         def capture(block: int, x_BTD: Tensor, arguments: dict[str, Any]) -> None:
             if block == 0:
-                roots.extend(Node(bucket, index, state=state) for index, state in enumerate(x_BTD))
+                roots.extend(Node(bucket, index, stem=stem, state=state) for index, state in enumerate(x_BTD))
             bucket.arguments.append({name: value for name, value in arguments.items() if not isinstance(value, Cache)})
             self._cache_names.append({name for name, value in arguments.items() if isinstance(value, Cache)})
 
-        self.routed.decoder_forward(self.routed.new_cache(self._skip, torch.ones_like(ids), capture), **inputs)
+        cache = self.routed.new_cache(self._skip, torch.ones_like(ids), capture)
+        if stem is not None:
+            cache.go_on_behind(bucket.n_before)
+            inputs = inputs | {"attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (bucket.n_before, 0), value=1)}
+            if "position_ids" in inputs:
+                inputs["position_ids"] = inputs["position_ids"] + bucket.n_before
+        self.routed.decoder_forward(cache, **inputs)
         return roots
 
+    def open_stem(self, tokens: Sequence[int], inputs: Callable[[list[Any], int], dict[str, Tensor]], filler: Any) -> Node:
+        """The root of the tokens that sequences to come begin with; `close` forgets it, after those."""
+        [stem] = self.open_all([tokens], inputs, filler, len)
+        stem.bucket.is_stem = True
+        return stem
+
     def open_all(
-        self, sequences: Sequence[Any], inputs: Callable[[list[Any], int], dict[str, Tensor]], filler: Any, width_of: Callable[[Any], int]
+        self,
+        sequences: Sequence[Any],
+        inputs: Callable[[list[Any], int], dict[str, Tensor]],
+        filler: Any,
+        width_of: Callable[[Any], int],
+        stem: Node | None = None,
     ) -> list[Node]:
-        """The root of each sequence's trie, those of one width opened together.
+        """The root of each sequence's trie, those of one width opened together; behind a stem, their own tokens alone are given.
 
         `inputs` is what the model's forward takes of sequences padded to one width. A short filler stands behind them: it makes every
         family build an explicit mask. With and without one, attention can round differently.
@@ -92,7 +118,7 @@ class PrefixRunner:
             by_width[width_of(sequence)].append(place)
         roots: dict[int, Node] = {}
         for width, places in by_width.items():
-            roots |= zip(places, self.open(inputs([*(sequences[place] for place in places), filler], width)), strict=False)
+            roots |= zip(places, self.open(inputs([*(sequences[place] for place in places), filler], width), stem), strict=False)
         return [roots[place] for place in range(len(sequences))]
 
     def close(self, roots: Iterable[Node]) -> None:
@@ -165,22 +191,22 @@ class PrefixRunner:
 
     def _run_block(self, block: int, force: bool) -> bool:
         """One round over what waits at a block now; True when something ran (second passes may wait at it then)."""
-        alike: dict[tuple[int, str], list[Node]] = defaultdict(list)  # of one width, under one adapter
+        alike: dict[tuple[int, int, str], list[Node]] = defaultdict(list)  # of one width, behind as many tokens, under one adapter
         ends = [node for node in self._waiting[block] if node.before is not None]
         for node in self._waiting[block]:
             if node.before is None:
-                alike[node.bucket.width, node.span.adapter].append(node)
+                alike[node.bucket.width, node.bucket.n_before, node.span.adapter].append(node)
         self._waiting[block] = []
         self._damp(ends)
         ran = bool(ends)
-        for (width, _), nodes in alike.items():
+        for (width, *_), nodes in alike.items():
             n_sequences = max(1, self.max_step_tokens // width)  # R
             for start in range(0, len(nodes), n_sequences):
                 step = nodes[start : start + n_sequences]
-                if len(step) < n_sequences * MIN_FILL and not force:
+                if len(step) < n_sequences * MIN_FILL and not force and not step[0].bucket.is_stem:
                     self._waiting[block] += step
                     continue
-                self._apply(block, step, n_sequences)
+                self._apply(block, step, n_sequences if self.fills else len(step))
                 ran = True
         return ran
 
@@ -197,10 +223,15 @@ class PrefixRunner:
         filled = nodes + [nodes[-1]] * (n_sequences - len(nodes))
         parents: list[Any] = [node.parent for node in filled]
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
+        if slots is not None and nodes[0].stem is not None:
+            stems: list[Any] = [node.stem.keys_values for node in filled]  # type: ignore[union-attr]
+            slots.n_seen = nodes[0].bucket.n_before
+            fill(slots.layers[block], *(torch.stack(parts) for parts in zip(*itertools.chain(*stems), strict=True)), slots.n_seen)
         arguments = gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
         x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments, nodes[0].span.adapter)
         self.n_applied += len(nodes)
         self.n_padded += n_sequences - len(nodes)
+        self.n_tokens += n_sequences * nodes[0].bucket.width
         for index, node in enumerate(nodes):
             self.n_bytes -= bytes_of(node)  # its keys and values, where only its states were evicted
             # A copy: a view would keep the whole step's states alive.
@@ -249,7 +280,7 @@ class PrefixRunner:
         """Drop a node's states, and its keys and values where no path that is kept runs through it."""
         self.n_bytes -= bytes_of(node)
         node.state = None
-        if not node.is_stood_on:
+        if node.bucket.is_stem or not node.is_stood_on:  # who ran behind a stem has its keys and values
             node.keys_values = ()
         self.n_bytes += bytes_of(node)
         self._offer(node.parent)

@@ -30,6 +30,7 @@ class Node:
     parent: Node | None = None
     span: Span = Span(-1, -1)
     before: Node | None = None  # where a span of a strength below 1 ends: the node before it
+    stem: Node | None = None  # of the same path, in the trie of the tokens that run before the sequence's own: it attends to those, too
     children: dict[Span, Node] = field(default_factory=dict)
     state: Tensor | None = None  # (W, D), the states after it; None before it ran and after it was evicted
     keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what the block's attention cached, (heads, W, head size); only when asked for
@@ -50,7 +51,8 @@ class Node:
     @property
     def sources(self) -> tuple[Node, ...]:
         """The nodes whose states it is made from."""
-        return tuple(node for node in (self.parent, self.before) if node is not None)
+        stem = None if self.before is not None else self.stem  # where a span ends nothing is attended to
+        return tuple(node for node in (self.parent, self.before, stem) if node is not None)
 
     @property
     def line(self) -> list[Node]:
@@ -68,13 +70,16 @@ class Bucket:
 
     n_sequences: int
     width: int
+    n_before: int = 0  # tokens before theirs, which run as a stem
+    is_stem: bool = False
     arguments: list[dict[str, Any]] = field(default_factory=list)  # a block: name -> value for all B sequences
 
 
 def child_of(parent: Node, span: Span, before: Node | None = None) -> Node:
     """The node behind another on a path, made where there is none yet."""
     if (child := parent.children.get(span)) is None:
-        child = parent.children[span] = Node(parent.bucket, parent.index, parent, span, before)
+        stem = parent.stem and child_of(parent.stem, span, before and before.stem)
+        child = parent.children[span] = Node(parent.bucket, parent.index, parent, span, before, stem)
     return child
 
 

@@ -5,6 +5,7 @@ process task by task, or by workers all together, in any order, each ending in o
 a dense (question x route) matrix, of which the folder says which questions and routes, and the store what they answer.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from drllm.runs.kept import kept_in
 from drllm.runs.layout import PRIOR_FILE, RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
-from drllm.runs.records import read_shard, shard_indices, shard_path
+from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.replica import Ticket, Wanted
@@ -254,15 +255,20 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
             tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
         jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
 
+    @functools.cache
+    def read(path: Path) -> list[RouteRecord]:
+        """A shard's records, read once: it never changes, and is asked for before every group."""
+        return read_shard(path, bench.store)
+
     def is_wanted(job: Any) -> bool:
         """Whether more groups are to be searched: no, where the search keeps a number of questions and has them."""
-        return not job.config.keep or not kept_in(job.folder, job.config, bench.store).is_enough
+        return not job.config.keep or not kept_in(job.folder, job.config, read).is_enough
 
     label = f"search {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}"
     bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, notes, is_wanted)
     for name, task in prepared.items():
         if task.config.keep:
-            kept = kept_in(RunFolder(bench.run).search(name), task.config, bench.store)
+            kept = kept_in(RunFolder(bench.run).search(name).resolve(), task.config, read)
             found = f"{len(kept.records)} of {task.config.keep} kept, {kept.mended} of which mend a wrong answer"
             say(f"{name}: {found}; {len(kept.visited)} visited")
 
