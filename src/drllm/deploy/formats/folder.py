@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drllm.core.errors import ArtifactError, InputError
+from safetensors import SafetensorError
+
+from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.files import read_json, whole_folder, write_json
 from drllm.core.route import Action, Route
 from drllm.core.route_words import in_words
@@ -56,10 +58,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
         raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(folder) as place:
-        yield place
-        if folder.exists():
-            shutil.rmtree(folder)
+    try:
+        with whole_folder(folder) as place:
+            yield place
+            if folder.exists():
+                shutil.rmtree(folder)
+    except SafetensorError as error:  # its way to say what the system says, such as that there is no room
+        raise OSError(None, first_line(error), str(folder)) from None
+    except OSError as error:  # a write does not know the file's name
+        error.filename = error.filename or str(folder)
+        raise
 
 
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
