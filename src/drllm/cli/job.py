@@ -104,6 +104,10 @@ class Job:
         return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
 
     def _warned_of(self, routed: RoutedModel) -> RoutedModel:
+        import torch
+
+        if not self.common.device and routed.device.type == "cpu" and torch.cuda.is_available():
+            warnings.warn("torch sees a GPU, and the model runs on the CPU: give --device cuda, or cpu", stacklevel=2)
         if self.common.dtype == "auto":
             warn_if_slow(str(routed.model.dtype), str(routed.device))
         return routed
