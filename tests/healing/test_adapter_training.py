@@ -34,6 +34,7 @@ def train(folder, texts, route=ROUTE, config: HealConfig = CONFIG, routed: Route
     return train_adapter(routed or runs.model(), route, [[texts[index] for index in step] for step in steps], texts[64:], config, folder)
 
 
+@pytest.mark.gpu
 def test_it_comes_nearer_to_the_base_whose_weights_stay(texts, tmp_path):
     routed = runs.model()
     before = {name: part.clone() for name, part in routed.model.state_dict().items()}
@@ -78,6 +79,7 @@ def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
     assert distance_along(half, adapter.healed, texts[64:], 400).kl < course.looks[0][1]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("at", [1, 13, 25])
 def test_killed_at_any_step_it_ends_in_the_same_bytes(texts, tmp_path, monkeypatch, at):
     whole, _ = train(tmp_path / "whole", texts)

@@ -9,12 +9,15 @@ import torch
 
 import families
 from drllm import Route, RoutedModel
+from drllm.policies.given import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from host_syncs import HostSyncs
 
 L = families.N_BLOCKS
 MIXED = [Route.parse("1111"), Route.parse("0121"), Route.parse("0-2,(1-2)*0.5,3", L)]
-PROMPTS = torch.tensor([[0, 0, 5, 6, 7], [0, 8, 9, 4, 3], [11, 12, 13, 14, 15]])
+PROMPTS = torch.tensor([[0, 0, 5, 6, 7], [0, 8, 9, 4, 3], [11, 12, 13, 14, 15]], device=families.DEVICE)
+
+pytestmark = pytest.mark.gpu
 
 
 def counted(model, n: int, **options) -> Counter[str]:
@@ -45,10 +48,26 @@ FAMILIES = ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("
 def test_a_decode_step_waits_no_more_often_than_stocks(family, source):
     stock = of_a_step(families.build(family))
     routed = RoutedModel.wrap(families.build(family))
-    routers = Routers(RouterConfig(L, routed.hidden_size), seed=0)
+    routers = Routers(RouterConfig(L, routed.hidden_size), seed=0).to(families.DEVICE)
     policies = {"none": None, "one route": Route.parse("1021"), "mixed routes": MIXED, "routers": routers}
     assert of_a_step(routed, policy=policies[source]) == stock
-    assert 1 <= stock.total(), "stock asks in each step whether all sequences have ended"
+    assert stock.total() >= 1, "stock asks in each step whether all sequences have ended"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "mistral-sliding"])
+@torch.no_grad()
+def test_prefill_and_decode_mix_no_devices_and_read_nothing(family):
+    """On torch's meta device, as on another device: a tensor of the CPU among its own is an error, and so is any value that is read."""
+    routed = RoutedModel.wrap(families.build(family))
+    routed.model.to("meta")
+
+    def ones(*shape: int) -> torch.Tensor:
+        return torch.ones(*shape, dtype=torch.long, device="meta")
+
+    cache = routed.new_cache(GivenRoutes(MIXED), ones(3, 5))
+    routed.forward(cache, input_ids=ones(3, 5), attention_mask=ones(3, 5))
+    step = routed.forward(cache, input_ids=ones(3, 1), attention_mask=ones(3, 6)).logits
+    assert (step.device.type, tuple(step.shape)) == ("meta", (3, 1, families.VOCAB))
 
 
 def test_the_counter_sees_each_way_of_waiting():
