@@ -18,6 +18,7 @@ from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, distance_along, train_adapter
 from drllm.policies.healed import HealedPolicy
 from healed import CONFIG
+from standings import NO_LINEAR_MAPS
 
 PROMPTS = [tuple(3 + (7 * n + at * at) % 90 for at in range(6 + n % 20)) for n in range(80)]
 ROUTE = Route.parse("1011")
@@ -67,7 +68,7 @@ def test_rank_and_targets(texts, tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"no block holds a linear map named tea: there are down_proj, .*v_proj"):
         check_targets(runs.model(), replace(CONFIG, targets=("tea",)))
     with pytest.raises(UnsupportedModelError, match="named anything: there are none"):
-        check_targets(RoutedModel.wrap(families.build("gpt2")), CONFIG)
+        check_targets(RoutedModel.wrap(families.build(*NO_LINEAR_MAPS)), CONFIG)
 
 
 def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
