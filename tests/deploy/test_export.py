@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 
@@ -168,6 +169,23 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
     with pytest.raises(UnsupportedModelError, match="logits are off by"):
         export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["checkpoint", "mergekit"])
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(format, checkpoint, tmp_path, capsys):
+    """Really: no file may grow beyond 16 KiB. safetensors says so by an error of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    typed = ["export", "--model", str(checkpoint), "--route", "1011", "--format", format, "--out", str(tmp_path / "out")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, hard))
+    try:
+        assert main(typed) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("drllm: error: ")
+    assert line.endswith(f"{tmp_path / 'out'}; give another path, or make room and run the same command, which resumes")
+    assert list(tmp_path.iterdir()) == []
+    assert main(typed) == 0
 
 
 def test_what_export_refuses(tmp_path, checkpoint, capsys):

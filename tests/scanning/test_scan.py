@@ -21,7 +21,7 @@ import runs
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, Resources, Route, RoutedModel, ScanConfig, SearchConfig, report, scan, search
 from drllm.cli.main import main
-from drllm.core.errors import InputError
+from drllm.core.errors import DrllmError, InputError
 from drllm.reporting.scan import render
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import read_manifest
@@ -386,11 +386,11 @@ def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
 
 
 def test_claims_as_people_write_them(tmp_path):
-    file = tmp_path / "claims.yaml"
-    file.write_text("- {claim: blocks 1 to 2 twice, gain: 3, source: https://example.org/card}\n- claim: 1-2 skipped\n", encoding="utf-8")
+    file = tmp_path / "claims.jsonl"
+    lines = [{"claim": "blocks 1 to 2 twice", "gain": 3, "source": "https://example.org/card"}, {"claim": "1-2 skipped"}]
     full = Route.full(4)
     expected = {full.loop(1, 2): Said(3, "https://example.org/card"), full.edit(1, 0, 0): Said()}
-    assert read_claims([str(file)], 4) == expected
+    assert read_claims([str(runs.write_rows(file, lines))], 4) == expected
     assert read_claims(["3 twice", "0-2,1-3"], 4) == {full.loop(3, 3): Said(), CLAIM: Said()}
 
 
@@ -400,18 +400,18 @@ def test_claims_as_people_write_them(tmp_path):
         ("2-4 twice", None, "'2-4 twice' names blocks 2 to 4, the model has 4, 0 to 3"),
         ("2-1 skipped", None, "names blocks 2 to 1"),
         ("1-2 thrice", None, "cannot read route '1-2 thrice'"),
-        ("none.yaml", None, "cannot read claims from .*none.yaml .*: give a YAML file whose entries have claim"),
-        ("bad.yaml", b"a: [", "cannot read claims from"),
-        ("bad.yaml", b"\xff", "cannot read claims from"),
-        ("bad.yaml", b"- route: 1211", "holds {'route': 1211}: expected claim"),
-        ("bad.yaml", b"- {claim: 1 twice, gain: much}", "gain is 'much', expected points, such as 3"),
+        ("none.jsonl", None, "none.jsonl is not readable JSON lines .*: a line has claim"),
+        ("bad.jsonl", b"- claim: 1 twice", "bad.jsonl is not readable JSON lines, line 1"),
+        ("bad.jsonl", b"\xff", "bad.jsonl is not readable JSON lines"),
+        ("bad.jsonl", b'{"route": "1211"}', "line 1: got {'route': '1211'}, expected claim"),
+        ("bad.jsonl", b'{"claim": "1 twice", "gain": "much"}', r"'gain': 'much'}, expected claim .*gain \(points, a number\)"),
     ],
 )
 def test_claims_that_cannot_be_read_are_one_line(claim, content, message, tmp_path):
     if content is not None:
         (tmp_path / claim).write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        read_claims([str(tmp_path / claim) if claim.endswith("yaml") else claim], 4)
+    with pytest.raises(DrllmError, match=message) as error:
+        read_claims([str(tmp_path / claim) if claim.endswith("jsonl") else claim], 4)
     assert "\n" not in str(error.value)
 
 

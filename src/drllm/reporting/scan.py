@@ -105,10 +105,9 @@ def _claim(result: ScanResult, row: Measured) -> str:
 
 def _judged(gain: float, fresh: Difference) -> str:
     """Where a claimed gain lies, and what follows."""
-    if gain > fresh.high:
-        return "lie above that interval: the claim does not hold on these questions"
-    if gain < fresh.low:
-        return "lie below that interval: it does better than claimed on these questions"
+    if not fresh.low <= gain <= fresh.high:
+        place, word = ("above", "the claim does not hold") if gain > fresh.high else ("below", "it does better than claimed")
+        return f"lie {place} that interval: {word} on these questions"
     if not fresh.low <= 0 <= fresh.high or not gain:
         return "lie inside that interval: the claim holds on these questions"
     needed = fresh.n * ((fresh.high - fresh.low) / 2 / gain) ** 2  # an interval shrinks with the root of its questions

@@ -134,7 +134,8 @@ class _Scan:
         winners = [] if standing is None else self._winners(standing)
         if standing is not None:
             self._write_best(standing)
-        rivals = self._twins(winners) if self.fresh and winners else []
+        whole = candidates(self.n_layers, self.config.kinds, self.config.strength)  # random spans of the winners' kinds and lengths
+        rivals = twins(winners, whole, self.config.seed) if self.fresh and winners else []
         rows, by_group = self._measure(standing, winners, rivals)
         for part, beside in self._claims({**self._claimed_before(), **claimed}):
             rows, by_group = [*rows, *part], [*by_group, *beside]
@@ -142,10 +143,6 @@ class _Scan:
         result = self._result(rows, by_group, standing)
         write_scan(self.folder, result, self._cells(standing))
         return result
-
-    def _twins(self, winners: Sequence[Candidate]) -> list[Candidate]:
-        """Random spans of the winners' kinds and lengths."""
-        return twins(winners, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed)
 
     def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
         """Plain forwards that so many questions cost along the base's route and these."""

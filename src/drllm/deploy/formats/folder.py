@@ -63,11 +63,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
             yield place
             if folder.exists():
                 shutil.rmtree(folder)
-    except SafetensorError as error:  # its way to say what the system says, such as that there is no room
-        raise OSError(None, first_line(error), str(folder)) from None
-    except OSError as error:  # a write does not know the file's name
-        error.filename = error.filename or str(folder)
-        raise
+    except (OSError, SafetensorError) as error:  # a write that fails, as for want of room, does not know the file's name
+        what = getattr(error, "errno", None), getattr(error, "strerror", None) or first_line(error)
+        raise OSError(*what, getattr(error, "filename", None) or str(folder)) from error
 
 
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
