@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-oldest bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods table-healed lint lint-imports lint-serve clean
+.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods table-healed lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
@@ -32,6 +32,8 @@ help:
 	@echo "make test-fast  the quick tests alone, under a minute"
 	@echo "make test-slow  the heavier tests: real model, faults, long runs"
 	@echo "make test-mutants  wrong versions of the modules that matter most: do their tests notice? (docs/mutants.md)"
+	@echo "make test-gpu   the tests that a GPU is asked, too: laws, wrap, search, heal, generate, vLLM's graphs; says so where none is"
+	@echo "make bench-gpu  on a GPU: search, heal, scan and serve a model of 1.5 billion weights; runs/bench-gpu.json"
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
@@ -143,6 +145,13 @@ $(VENV)-mergekit/.installed: Makefile
 	@$(PYTHON) -m venv $(VENV)-mergekit
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-mergekit/bin/python -m pip install -q mergekit==0.1.5
 	@touch $@
+
+# On the first GPU that torch sees; vLLM's tests in the environment that DRLLM_SERVE_PYTHON names, where one is. No GPU: a line, and no error.
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python tools/on_gpu.py "make test-gpu" $(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(VENV)/.installed
+	@$(BIN)/python tools/on_gpu.py "make bench-gpu" $(BIN)/python benchmarks/gpu.py --out runs/bench-gpu.json $(ARGS)
 
 # The laws on the oldest transformers they are known to hold on, in an environment of its own.
 test-oldest: $(VENV)-oldest/.installed

@@ -30,16 +30,20 @@ question beside the base, with 95 % intervals, and beside random spans. Written 
 OWN = """## Audit another model
 
 ```
-drllm scan --model ID --tasks arc_easy,arc_challenge,openbookqa --questions 0 --claimed 0-14,12-29 --out runs/audit
+drllm scan --model ID --tasks arc_easy,arc_challenge,openbookqa --questions 0 --claimed "12-14 twice" --out runs/audit
 ```
 
-`ID` is a Hub id, a folder or a `.gguf` file. `0-14,12-29` runs blocks 12 to 14 twice; `--data FILE.jsonl` asks questions of your own.
-The same change at five other places, drawn blindly, is measured beside it. Write your model's last block: a path that ends before it is
-refused. Without `--questions 0` every span is tried first (`docs/scan.md`).
+`ID` is a Hub id, a folder or a `.gguf` file; `--data FILE.jsonl` asks questions of your own. The same change at five other places, drawn
+blindly, is measured beside it. A file of claims with gain and source, and how to read the verdict: [scan and audit](scan.md#audit-a-claim).
 
-Other claims that we know of are about models that do not run here: Qwen3.6-27B with blocks 33 to 36 twice (XpressAI, BFCL 82.6 to 84.5),
-Qwen3-4B with damped loops (arXiv 2605.23872, MMLU-Pro +2.64), Qwen2-72B with blocks 45 to 51 twice (dnhkng/RYS). The command above measures
-them where they fit.
+## Not measurable here
+These models do not fit the machine of these measurements. The command above measures the claims where they fit.
+
+| model | claimed by | claim | why not here |
+| --- | --- | --- | --- |
+| Qwen3.6-27B | XpressAI | blocks 33 to 36 twice: BFCL 82.6 to 84.5 | 27 billion weights |
+| Qwen3-4B | arXiv 2605.23872 | damped loops: MMLU-Pro +2.64 | 4 billion weights, on two cores |
+| Qwen2-72B | dnhkng/RYS | blocks 45 to 51 twice | 72 billion weights |
 
 What others found when they measured again: the best span of Qwen3.5-27B shrank from +.210 on 32 probes to +.129 on 259 (dnhkng/RYS); the
 headline of llm-circuit-finder, .22 to .76, was withdrawn by its author after a full run.

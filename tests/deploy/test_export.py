@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 
@@ -17,20 +18,19 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import FORMATS, check_export, export
 from drllm.runs.layout import EXPORT_FILE
+from standings import NOT_EVERY_CHECKPOINT
 
 pytestmark = pytest.mark.long
 
 L = families.N_BLOCKS
 ROUTES = [Route.parse(text) for text in ("1211", "0111", "2102", "1111", "1120")]
-# Families of which some route has no configuration: a block's index decides what it computes, or which of two kinds of block it is.
-REFUSED = {"diffllama", "gpt2-inverse-layer-scale", "modernbert-decoder", "afmoe", "beam", "ernie4_5_moe", "dots3_note_text"}
 
 
 def ids(n: int = 11, seed: int = 3, vocab: int = 90) -> torch.Tensor:
     return torch.randint(0, vocab, (2, n), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("family", families.sampled(*REFUSED))
+@pytest.mark.parametrize("family", families.sampled(*NOT_EVERY_CHECKPOINT))
 def test_the_export_computes_what_the_routed_model_computes(family, tmp_path):
     routed = RoutedModel.wrap(families.build(family))
     rng = random.Random(family)
@@ -48,7 +48,7 @@ def test_the_export_computes_what_the_routed_model_computes(family, tmp_path):
         with torch.no_grad():
             wanted, got = routed(ids(), routes=route).logits, loaded(ids()).logits
         assert (got - wanted).abs().max() <= 1e-5 * max(1, wanted.abs().max())
-    assert (refused > 0) == (family in REFUSED)
+    assert (refused > 0) == (family in NOT_EVERY_CHECKPOINT)
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
 
 
@@ -169,6 +169,23 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
     with pytest.raises(UnsupportedModelError, match="logits are off by"):
         export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["checkpoint", "mergekit"])
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(format, checkpoint, tmp_path, capsys):
+    """Really: no file may grow beyond 16 KiB. safetensors says so by an error of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    typed = ["export", "--model", str(checkpoint), "--route", "1011", "--format", format, "--out", str(tmp_path / "out")]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, hard))
+    try:
+        assert main(typed) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("drllm: error: ")
+    assert line.endswith(f"{tmp_path / 'out'}; give another path, or make room and run the same command, which resumes")
+    assert list(tmp_path.iterdir()) == []
+    assert main(typed) == 0
 
 
 def test_what_export_refuses(tmp_path, checkpoint, capsys):

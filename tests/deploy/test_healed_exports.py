@@ -19,6 +19,7 @@ from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.text_selector import TextSelector
 from healed import random_adapter, random_policy
+from standings import HEALED
 
 ROUTES = ["1011", "1120", "0-2,1-3"]
 IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90]])
@@ -30,7 +31,7 @@ def healed(family: str, route: str, folder=None) -> RoutedModel:
     return routed
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt_neox"])
+@pytest.mark.parametrize("family", HEALED)
 @pytest.mark.parametrize("route", ROUTES)
 def test_merged_it_is_a_plain_checkpoint_that_computes_the_same(family, route, tmp_path):
     routed = healed(family, route)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import drllm
+import families
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
@@ -48,7 +49,7 @@ def saved(tmp_path_factory) -> RoutedModel:
     folder = tmp_path_factory.mktemp("model")
     model().unwrap().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    return RoutedModel.wrap(str(folder), dtype=torch.float32)
+    return RoutedModel.wrap(str(folder), dtype=torch.float32, device=families.DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ def gone(pids: list[int]) -> bool:
     return not left
 
 
+@pytest.mark.gpu
 def test_two_workers_write_the_records_of_one_process(two, saved, data, single, tmp_path):
     search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")

@@ -18,6 +18,7 @@ from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, distance_along, train_adapter
 from drllm.policies.healed import HealedPolicy
 from healed import CONFIG
+from standings import NO_LINEAR_MAPS
 
 PROMPTS = [tuple(3 + (7 * n + at * at) % 90 for at in range(6 + n % 20)) for n in range(80)]
 ROUTE = Route.parse("1011")
@@ -34,6 +35,7 @@ def train(folder, texts, route=ROUTE, config: HealConfig = CONFIG, routed: Route
     return train_adapter(routed or runs.model(), route, [[texts[index] for index in step] for step in steps], texts[64:], config, folder)
 
 
+@pytest.mark.gpu
 def test_it_comes_nearer_to_the_base_whose_weights_stay(texts, tmp_path):
     routed = runs.model()
     before = {name: part.clone() for name, part in routed.model.state_dict().items()}
@@ -66,7 +68,7 @@ def test_rank_and_targets(texts, tmp_path):
     with pytest.raises(UnsupportedModelError, match=r"no block holds a linear map named tea: there are down_proj, .*v_proj"):
         check_targets(runs.model(), replace(CONFIG, targets=("tea",)))
     with pytest.raises(UnsupportedModelError, match="named anything: there are none"):
-        check_targets(RoutedModel.wrap(families.build("gpt2")), CONFIG)
+        check_targets(RoutedModel.wrap(families.build(*NO_LINEAR_MAPS)), CONFIG)
 
 
 def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
@@ -78,6 +80,7 @@ def test_a_base_in_bfloat16_is_healed_in_float32(texts, tmp_path):
     assert distance_along(half, adapter.healed, texts[64:], 400).kl < course.looks[0][1]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("at", [1, 13, 25])
 def test_killed_at_any_step_it_ends_in_the_same_bytes(texts, tmp_path, monkeypatch, at):
     whole, _ = train(tmp_path / "whole", texts)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import drllm
+import families
 import runs
 from drllm import ArtifactError, EvaluateConfig, InputError, Route, RoutedModel
 from drllm.cli.main import main
@@ -32,6 +33,7 @@ def again(run, **changes):
     return drllm.heal(runs.model(), run.folder, tasks=[runs.TASK], data=run.data, config=replace(CONFIG, **changes))
 
 
+@pytest.mark.gpu
 def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
     route = Route.parse(run.healed.route)
     assert (run.healed.n_layers, run.healed.n_passes, route.n_passes) == (4, 3, 3)
@@ -64,6 +66,7 @@ def test_another_healing_there_is_refused(run):
         drllm.heal(other, run.folder, tasks=[runs.TASK], data=run.data, config=CONFIG)
 
 
+@pytest.mark.gpu
 def test_generate_and_inspect_run_it(run):
     routed = RoutedModel.from_pretrained(run.folder / "healed", base=runs.model())
     prompts = ["1: what is 20 and 30?", "hello"]
@@ -113,6 +116,7 @@ def test_questions_in_a_file_of_prompts_judge_nothing(tmp_path):
     assert found.dropped == {"test": 40}
 
 
+@pytest.mark.gpu
 def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     from drllm.deploy.export import export
     from drllm.scoring.scorer import askable, scorer_of
@@ -120,7 +124,7 @@ def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     routed = runs.model()
     routed.as_source(run.policy)
     export(routed, run.policy.route, tmp_path / "merged")
-    plain = RoutedModel.wrap(str(tmp_path / "merged"))
+    plain = RoutedModel.wrap(str(tmp_path / "merged"), device=families.DEVICE)
     loaded = load_task(runs.TASK, run.data)
     margins = []
     for model, route in ((routed, run.policy.route), (plain, Route.full(3)), (routed, run.policy.route.bare)):
@@ -138,7 +142,7 @@ def test_generated_answers_are_those_of_the_merged_model(run, tmp_path):
     routed = runs.model()
     routed.as_source(run.policy)
     export(routed, run.policy.route, tmp_path / "merged")
-    plain = RoutedModel.wrap(str(tmp_path / "merged"))
+    plain = RoutedModel.wrap(str(tmp_path / "merged"), device=families.DEVICE)
     loaded, texts = load_task(runs.TASK, run.data), []
     for model, routes in ((routed, [run.policy.route, Route.full(4), run.policy.route.bare]), (plain, [Route.full(3)])):
         scorer = scorer_of(model, loaded.task, replace(EVALUATE, reward="letter", max_new_tokens=6))

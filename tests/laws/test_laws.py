@@ -23,6 +23,8 @@ from drllm.model.cache import RoutedCache
 from drllm.policies.given import GivenRoutes
 from reference import find_blocks, is_greedy, path_model, reference_generate, reference_logits
 
+pytestmark = pytest.mark.gpu
+
 L = families.N_BLOCKS
 # Only the list of families refuses these: one shares no state in its tiny form, one hides it in its modules (transformers 5.19).
 STRUCTURE_ALONE_WOULD_PASS = {"gemma4_unified_text", "recurrent_gemma"}
@@ -69,7 +71,7 @@ def prompts(lengths, seed=1):
     for row, n in enumerate(lengths):
         ids[row, -n:] = torch.randint(3, families.VOCAB, (n,), generator=generator)
         mask[row, -n:] = 1
-    return ids, mask
+    return ids.to(families.DEVICE), mask.to(families.DEVICE)
 
 
 def assert_close(got, expected):
@@ -109,7 +111,7 @@ def test_cached_steps_equal_the_uncached_path(name, route, n_prompt, n_step):
     untouched, routed = base_and_routed(name)
     ids, _ = prompts([14])
     expected = reference_logits(untouched, route.spans, ids)
-    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, n_prompt))
+    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, n_prompt, device=families.DEVICE))
     pieces = [routed.forward(cache, input_ids=ids[:, :n_prompt]).logits]
     for start in range(n_prompt, 14, n_step):
         pieces.append(routed.forward(cache, input_ids=ids[:, start : start + n_step]).logits)
@@ -154,7 +156,7 @@ def test_rows_of_a_mixed_padded_forward(name, routes):
 def test_position_ids_go_through_unchanged():
     untouched, routed = base_and_routed("llama")
     ids, mask = prompts([8])
-    positions = torch.arange(8)[None] * 3 + 5
+    positions = torch.arange(8, device=families.DEVICE)[None] * 3 + 5
     for route in (None, Route.parse("1021")):
         path = (route or Route.full(L)).path
         with torch.no_grad():
@@ -265,7 +267,7 @@ def test_a_stock_cache_is_wrong(text):
     untouched, routed = base_and_routed("llama")
     ids, _ = prompts([9])
     route = Route.parse(text)
-    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, 5))
+    cache = routed.new_cache(GivenRoutes([route]), torch.ones(1, 5, device=families.DEVICE))
     routed.forward(cache, input_ids=ids[:, :5])
     if text == "1121":
         cache.slots(1).layers[2] = copy.deepcopy(cache.layers[2])
@@ -291,6 +293,6 @@ def test_the_cache_refuses_what_would_be_wrong():
         routed.new_cache(GivenRoutes([Route.full(L)]), torch.ones(1, 3)).reorder_cache(torch.tensor([0]))
     with pytest.raises(InputError, match="has 3 blocks, the model has 4"):
         RoutedCache(routed.config, L, GivenRoutes([Route.full(3)]), torch.ones(1, 3))
-    cache = routed.new_cache(GivenRoutes([Route.full(L)]), torch.ones(1, 3))
+    cache = routed.new_cache(GivenRoutes([Route.full(L)]), torch.ones(1, 3, device=families.DEVICE))
     with pytest.raises(InputError, match="whole prompt"):
-        routed.forward(cache, input_ids=torch.tensor([[5, 6]]))
+        routed.forward(cache, input_ids=torch.tensor([[5, 6]], device=families.DEVICE))

@@ -51,6 +51,7 @@ def beam_ids(tiny):
     return torch.tensor([tiny.tokenizer("Hello")["input_ids"]])
 
 
+@pytest.mark.gpu
 def test_text_prompts_give_one_output_each(tiny):
     outs = tiny.generate(["Hello", "What is 12*3?"], max_new_tokens=5, policy=ROUTE, **GREEDY)
     assert [out.route for out in outs] == [ROUTE, ROUTE]
@@ -69,6 +70,7 @@ def test_messages_use_the_chat_template(tiny):
     assert tiny.generate(messages, max_new_tokens=2, **GREEDY)[0] == out
 
 
+@pytest.mark.gpu
 def test_the_base_policy_is_the_default_and_a_route_can_be_set(tiny):
     base = tiny.generate(["Hello"], max_new_tokens=4, **GREEDY)[0]
     assert base.route == Route.full(L)
@@ -80,6 +82,7 @@ def test_the_base_policy_is_the_default_and_a_route_can_be_set(tiny):
     assert tiny.generate(["Hello"], max_new_tokens=4, **GREEDY)[0] == base
 
 
+@pytest.mark.gpu
 def test_a_list_of_routes_goes_by_prompt_and_expands_with_return_sequences(tiny):
     routes = [Route.parse("1111"), Route.parse("0121"), Route.parse("2200")]
     prompts = ["one", "three", "seven"]
@@ -139,6 +142,7 @@ def test_end_token_is_kept_and_pads_are_not(tiny):
     assert end not in outs[1].token_ids[:-1]
 
 
+@pytest.mark.gpu
 def test_stop_strings_pass_through(tiny):
     free = tiny.generate(["Hello"], max_new_tokens=12, policy=ROUTE, **GREEDY)[0]
     texts = [tiny.tokenizer.decode([token]) for token in free.token_ids]
@@ -147,6 +151,7 @@ def test_stop_strings_pass_through(tiny):
     assert outs[0].token_ids == free.token_ids[:n]
 
 
+@pytest.mark.gpu
 def test_sampling_is_seeded_and_streamers_work(tiny, capsys):
     def sample():
         torch.manual_seed(5)
@@ -265,6 +270,7 @@ def test_policies_of_one_route_save_and_load(tiny, tmp_path):
     assert again.generate(["Hello"], max_new_tokens=4, **GREEDY) == expected
 
 
+@pytest.mark.gpu
 def test_how_many_tokens_follows_the_callers_wish(tiny):
     def n_new(**options):
         return tiny.generate(["Hello"], policy=ROUTE, eos_token_id=None, **options, **GREEDY)[0].n_new_tokens

@@ -16,7 +16,7 @@ from drllm.policies.constant import RoutePolicy
 from reference import reference_logits
 
 ROUTE = Route.parse("1021")
-IDS = torch.tensor([[5, 6, 7, 8]])
+IDS = torch.tensor([[5, 6, 7, 8]], device=families.DEVICE)
 
 
 def logits(model, route=ROUTE):
@@ -68,6 +68,7 @@ def test_a_copy_of_a_routed_model_is_independent():
     assert not torch.allclose(logits(routed), expected, atol=1e-3)
 
 
+@pytest.mark.gpu
 def test_hooks_added_after_wrapping_keep_routing_and_block_unwrapping():
     base = families.build("llama")
     expected = reference_logits(base, ROUTE.path, IDS)
@@ -81,6 +82,7 @@ def test_hooks_added_after_wrapping_keep_routing_and_block_unwrapping():
         RoutedModel.wrap(base)
 
 
+@pytest.mark.gpu
 def test_a_spent_wrapper_leaves_its_successor_alone():
     base = families.build("llama")
     expected = reference_logits(base, ROUTE.path, IDS)
@@ -187,6 +189,7 @@ def test_a_base_that_lacks_weights_is_refused(tmp_path, tokenizer):
         load_base(str(tmp_path))
 
 
+@pytest.mark.gpu
 def test_training_mode_is_kept():
     base = families.build("llama").train()
     RoutedModel.wrap(base)
@@ -201,6 +204,7 @@ def test_gradients_flow_through_a_mixed_batch():
     assert base.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.gpu
 def test_fingerprint_survives_dtype_and_notices_weights():
     base = families.build("llama")
     name = fingerprint(base)

@@ -360,7 +360,7 @@ def test_a_small_task_beside_a_large_one_takes_part_and_does_not_starve_it():
 def test_too_little_time_or_too_few_questions_is_one_line():
     with pytest.raises(InputError, match=r"--minutes 0\.5 is too short here, where the base takes 2 s a question: give at least [\d.]+,"):
         sizes_of(28, 2000, asked(0.5), {"a": FEW})
-    with pytest.raises(InputError, match="a task has 5 fit questions, a scan over 1 needs 8: give more"):
+    with pytest.raises(InputError, match=r"^5 questions to learn from are too few, a scan needs 8: bring 100 or more in all"):
         sizes_of(28, 2, asked(10), {"a": FEW | {"fit": 5}})
     with pytest.raises(InputError, match="a has no calibrate question"):
         sizes_of(28, 2, asked(10), {"a": FEW | {"calibrate": 0}})

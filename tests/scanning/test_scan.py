@@ -21,13 +21,14 @@ import runs
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, Resources, Route, RoutedModel, ScanConfig, SearchConfig, report, scan, search
 from drllm.cli.main import main
-from drllm.core.errors import InputError
+from drllm.core.errors import DrllmError, InputError
+from drllm.reporting.scan import render
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import read_manifest
 from drllm.runs.merge import rows_of
 from drllm.runs.provenance import read_jobs
-from drllm.runs.scan_result import CLAIM_LEAD, ELSEWHERE, LEAD, RANDOM, WINNER, read_map, read_scan
-from drllm.scanning.claims import claim
+from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Difference, Said, read_map, read_scan
+from drllm.scanning.claims import claim, read_claims
 from drllm.scanning.measure import by_chance
 from drllm.scanning.questions import Questions, choose, least_sure_first
 from drllm.scanning.spans import candidates
@@ -46,7 +47,7 @@ CLAIM = Route.full(runs.L).loop(1, 2)
 def scanned(data, tmp_path_factory) -> Path:
     """A run folder with a finished scan."""
     out = tmp_path_factory.mktemp("scan")
-    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed={CLAIM: Said()})
     return out
 
 
@@ -132,9 +133,9 @@ def test_the_cost_is_the_nodes_of_the_tries(scanned):
 
 def test_the_same_call_finds_everything_done_and_another_call_says_the_same(scanned, data, tmp_path):
     before = runs.folder_bytes(scanned / "scan")
-    scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed=[CLAIM])
+    scan(runs.model(), [runs.TASK], SMALL, scanned, data, claimed={CLAIM: Said()})
     assert changed(before, runs.folder_bytes(scanned / "scan")) == []
-    scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed=[CLAIM], resources=Resources(pool_size=4, cache_bytes=0))
+    scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed={CLAIM: Said()}, resources=Resources(pool_size=4, cache_bytes=0))
     assert changed(before, runs.folder_bytes(tmp_path / "scan")) == []
 
 
@@ -151,7 +152,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(scanned, data, 
         status = _killed_after(last, out, data)
         assert status == signal.SIGKILL
         assert not RunFolder(out).scan.result.is_file()
-        scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+        scan(runs.model(), [runs.TASK], SMALL, out, data, claimed={CLAIM: Said()})
         for part in ("scan", "verdicts"):
             assert changed(runs.folder_bytes(scanned / part), runs.folder_bytes(out / part)) == []
 
@@ -171,7 +172,7 @@ def _killed_after(last: int, out: Path, data: Path) -> int:
         return found
 
     Path.replace = counting  # type: ignore[method-assign]
-    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[CLAIM])
+    scan(runs.model(), [runs.TASK], SMALL, out, data, claimed={CLAIM: Said()})
     os._exit(0)
 
 
@@ -179,7 +180,7 @@ def test_a_scan_with_other_settings_is_refused_and_other_claims_are_added(scanne
     with pytest.raises(ArtifactError, match="was scanned with winners = 2, now it is 3: use another --out, or the same settings"):
         scan(runs.model(), [runs.TASK], replace(SMALL, winners=3), scanned, data)
     out = shutil.copytree(scanned, tmp_path / "copy")
-    result = scan(runs.model(), [runs.TASK], SMALL, out, data, claimed=[Route.parse("1101")])
+    result = scan(runs.model(), [runs.TASK], SMALL, out, data, claimed={Route.parse("1101"): Said()})
     assert [row.route for row in result.in_group("claimed")] == [str(CLAIM), "1101"]
     assert {row.route for row in result.means if row.group == ELSEWHERE} == {str(CLAIM), "1101"}
     again = scan(runs.model(), [runs.TASK], SMALL, out, data)
@@ -192,7 +193,7 @@ def test_a_scan_with_other_settings_is_refused_and_other_claims_are_added(scanne
 def test_without_a_race_only_the_claim_is_measured_beside_the_same_change_elsewhere(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
     config = replace(SMALL, questions=0)
-    result = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed=[CLAIM])
+    result = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed={CLAIM: Said()})
     assert [(row.group, row.kind, row.last - row.first) for row in result.rows] == [("claimed", "loop", 1)]
     assert [row.group for row in result.means] == [ELSEWHERE, CLAIM_LEAD]
     assert all(row.raced is None and row.fresh is not None and row.fresh.n == 10 for row in (*result.rows, *result.means))
@@ -203,12 +204,12 @@ def test_without_a_race_only_the_claim_is_measured_beside_the_same_change_elsewh
     text = (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
     assert "Against the same change at other blocks, drawn blindly, it has" in text
     assert "winners" not in text.partition("## Scan")[2].partition("## ")[0]
-    both = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed=[Route.parse("1101")])
+    both = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed={Route.parse("1101"): Said()})
     assert [row.route for row in both.in_group("claimed")] == [str(CLAIM), "1101"]
 
 
 def test_a_claim_against_the_same_change_elsewhere_is_question_by_question(data, tmp_path):
-    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=[CLAIM])
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed={CLAIM: Said()})
     found = claim(CLAIM, SMALL)
     ours = np.array([[float(one[route]["acc_norm"]) for route in found.routes] for one in answers_of(tmp_path).values()])
     lead = result.mean_of(CLAIM_LEAD, str(CLAIM))
@@ -220,7 +221,7 @@ def test_a_claim_against_the_same_change_elsewhere_is_question_by_question(data,
 def test_a_claim_of_any_form_stands_beside_the_same_change_elsewhere(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
     claims = [Route.full(runs.L).loop(1, 2, 0.3), Route.full(runs.L).loop(1, 1, times=3), Route.full(runs.L).loop(0, 3)]
-    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=claims)
+    result = scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data, claimed=dict.fromkeys(claims, Said()))
     others = [claim(route, SMALL).others for route in claims]
     assert [len(found) for found in others] == [2, 3, 0]
     assert [{route.n_passes for route in found} for found in others] == [{6}, {6}, set()]
@@ -298,7 +299,7 @@ def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
 def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
     routed = RoutedModel.wrap(families.build("doge", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
     looped = Route.full(routed.n_layers).loop(0, 1)
-    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed=[looped])
+    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed={looped: Said()})
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
@@ -359,7 +360,7 @@ def test_fewer_questions_than_the_race_needs_is_one_line_and_its_advice_works(da
 
 def test_routes_of_another_model_and_empty_jobs_are_refused(data, tmp_path):
     with pytest.raises(InputError, match="route 11111 leads through 5 blocks, the model has 4"):
-        scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed=[Route.full(5)])
+        scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed={Route.full(5): Said()})
     with pytest.raises(InputError, match="--questions 0 races nothing"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=0), tmp_path, data)
     scan(runs.model(), [runs.TASK], replace(SMALL, questions=4, fresh=0, kinds=("skip",)), tmp_path / "one", data)
@@ -367,7 +368,7 @@ def test_routes_of_another_model_and_empty_jobs_are_refused(data, tmp_path):
     with pytest.raises(ArtifactError, match=r"was scanned with model = '\w+', now it is '\w+': use another --out"):
         scan(other, [runs.TASK], replace(SMALL, questions=4, fresh=0, kinds=("skip",)), tmp_path / "one", data)
     with pytest.raises(InputError, match="--claimed needs questions to measure the route on"):
-        scan(runs.model(), [runs.TASK], replace(SMALL, fresh=0), tmp_path, data, claimed=[CLAIM])
+        scan(runs.model(), [runs.TASK], replace(SMALL, fresh=0), tmp_path, data, claimed={CLAIM: Said()})
 
 
 def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
@@ -382,6 +383,65 @@ def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
         assert main([*common, *extra]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+
+
+def test_claims_as_people_write_them(tmp_path):
+    file = tmp_path / "claims.jsonl"
+    lines = [{"claim": "blocks 1 to 2 twice", "gain": 3, "source": "https://example.org/card"}, {"claim": "1-2 skipped"}]
+    full = Route.full(4)
+    expected = {full.loop(1, 2): Said(3, "https://example.org/card"), full.edit(1, 0, 0): Said()}
+    assert read_claims([str(runs.write_rows(file, lines))], 4) == expected
+    assert read_claims(["3 twice", "0-2,1-3"], 4) == {full.loop(3, 3): Said(), CLAIM: Said()}
+
+
+@pytest.mark.parametrize(
+    ("claim", "content", "message"),
+    [
+        ("2-4 twice", None, "'2-4 twice' names blocks 2 to 4, the model has 4, 0 to 3"),
+        ("2-1 skipped", None, "names blocks 2 to 1"),
+        ("1-2 thrice", None, "cannot read route '1-2 thrice'"),
+        ("none.jsonl", None, "none.jsonl is not readable JSON lines .*: a line has claim"),
+        ("bad.jsonl", b"- claim: 1 twice", "bad.jsonl is not readable JSON lines, line 1"),
+        ("bad.jsonl", b"\xff", "bad.jsonl is not readable JSON lines"),
+        ("bad.jsonl", b'{"route": "1211"}', "line 1: got {'route': '1211'}, expected claim"),
+        ("bad.jsonl", b'{"claim": "1 twice", "gain": "much"}', r"'gain': 'much'}, expected claim .*gain \(points, a number\)"),
+    ],
+)
+def test_claims_that_cannot_be_read_are_one_line(claim, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / claim).write_bytes(content)
+    with pytest.raises(DrllmError, match=message) as error:
+        read_claims([str(tmp_path / claim) if claim.endswith("jsonl") else claim], 4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("gain", "says"),
+    [
+        (20, "The claimed +20 points lie above that interval: the claim does not hold on these questions."),
+        (-5, "The claimed -5 points lie below that interval: it does better than claimed on these questions."),
+        (8, "The claimed +8 points lie inside that interval, and so does no change at all: about 100 questions would tell them apart."),
+        (None, "Measured: no sure difference, +4.0 (-4.0 to +12.0) points on 100 questions."),
+    ],
+)
+def test_the_verdict_on_a_claimed_gain(gain, says, scanned):
+    fresh = Difference(n=100, mean=0.04, low=-0.04, high=0.12, better=6, worse=2, p=0.3)
+    result = read_scan(RunFolder(scanned).scan)
+    (row,) = result.in_group(CLAIMED)
+    told = render(result.changed(rows=[row.changed(gain=gain, source="a card", fresh=fresh)]))
+    assert says in told
+    assert "Claimed: loop 1-2, route 0-2,1-3 (a card)." in told
+
+
+def test_an_audit_is_a_page_of_its_own_and_what_was_said_stays(data, tmp_path):
+    config = replace(SMALL, questions=0)
+    scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed={CLAIM: Said(30, "a card")})
+    result = scan(runs.model(), [runs.TASK], config, tmp_path, data, claimed={Route.parse("1101"): Said()})
+    assert [(row.gain, row.source) for row in result.in_group(CLAIMED)] == [(30, "a card"), (None, "")]
+    text = (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["# Audit of a model in memory", "## Audit", "## Provenance"]
+    assert result.fingerprint in text
+    assert text.index("The claimed +30 points") < text.index("loop 1-2: the same change at other blocks, mean")
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def options(**changes) -> SearchConfig:
 # --- what the records hold ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tmp_path):
     """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
@@ -131,6 +132,7 @@ def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
         assert sorted(record.verified(Route.full(L))) == ["fp32", *(f"rotated:{by}" for by in range(1, n_choices))]
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
     """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""

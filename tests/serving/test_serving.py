@@ -22,8 +22,10 @@ import torch
 
 from codebooks import plain_selector
 from drllm import Route, RoutedModel
+from drllm.cli.job import Job
 from drllm.cli.main import main
-from drllm.cli.serve import engine_device, who_reaches
+from drllm.cli.options import CommonConfig
+from drllm.cli.serve import who_reaches
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
@@ -501,8 +503,9 @@ def test_a_pickled_base_is_read_as_tensors_alone(monkeypatch, tiny, tmp_path):
     assert not mark.exists()
 
 
-def test_the_engine_runs_on_the_gpu_that_torch_sees(monkeypatch):
-    for seen, device in ((True, "cuda"), (False, "cpu")):
+def test_commands_and_engines_run_on_the_gpu_that_torch_sees(monkeypatch):
+    for seen, asked, device in ((True, "", "cuda"), (True, "cpu", "cpu"), (False, "", None)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
-        assert engine_device() == device
+        job: Any = SimpleNamespace(common=CommonConfig(device=asked))
+        assert Job.placement(job)["device"] == device
     assert "RoutedGPUWorker" in " ".join(launch(SPEC, replace(SERVER, device="cuda")).argv)

@@ -42,6 +42,7 @@ def routed(models) -> RoutedModel:
     return RoutedModel.wrap(str(models["llama"]), dtype="float32")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_routes_in_one_batch(models, family: str):
     """Skips and repeats of first, last and all blocks, a block that all but one row skip, prompts of one token and more."""
@@ -117,6 +118,7 @@ def test_known_loops_run_in_compiled_segments(models, family: str):
     assert done["stats"]["routed_steps"] > done["stats"]["segment_steps"], "the unknown routes ran block by block"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("family", "route"),
     [*(("llama", route) for route in ("101101", "211112", "011110", "222222")), *((family, "201102") for family in FAMILIES)],
@@ -130,6 +132,7 @@ def test_one_route_for_all(models, family: str, route: str):
         check(routed, request, answer, route)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_route_compiled_is_not_taken_for_another(models, family: str):
     """Two routes of one length, compiled one after the other: a compile cache that ignored the route would serve the first twice.
@@ -339,6 +342,7 @@ def saved_looped_book(routed: RoutedModel, folder: Path) -> Path:
     return routed.save_pretrained(folder)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("eager", [True, False])
 @pytest.mark.parametrize("save", [saved_routers, saved_book, saved_looped_book])
 def test_routes_decided_in_the_engine(models, tmp_path, save, eager: bool):

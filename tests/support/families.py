@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+DEVICE = os.environ.get("DRLLM_TEST_DEVICE", "cpu")
+"""Where tiny models stand: `make test-gpu` says cuda."""
 N_BLOCKS = 4
 VOCAB = 97
 PAD, BOS, EOS = 0, 1, 2
@@ -544,4 +547,5 @@ def build(name: str, seed: int = 0, attn: str = "eager", **overrides: Any) -> Pr
                 parameter.mul_(spec.scale)
     # No family should stop early or warn on account of defaults meant for a real checkpoint.
     model.generation_config.pad_token_id, model.generation_config.bos_token_id, model.generation_config.eos_token_id = PAD, BOS, EOS
-    return model.to(torch.float32).eval()
+    model = model.to(torch.float32).eval()
+    return model if DEVICE == "cpu" else model.to(DEVICE)  # one that a test builds on meta stays there

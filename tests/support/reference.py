@@ -149,7 +149,7 @@ def is_greedy(model: nn.Module, path: Sequence[Part], input_ids: torch.Tensor, t
 
     Each token must be the most likely one behind the prompt and the tokens before it, which one forward over all of them tells.
     """
-    row = torch.cat([input_ids[0], torch.tensor(list(tokens))])
+    row = torch.cat([input_ids[0], torch.tensor(list(tokens), device=input_ids.device)])
     chosen = twin_of(model, path)(row[None], use_cache=False).logits[0, input_ids.shape[1] - 1 : -1].argmax(-1)
     return chosen.tolist() == list(tokens)
 
@@ -159,7 +159,7 @@ def plain_greedy(model: nn.Module, ids: Sequence[int], n_new: int, end: int | No
     """Uncached greedy decoding of one prompt by a plain model, up to and including the end token; `options` go to its forward."""
     tokens = list(ids)
     for _ in range(n_new):
-        tokens.append(int(model(torch.tensor([tokens]), use_cache=False, **options).logits[0, -1].argmax()))
+        tokens.append(int(model(torch.tensor([tokens], device=model.device), use_cache=False, **options).logits[0, -1].argmax()))
         if tokens[-1] == end:
             break
     return tokens[len(ids) :]

@@ -89,7 +89,12 @@ class Plain:
         context = byte_tokenizer()(template.format(example.question))["input_ids"]
         for choice in example.choices:
             tail = byte_tokenizer()(f" {choice}")["input_ids"]
-            log_p = self.twins[route](torch.tensor([(context + tail)[:-1]]), use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
+            log_p = (
+                self.twins[route](torch.tensor([(context + tail)[:-1]], device=families.DEVICE), use_cache=False)
+                .logits[0, len(context) - 1 :]
+                .log_softmax(-1)
+                .cpu()
+            )
             totals.append(log_p.gather(1, torch.tensor(tail)[:, None]).sum().item())
         normal = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
         return totals.index(max(totals)) == example.answer, normal.index(max(normal)) == example.answer

@@ -162,7 +162,7 @@ def test_what_other_files_call_it_is_pointed_out(tmp_path):
 def test_choices_by_another_name_are_no_free_answers(tmp_path):
     for name, answer in (("choice", 0), ("texts", CHOICES[1])):
         path = lines(tmp_path / "mine.jsonl", {"question": "Which?", name: CHOICES, "answer": answer})
-        with pytest.raises(InputError, match=f'line 1: "{name}" looks like the choices: call it "choices"'):
+        with pytest.raises(InputError, match=f'line 1: "{name}" looks like choices: give two or more, in a list "choices"'):
             load_task("mine", path)
     lines(path, {"question": "2 + 2?", "answer": "4", "tags": ["sums", "easy"], "A": None, "B": None})
     assert answers("mine", path) == {"2 + 2?": "4"}
@@ -187,3 +187,11 @@ def test_a_name_of_the_hub_that_is_no_file_is_pointed_there(tmp_path):
         load_task("nothing", Path("nobody/nothing"))
     with pytest.raises(InputError, match=r"one question a row$"):
         load_task("nothing", tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.parametrize("header", ["question,choice0,choice1,answer", "question,Option A,Option B,answer", "question,A,answer"])
+def test_columns_of_choices_by_other_names_are_no_free_answers(header, tmp_path):
+    name = header.split(",")[1]
+    (tmp_path / "mine.csv").write_text(header + "\nWhich?" + ",x" * header.count(",") + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match=f'line 2: "{name}" looks like choices: give two or more, in a list "choices" or in columns A, B'):
+        kind_of(tmp_path / "mine.csv")

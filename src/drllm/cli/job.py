@@ -90,7 +90,7 @@ class Job:
         return self.common.model or found.model or self.need("model"), found.dtype_name
 
     def placement(self, dtype: str = "") -> dict[str, Any]:
-        """The dtype and device arguments of `RoutedModel`."""
+        """The dtype and device arguments of `RoutedModel`; a GPU where torch sees one and nothing else is asked for."""
         import torch
         from huggingface_hub.utils import logging as hub_logging
 
@@ -101,7 +101,10 @@ class Job:
                 torch.empty(0, device=self.common.device)
             except (RuntimeError, AssertionError) as error:
                 raise InputError(f"device {self.common.device!r} cannot be used here ({first_line(error)}): use cpu") from None
-        return {"dtype": getattr(torch, wanted) if wanted else None, "device": self.common.device or None}
+        return {
+            "dtype": getattr(torch, wanted) if wanted else None,
+            "device": self.common.device or ("cuda" if torch.cuda.is_available() else None),
+        }
 
     def _warned_of(self, routed: RoutedModel) -> RoutedModel:
         if self.common.dtype == "auto":

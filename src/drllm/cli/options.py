@@ -56,7 +56,7 @@ class CommonConfig:
 
     model: str = option("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "type of the weights; auto takes the checkpoint's own")
-    device: str = option("", "where the model runs, for example cpu or cuda:0; default: where it loads")
+    device: str = option("", "where the model runs, for example cpu or cuda:0; default: a GPU where torch sees one")
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
     data: str = option("", "file with the questions (.jsonl, .csv, .parquet), or a folder of them; without --tasks its name is the task's")
     out: str = option("", "run folder; the same command resumes there")

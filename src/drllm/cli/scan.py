@@ -23,20 +23,21 @@ def run(job: Job) -> Lines:
     model = job.need("model")
     from drllm.reporting.scan import render
     from drllm.runs.layout import RunFolder
+    from drllm.scanning.claims import read_claims
     from drllm.scanning.scan import check_claims, scan
 
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("scan"), job.config("resources")
-    check_claims([Route.parse(text) for text in job.arguments.claimed], config)  # before the model is loaded
+    check_claims(read_claims(job.arguments.claimed), config)  # before the model is loaded
     routed = job.load(model)
-    claimed = [Route.parse(text, routed.n_layers) for text in job.arguments.claimed]
+    claimed = read_claims(job.arguments.claimed, routed.n_layers)
     if job.arguments.dry_run:
-        yield from _dry_run(job, routed, tasks, config, claimed)
+        yield from _dry_run(job, routed, tasks, config, list(claimed))
         return
     yield render(scan(routed, tasks, config, out, job.data, job.argv, resources, claimed))
     folder = RunFolder(Path(out)).scan
     if config.questions:
         yield f"map: {folder.map}; routes for drllm search --paths: {folder.best}; drllm report {out} draws it"
-    yield f"scan: {folder.result}"
+    yield f"scan: {folder.result}" + ("" if config.questions else f"; drllm report {out} writes a page to send")
 
 
 def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, claimed: Sequence[Route]) -> Lines:
@@ -58,6 +59,6 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "scan")
     add_section(parser, "resources", about="where and how it runs; no verdict depends on them")
-    about = "a route that somebody says helps, such as 0-14,12-29, measured beside the winners; may be given several times"
-    parser.add_argument("--claimed", metavar="ROUTE", action="append", default=[], help=about)
+    about = 'what somebody says helps: "12-15 twice", "12-15 skipped", a route, or a .jsonl file of claims; may be given several times'
+    parser.add_argument("--claimed", metavar="CLAIM", action="append", default=[], help=about)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)

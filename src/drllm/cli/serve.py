@@ -41,7 +41,6 @@ def run(job: Job) -> Lines:
     from drllm.policies.saved import open_policy
 
     placement = job.placement()
-    placement["device"] = placement["device"] or engine_device()
     saved = open_policy(arguments.policy) if arguments.policy else None
     folder = str(saved.folder.resolve()) if saved else ""
     with said_if_slow(f"loading {base or (saved.config.base_id if saved else '')} ..."):
@@ -115,13 +114,6 @@ def who_reaches(host: str) -> str:
     if address.is_loopback:
         return ""
     return "whoever reaches any address of this machine" if address.is_unspecified else f"whoever reaches {host}"
-
-
-def engine_device() -> str:
-    """Where vLLM runs unless --device says: a GPU where torch sees one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def add_flags(parser: Parser) -> None:

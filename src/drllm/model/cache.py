@@ -36,7 +36,7 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[private.Slot]:
         if not private.is_supported(slot):
             why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
             found = f"{type(slot).__name__} state, expected plain or sliding-window attention"
-            raise UnsupportedModelError(f"model_type {config.model_type!r} keeps {found}: {why}")
+            raise UnsupportedModelError(f"model_type {config.model_type!r} keeps {found}: {why}; see `drllm models` for what can")
     if len(slots) != n_layers:
         found = f"{n_layers} blocks but {len(slots)} cache slots"
         raise UnsupportedModelError(f"model_type {config.model_type!r} has {found}: blocks that share keys and values cannot be routed")

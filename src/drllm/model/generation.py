@@ -159,7 +159,7 @@ class SequenceEnds(StoppingCriteria):
         done = self.criteria(input_ids, scores, **kwargs)
         if self.counts is None:
             self.counts = torch.zeros_like(input_ids[:, 0])
-        self.counts[done & (self.counts == 0)] = input_ids.shape[1] - self.n_start
+        self.counts = torch.where(done & (self.counts == 0), input_ids.shape[1] - self.n_start, self.counts)
         return done
 
     def new_tokens(self, sequences: Tensor) -> list[list[int]]:

@@ -68,6 +68,8 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
             reason = str(error).strip().split("\n")[0][:200].rstrip(".") + did_you_mean(name, ALIASES)
+            if reason.startswith("Unrecognized configuration class"):  # a folder or an id it is, of another kind of model
+                raise InputError(f"{name!r} is no decoder-only language model that transformers loads: see `drllm models`") from error
             known = f"a Hub id, a local folder, a .gguf file, or one of {', '.join(ALIASES)}"
             raise InputError(f"cannot load model {name!r}: {reason}; give {known}") from error
     if lacking := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):

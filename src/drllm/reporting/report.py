@@ -64,7 +64,8 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
+    bare = loaded.scan is not None and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
+    sections = (_provenance,) if bare else (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
     parts = [part for section in (_glance, _scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
@@ -73,7 +74,9 @@ def report(run: str | Path) -> Path:
 def _opening(run: Run) -> list[Part]:
     scans = () if run.scan is None else (run.scan,)
     model = next((source.model for source in (*run.summaries.values(), *run.manifests.values(), *scans)), "")
-    parts: list[Part] = [Heading(f"Adaptive depth on {model}" if model else "Adaptive depth", 1)]
+    audits = run.scan is not None and not (run.scan.sizes or run.summaries or run.manifests)
+    named = f"Adaptive depth on {model}" if model else "Adaptive depth"
+    parts: list[Part] = [Heading(f"Audit of {model or 'a model in memory'}" if audits else named, 1)]
     parts += opening(run.recommendation, run.folder.as_posix()) if run.recommendation is not None else []
     parts += headline(run)
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from drllm.core.text import p_value, points, table_text, with_interval
 from drllm.reporting.chart import Axis, Chart, Squares, number
-from drllm.reporting.parts import Folded, Heading, Paragraph, Part, Table
+from drllm.reporting.parts import Bullets, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
 
@@ -22,7 +22,9 @@ CURSE = (
 
 def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     """The section of a report."""
-    yield Heading("Scan")
+    yield Heading("Scan" if result.sizes else "Audit")
+    if claims := tuple(_claim(result, row) for row in result.in_group(CLAIMED)):
+        yield Bullets(claims)
     if result.sizes:
         yield Paragraph(_raced(result))
     yield Table(*_columns(result), caption=_caption(result))
@@ -33,8 +35,6 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
     )
     if result.notes:
         yield Paragraph(f"Note: {'; '.join(result.notes)}.")
-    if claims := [_claim(result, row) for row in result.in_group(CLAIMED)]:
-        yield Paragraph(" ".join(claims))
     yield from (_map(result, kind, [cell for cell in cells if cell.kind == kind]) for kind in result.kinds if cells)
     routes = [(_name(row), row.route) for row in result.rows]
     yield Folded("Routes", (Table(("span", "route"), tuple(routes), code=frozenset({"route"})),))
@@ -72,7 +72,8 @@ def _raced(result: ScanResult) -> str:
 
 
 def _caption(result: ScanResult) -> str:
-    return f"{result.model or 'the model'} on {', '.join(result.tasks)}; differences to the base, in brackets: 95 % intervals"
+    weights = f"{result.model or 'the model'} ({result.dtype}, weights {result.fingerprint})"
+    return f"{weights} on {', '.join(result.tasks)}; differences to the base, in brackets: 95 % intervals"
 
 
 def _by_chance(result: ScanResult) -> str:
@@ -92,11 +93,25 @@ def _claim(result: ScanResult, row: Measured) -> str:
     assert row.fresh is not None  # claims are measured there alone
     found = decided(row.fresh.low, row.fresh.high, row.fresh.p or 0.0)
     word = {True: "a gain", False: "a loss", None: "no sure difference"}[found]
-    told = f"The claimed route {row.route}: {word}, {_shown(row.fresh)} points on {row.fresh.n:,} questions."
+    told = f"Claimed: {row.kind and f'{_name(row)}, '}route {row.route}{f' ({row.source})' if row.source else ''}. "
+    told += f"Measured: {word}, {_shown(row.fresh)} points on {row.fresh.n:,} questions."
+    if row.gain is not None:
+        told += f" The claimed {row.gain:+g} points {_judged(row.gain / 100, row.fresh)}."
     lead = result.mean_of(CLAIM_LEAD, row.route)
     if lead is None or lead.fresh is None:
         return told
     return f"{told} Against the same change at other blocks, drawn blindly, it has {_shown(lead.fresh)} points."
+
+
+def _judged(gain: float, fresh: Difference) -> str:
+    """Where a claimed gain lies, and what follows."""
+    if not fresh.low <= gain <= fresh.high:
+        place, word = ("above", "the claim does not hold") if gain > fresh.high else ("below", "it does better than claimed")
+        return f"lie {place} that interval: {word} on these questions"
+    if not fresh.low <= 0 <= fresh.high or not gain:
+        return "lie inside that interval: the claim holds on these questions"
+    needed = fresh.n * ((fresh.high - fresh.low) / 2 / gain) ** 2  # an interval shrinks with the root of its questions
+    return f"lie inside that interval, and so does no change at all: about {max(needed, fresh.n):,.0f} questions would tell them apart"
 
 
 def _columns(result: ScanResult) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -110,10 +125,11 @@ def _columns(result: ScanResult) -> tuple[tuple[str, ...], tuple[tuple[str, ...]
 def _table(result: ScanResult) -> Iterator[tuple[str, ...]]:
     for row in result.rows:
         yield (f"{row.group}: {_name(row)}", f"{row.passes:g} of {result.n_layers}", *_cells(row))
-    named = {WINNER: "mean of the winners", RANDOM: "mean of the random spans", ELSEWHERE: "the claimed change at other blocks, mean"}
+    named = {WINNER: "mean of the winners", RANDOM: "mean of the random spans", ELSEWHERE: "the same change at other blocks, mean"}
+    claims = {row.route: f"{_name(row)}: " for row in result.in_group(CLAIMED)}
     for row in result.means:
         passes = f"{row.passes:.1f} of {result.n_layers}" if row.group in named else ""
-        yield (named.get(row.group, row.group), passes, *_cells(row))
+        yield (claims.get(row.route, "") + named.get(row.group, row.group), passes, *_cells(row))
 
 
 def _name(row: Measured) -> str:

@@ -97,7 +97,9 @@ def check_questions(available: Mapping[str, Mapping[str, int]]) -> None:
             raise InputError(f"{task} has no {empty[0]} question ({have}): give more questions, or data with train and validation parts")
     fewest = min(of["fit"] for of in available.values())
     if fewest * len(available) < FIRST:
-        raise InputError(f"a task has {fewest} fit questions, a scan over {len(available)} needs {-(-FIRST // len(available))}: give more")
+        raise InputError(
+            f"{fewest} questions to learn from are too few, a scan needs {-(-FIRST // len(available))}: bring 100 or more in all"
+        )
 
 
 def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: Mapping[str, Mapping[str, int]]) -> Sizes:

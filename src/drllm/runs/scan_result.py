@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from drllm.core.errors import ArtifactError, first_line
 from drllm.core.files import read_json, write_json, write_text
@@ -57,6 +57,13 @@ class Difference(Stored):
     p: float | None = None
 
 
+class Said(NamedTuple):
+    """What somebody says of a route: as of `Measured`."""
+
+    gain: float | None = None
+    source: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured(Stored):
     """One route beside the base, or the mean over several routes.
@@ -66,9 +73,10 @@ class Measured(Stored):
         kind, first, last, route, passes: as of a `Cell`; kind is empty for a route of another form, route for a mean.
         raced: on the questions that chose the winners; None for what was not measured on them.
         fresh: on questions that chose nothing; None without those.
+        gain, source: points that somebody says it gains, and where that is said; None and empty where neither was told.
     """
 
-    OPTIONAL: ClassVar = ("raced", "fresh")
+    OPTIONAL: ClassVar = ("raced", "fresh", "gain", "source")
     ONES: ClassVar = {"raced": Difference, "fresh": Difference}
     group: str
     kind: str = ""
@@ -78,6 +86,8 @@ class Measured(Stored):
     passes: float = 0
     raced: Difference | None = None
     fresh: Difference | None = None
+    gain: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

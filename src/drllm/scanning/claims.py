@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from drllm.core.config import ScanConfig
+from drllm.core.errors import InputError, first_line
+from drllm.core.files import read_json_lines
 from drllm.core.progress import say
 from drllm.core.route import Route
-from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, Measured
+from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, Measured, Said
 from drllm.scanning.measure import difference, measured
 from drllm.scanning.spans import Candidate, described, elsewhere
 
 N_ELSEWHERE = 5  # other places of a claimed change, at most
+_SPAN = re.compile(r"(?:blocks? )?(\d+)(?: ?(?:-|to) ?(\d+))? (twice|skipped)")
+_KEYS = 'claim (a route, or such as "12-15 twice"), and optionally gain (points, a number) and source'
+
+
+def read_claims(texts: Sequence[str], n_layers: int | None = None) -> dict[Route, Said]:
+    """Of --claimed: routes, spans of blocks such as "12-15 twice", .jsonl files of such; `n_layers` None: only whether they read."""
+    return {claimed_route(str(one["claim"]), n_layers): Said(one.get("gain"), str(one.get("source", ""))) for one in _listed(texts)}
+
+
+def claimed_route(text: str, n_layers: int | None) -> Route:
+    """The route of one claim; `InputError` where it cannot be read, or leads past the model."""
+    if (found := _SPAN.fullmatch(text.strip())) is None:
+        return Route.parse(text, n_layers)
+    first, last = int(found[1]), int(found[2] or found[1])
+    full = Route.full(n_layers or last + 2)
+    if not first <= last < len(full):
+        raise InputError(f"{text!r} names blocks {first} to {last}, the model has {len(full)}, 0 to {len(full) - 1}")
+    return full.loop(first, last) if found[3] == "twice" else full.edit(first, *[0] * (last - first + 1))
+
+
+def _listed(texts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for text in texts:
+        if not text.endswith(".jsonl"):
+            yield {"claim": text}
+            continue
+        for line, one in read_json_lines(Path(text), f"a line has {_KEYS}"):
+            known = isinstance(one, dict) and {"claim"} <= set(one) <= {"claim", "gain", "source"}
+            if not known or not isinstance(one.get("gain", 0), int | float):
+                raise InputError(f"{text}, line {line}: got {first_line(one)}, expected {_KEYS}")
+            yield one
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
-from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, ScanResult, read_scan, write_scan
+from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, Said, ScanResult, read_scan, write_scan
 from drllm.scanning.claims import claim, compared
 from drllm.scanning.cost import again_guess, claim_cost, race_guess
 from drllm.scanning.measure import by_chance, means, measured
@@ -41,7 +41,7 @@ def scan(
     data: str | Path | None = None,
     argv: Sequence[str] | None = None,
     resources: Resources | None = None,
-    claimed: Sequence[Route] = (),
+    claimed: Mapping[Route, Said] | None = None,
 ) -> ScanResult:
     """Map a model: what running each span of blocks once more, or skipping it, does to its answers. The same call resumes.
 
@@ -56,13 +56,13 @@ def scan(
         out: the run folder; all goes to `out/scan/`: `scan.json`, `map.csv`, and `best.txt`, a list for `drllm search --paths`.
         data: as of `drllm.search`.
         resources: executor, threads, memory; default `Resources()`.
-        claimed: routes that somebody says help, measured on the same new questions as the winners.
+        claimed: routes that somebody says help, and what is said of them; measured on the same new questions as the winners.
 
     Raises:
         InputError: too few questions, a route of another model's length.
         ArtifactError: `out` holds a scan of another model, or with other settings.
     """
-    config, resources, out = config or ScanConfig(), resources or Resources(), Path(out)
+    config, resources, out, claimed = config or ScanConfig(), resources or Resources(), Path(out), claimed or {}
     check_claims(claimed, config)
     if odd := [route for route in claimed if len(route) != routed.n_layers]:
         raise InputError(f"route {odd[0]} leads through {len(odd[0])} blocks, the model has {routed.n_layers}")
@@ -84,7 +84,7 @@ def scan(
         return _Scan(Questions(bench, loaded, config), folder, raced, fresh).run(claimed)
 
 
-def check_claims(claimed: Sequence[Route], config: ScanConfig) -> None:
+def check_claims(claimed: Mapping[Route, Said], config: ScanConfig) -> None:
     """Refuse what measures nothing: no race and no claim, or a claim without questions to measure it on."""
     if not config.questions and not claimed:
         raise InputError("--questions 0 races nothing: name a route to measure with --claimed, or ask for questions")
@@ -126,7 +126,7 @@ class _Scan:
         self.sizes = schedule(len(self.raced), self.config.first_questions) if self.raced else []
         self.cost = Cost(race=0, full=self._forwards(self.pool, len(self.raced)), random=0, fresh=0)
 
-    def run(self, claimed: Sequence[Route]) -> ScanResult:
+    def run(self, claimed: Mapping[Route, Said]) -> ScanResult:
         """All of it; the result is written, too."""
         if self.raced:
             self._order()
@@ -134,18 +134,15 @@ class _Scan:
         winners = [] if standing is None else self._winners(standing)
         if standing is not None:
             self._write_best(standing)
-        rivals = self._twins(winners) if self.fresh and winners else []
+        whole = candidates(self.n_layers, self.config.kinds, self.config.strength)  # random spans of the winners' kinds and lengths
+        rivals = twins(winners, whole, self.config.seed) if self.fresh and winners else []
         rows, by_group = self._measure(standing, winners, rivals)
-        for part, beside in self._claims([*self._claimed_before(), *claimed]):
+        for part, beside in self._claims({**self._claimed_before(), **claimed}):
             rows, by_group = [*rows, *part], [*by_group, *beside]
         say(f"scan: in all {self.cost.total:,.0f} plain forwards")
         result = self._result(rows, by_group, standing)
         write_scan(self.folder, result, self._cells(standing))
         return result
-
-    def _twins(self, winners: Sequence[Candidate]) -> list[Candidate]:
-        """Random spans of the winners' kinds and lengths."""
-        return twins(winners, candidates(self.n_layers, self.config.kinds, self.config.strength), self.config.seed)
 
     def _forwards(self, chosen: Sequence[Candidate], n_questions: int) -> float:
         """Plain forwards that so many questions cost along the base's route and these."""
@@ -203,15 +200,16 @@ class _Scan:
             lines.append(f"{found.route}  # {found.kind} {found.first}-{found.last}, score {standing.score_C[one]:+.4f}")
         write_text(self.folder.best, "\n".join(lines) + "\n")
 
-    def _claimed_before(self) -> list[Route]:
+    def _claimed_before(self) -> dict[Route, Said]:
         """Claims that an earlier call measured here, which stay."""
         if not self.folder.result.is_file():
-            return []
-        return [Route.parse(row.route, self.n_layers) for row in read_scan(self.folder).in_group(CLAIMED)]
+            return {}
+        rows = read_scan(self.folder).in_group(CLAIMED)
+        return {Route.parse(row.route, self.n_layers): Said(row.gain, row.source) for row in rows}
 
-    def _claims(self, routes: Sequence[Route]) -> Iterator[tuple[list[Measured], list[Measured]]]:
+    def _claims(self, said: Mapping[Route, Said]) -> Iterator[tuple[list[Measured], list[Measured]]]:
         """Each claim's rows and means."""
-        claims = [claim(route, self.config) for route in dict.fromkeys(routes)]
+        claims = [claim(route, self.config) for route in said]
         if claims:
             guess = sum(claim_cost(self.n_layers, one, len(self.fresh)) for one in claims)
             places = ", ".join(f"{one.one.route} and {len(one.others)} other places" for one in claims)
@@ -219,7 +217,8 @@ class _Scan:
         for one in claims:
             self.cost = self.cost.changed(fresh=self.cost.fresh + claim_cost(self.n_layers, one, len(self.fresh)))
             found, _ = self.questions.ask(one.routes, self.fresh, self.config.fresh_split, "scan: claims")
-            yield compared(one, found, [task for task, _ in self.fresh], self.config)
+            rows, beside = compared(one, found, [task for task, _ in self.fresh], self.config)
+            yield [row.changed(**said[one.one.route]._asdict()) for row in rows], beside
 
     def _measure(
         self, standing: Standing | None, winners: list[Candidate], rivals: list[Candidate]

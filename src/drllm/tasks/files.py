@@ -37,12 +37,14 @@ def kind_of(data: Path) -> Kind:
         raise InputError(f"{path}: no questions; expected rows with question, answer and, for multiple choice, choices")
     _, where, row = first
     if "choices" not in row and (name := next((name for name, value in row.items() if _looks_like_choices(name, value, row)), "")):
-        raise InputError(f'{where}: "{name}" looks like the choices: call it "choices"')
+        raise InputError(f'{where}: "{name}" looks like choices: give two or more, in a list "choices" or in columns A, B, C, ...')
     return "choice" if "choices" in row else "math"
 
 
 def _looks_like_choices(name: str, value: Any, row: dict[str, Any]) -> bool:
-    """A list of texts by a name close to `choices`, or that holds the answer."""
+    """A list of texts by a name close to `choices`, or that holds the answer; or a column of one choice, by a name such as choice_1."""
+    if not isinstance(value, list) and value is not None:
+        return name == "A" or re.fullmatch(r"(?i)(choice|option|candidate|alternative|ending)s?[ _.-]?([0-9]|[a-j])", name) is not None
     if not isinstance(value, list) or len(value) < 2 or name == "answers":  # those of a passage's question
         return False
     return name.lower().rstrip("s") in ("choice", "option", "candidate", "alternative", "ending") or row.get("answer") in value

@@ -17,27 +17,13 @@ from drllm.deploy.export import check_export, export
 from drllm.deploy.formats.adapter import WEIGHTS_FILE
 from drllm.deploy.formats.folder import slices
 from reference import path_model
+from standings import LAYOUT, LONGER, SOME, TYPES
 
 peft = pytest.importorskip("peft", reason="needs peft (pip install peft)")
 pytestmark = pytest.mark.long
 
 L = families.N_BLOCKS
 ROUTES = {name: Route.parse(text) for name, text in {"repeat": "1211", "skip": "1011", "both": "1201", "loop": "0-2,1-3"}.items()}
-# PEFT knows lists of blocks called `model.layers`, `encoder.layer` and `h`, of which no causal language model with the last two is left.
-LAYOUT = {
-    *("biogpt", "codegen", "ctrl", "dbrx", "falcon", "falcon-new", "gpt-sw3", "gpt2", "gpt2-inverse-layer-scale", "gpt_bigcode"),
-    *("gpt_bigcode-mha", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gptj", "opt", "opt-project"),
-}
-# Their blocks are of more than one type, so every route here moves a type to another place ...
-TYPES = {
-    *("afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "cohere_compass_text-nope", "cwm", "dots1", "dots3_note_text"),
-    *("exaone4", "exaone_moe", "flint", "gemma2", "gemma3_text", "gpt_oss", "granite_swa", "granitemoe_swa", "kolibri1", "laguna"),
-    *("mellum", "mimo_v2_flash", "ministral", "modernbert-decoder", "olmo3", "qwen2-sliding", "smollm3-sliding", "vaultgemma"),
-}
-# ... or a longer model lacks one.
-LONGER = {"axk2", "deepseek_v32", "llama4_text", "minimax_m3_vl_text", "qwen2", "qwen2_moe", "qwen3", "qwen3-sliding", "smollm3"}
-# With two types in an order that some of the routes keep: which of the routes are expressed.
-SOME = {"llama4_text": {"both"}, "qwen3-sliding": {"both"}}
 
 
 @pytest.mark.parametrize("family", families.sampled(*LONGER, "falcon", "biogpt", "gpt_neox"))

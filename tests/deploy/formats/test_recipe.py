@@ -17,6 +17,7 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
 from drllm.deploy.formats.recipe import RECIPE_FILE
+from standings import MERGED, NOT_MERGED
 
 pytestmark = pytest.mark.long
 
@@ -32,7 +33,7 @@ def saved(family: str, folder: Path, **options) -> RoutedModel:
 
 @needs_mergekit
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "llama-tied", "mistral", "gemma", "stablelm", "phi3", "olmo2", "granite"])
+@pytest.mark.parametrize("family", MERGED)
 @torch.no_grad()
 def test_mergekit_makes_the_checkpoint(family, tmp_path):
     routed = saved(family, tmp_path / "base")
@@ -77,7 +78,7 @@ def test_a_revision_is_named(tmp_path, monkeypatch):
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\n" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "mistral-sliding", "deepseek_v3", "smollm3", "diffllama"])
+@pytest.mark.parametrize("family", [*NOT_MERGED, "mistral-sliding"])
 def test_what_mergekit_cannot_express_is_refused(family, tmp_path):
     routed = saved(family, tmp_path / "base")
     if family == "mistral-sliding":  # one window for all blocks

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from drllm.core.errors import ArtifactError, InputError
+from safetensors import SafetensorError
+
+from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.files import read_json, whole_folder, write_json
 from drllm.core.route import Action, Route
 from drllm.core.route_words import in_words
@@ -56,10 +58,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - earlier)):
         raise InputError(f"{folder} holds {foreign[0]!r}, which no export wrote: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_folder(folder) as place:
-        yield place
-        if folder.exists():
-            shutil.rmtree(folder)
+    try:
+        with whole_folder(folder) as place:
+            yield place
+            if folder.exists():
+                shutil.rmtree(folder)
+    except (OSError, SafetensorError) as error:  # a write that fails, as for want of room, does not know the file's name
+        what = getattr(error, "errno", None), getattr(error, "strerror", None) or first_line(error)
+        raise OSError(*what, getattr(error, "filename", None) or str(folder)) from error
 
 
 def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
