@@ -68,7 +68,7 @@ def calibrate(
     with asking(routed, run, resources or Resources()) as bench, running(run, "calibrate", to_dict(config), argv) as entry:
         answers_on = partial(answer_points, bench, of_task, points, seen)
         tuned = answers_on("tune", TUNE_QUESTIONS) if len(points) > 1 else None
-        answered = answers_on(config.calibrate, config.calibrate_limit)
+        answered = answers_on("calibrate", config.calibrate_limit)
         base, *answers = answered.verdicts
         if not base:
             raise InputError(f"the tasks of {run} have no {config.calibrate} question: search data that has a train part, or give more")

@@ -226,7 +226,8 @@ class PrefixRunner:
         if slots is not None and nodes[0].stem is not None:
             stems: list[Any] = [node.stem.keys_values for node in filled]  # type: ignore[union-attr]
             slots.n_seen = nodes[0].bucket.n_before
-            fill(slots.layers[block], *(torch.stack(parts) for parts in zip(*itertools.chain(*stems), strict=True)), slots.n_seen)
+            keys, values = (torch.stack(parts) for parts in zip(*itertools.chain(*stems), strict=True))
+            fill(slots.layers[block], keys, values, slots.n_seen)
         arguments = gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
         x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments, nodes[0].span.adapter)
         self.n_applied += len(nodes)
