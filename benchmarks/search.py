@@ -5,7 +5,8 @@
     python benchmarks/search.py --model qwen2.5-coder-1.5b-q4 --questions 16 --parts letter-bf16      # --make-paths letter: its list
 
 Unit PF: one plain forward of the same tokens, batch 1, by the unmodified model computing logits only where they are scored, timed between
-the scorer's own steps. Of a generated answer: the prompt and the answer under the base route, as far as the scorer decodes it. One thread.
+the scorer's own steps. Of a generated answer: the prompt and the answer under the base route, as far as the scorer decodes it. One thread;
+seconds are the processor's, which other jobs move least.
 Path lists: `benchmarks/paths/<reward>.json` (ids and routes, 50 a question); another model's: in a folder of its name there.
 """
 
@@ -69,9 +70,9 @@ class PlainForwards:
     def one(self) -> float:
         """Time one forward; its seconds."""
         index = self.order[self.n % len(self.order)]
-        start = time.perf_counter()
+        start = time.process_time()
         self._forward(index)
-        self.seconds[index].append(time.perf_counter() - start)
+        self.seconds[index].append(time.process_time() - start)
         self.n += 1
         return self.seconds[index][-1]
 
@@ -160,7 +161,7 @@ def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
 def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForwards | None) -> tuple[dict[Pair, Any], float]:
     """Verdicts of pairs (index into questions, route) and the scorer's seconds, plain forwards in between."""
     gc.collect()
-    between, last = 0.0, time.perf_counter()
+    between, last = 0.0, time.process_time()
     start = last
     order = sorted(range(len(questions)), key=lambda index: questions[index].n_tokens)
     handles = dict(zip(order, scorer.open([questions[index] for index in order]), strict=True))
@@ -182,12 +183,12 @@ def timed(scorer: Any, questions: list[Any], pairs: list[Pair], plain: PlainForw
             n_running -= len(done)
             found |= {(index_of[handle], route): verdict for handle, route, verdict in done}
             # Generated answers come many at a time: then as many plain forwards as the time they took asks for.
-            n_due = int((time.perf_counter() - last) / PLAIN_EVERY)
+            n_due = int((time.process_time() - last) / PLAIN_EVERY)
             if plain is not None and n_due:
                 between += sum(plain.one() for _ in range(n_due))
-                last = time.perf_counter()
+                last = time.process_time()
     scorer.close(handles.values())
-    return found, time.perf_counter() - start - between
+    return found, time.process_time() - start - between
 
 
 def trie_nodes(paths: list[list[Route]]) -> list[int]:
@@ -215,9 +216,9 @@ def application_cost(scorer: Any, widths: Counter[int], repeats: int = 7) -> dic
             arguments["position_embeddings"] = tuple(part[:n_rows] for part in arguments["position_embeddings"])
             times = []
             for block in list(range(routed.n_layers))[:repeats]:
-                start = time.perf_counter()
+                start = time.process_time()
                 routed.run_block(block, states, arguments)
-                times.append(time.perf_counter() - start)
+                times.append(time.process_time() - start)
             best = min(best, sorted(times)[len(times) // 2] / n_rows)
         costs[width] = best
     return costs
@@ -264,7 +265,7 @@ def bookkeeping(
     """Seconds a path of the search tree's own work, and of the trie's (profiled, so rather too much), on these paths."""
     for preset in ("paper", "default"):
         config = SearchConfig(preset=preset, early_stop=False, n_simulations=N_PATHS)
-        start, n = time.perf_counter(), 0
+        start, n = time.process_time(), 0
         for question, right in zip(questions, rights, strict=False):
             tree = make_tree(n_layers, config, question_seed(0, question.task.name, question.example.id))
             for correct in right:
@@ -272,7 +273,7 @@ def bookkeeping(
                     break
                 tree.tell(route, bool(correct), 0.1 * correct)
                 n += 1
-        yield f"tree ({preset})", (time.perf_counter() - start) / n
+        yield f"tree ({preset})", (time.process_time() - start) / n
     if isinstance(scorer, LoglikScorer):
         profile = cProfile.Profile()
         pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
@@ -402,9 +403,9 @@ class Part:
 
     def naive(self) -> None:
         """One path at a time, by the model as it comes."""
-        part, start = [pair for pair in self.pairs if pair[0] < self.n_naive], time.perf_counter()
+        part, start = [pair for pair in self.pairs if pair[0] < self.n_naive], time.process_time()
         alone = [naive(self.bare, self.scorer, self.questions[index], route) for index, route in part]
-        seconds = (time.perf_counter() - start) / len(part)
+        seconds = (time.process_time() - start) / len(part)
         equal = sum(correct == self.found[pair].correct for (correct, _), pair in zip(alone, part, strict=True))
         n_right = sum(correct for correct, _ in alone)
         self.say("naive_equal", equal, f"naive scorer, one path at a time: {equal} of {len(part)} verdicts equal ({n_right} of them right)")

@@ -31,7 +31,7 @@ def asking(family: str, shares: bool | None = None, cache_bytes: int = 2**30) ->
     """A scorer of boxed answers in the authors' words; `shares`: whether or not the family can."""
     scorer = GeneratedScorer(answering(family), "boxed", 256, max_new_tokens=8, cache_bytes=cache_bytes, prompts="authors")
     if shares is not None:
-        scorer.__dict__["_shares"] = shares
+        vars(scorer)["_shares"] = shares
     return scorer
 
 

@@ -18,7 +18,6 @@ Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequenc
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -224,9 +223,9 @@ class PrefixRunner:
         parents: list[Any] = [node.parent for node in filled]
         slots = PassSlots(new_slots(self.routed.config, self.routed.n_layers)) if self.keep_keys_values else None
         if slots is not None and nodes[0].stem is not None:
-            stems: list[Any] = [node.stem.keys_values for node in filled]  # type: ignore[union-attr]
+            stems: list[Any] = [node.stem for node in filled]
+            keys, values = (torch.stack([stem.keys_values[0][part] for stem in stems]) for part in (0, 1))
             slots.n_seen = nodes[0].bucket.n_before
-            keys, values = (torch.stack(parts) for parts in zip(*itertools.chain(*stems), strict=True))
             fill(slots.layers[block], keys, values, slots.n_seen)
         arguments = gather(block, filled) | dict.fromkeys(self._cache_names[block], slots)
         x_RWD = self.routed.run_block(block, torch.stack([parent.state for parent in parents]), arguments, nodes[0].span.adapter)
