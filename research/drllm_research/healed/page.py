@@ -101,8 +101,8 @@ class _Section:
             index = 1 + instead if row["kind"] == "instead" else row["kind"] == "healed"
             look = {"name": DRAWN[row["kind"]] or row["name"], "index": index}
             spot = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points, "hover": ""}
-            aside = {"skip": -0.04, "healed": 0.04}.get(row["kind"], 0.09 * (instead - 1))
-            marks.append(Spot(**look, **spot, aside=float(aside)))
+            aside = -0.04 if row["kind"] == "skip" else 0.04 if row["kind"] == "healed" else 0.09 * (instead - 1)
+            marks.append(Spot(**look, **spot, aside=aside))
         xs = [1.0, *(mark.x for mark in marks)]
         x = Axis("seconds of a prompt, of the base's", limits=(min(xs) - 0.1, max(xs) + 0.2))
         title = f"{self.about['model']}, {len(self.right['base']['id'])} questions"
