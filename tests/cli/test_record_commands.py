@@ -96,11 +96,10 @@ def test_info_counts_the_store_and_describes_the_search(folders, capsys):
         line.split() for line in out.splitlines()
     ]
     first = out[: out.index(str(folders["other"]))]
-    for title in ("labels: ", "solved, ", "forward passes: ", "checks: "):
-        assert first.count(title) == 1
+    assert first.count("less blind: ") == 1
     assert "arc_easy         2         2          2" in first
     (shard, *_) = (folders["a"] / "verdicts").iterdir()
-    assert "labels: " not in run(capsys, "info", shard)[1]
+    assert "less blind" not in run(capsys, "info", shard)[1]
     assert "1001" not in run(capsys, "info", folders["a"], "--route", "0111;1111")[1]
 
 

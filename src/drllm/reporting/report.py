@@ -10,10 +10,9 @@ from drllm.core.errors import InputError
 from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.agreement import page_parts
-from drllm.reporting.browser import absent, browse, differs, read_questions
 from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import need_extras, write_charts
-from drllm.reporting.headline import by_size, headline, judged
+from drllm.reporting.headline import by_size, headline
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import opening
@@ -21,7 +20,7 @@ from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
 from drllm.reporting.training import training_parts
 from drllm.runs.agreement import read_agreed
-from drllm.runs.label_stats import broken_note, describe, tables
+from drllm.runs.labels import HEADER, LEGEND, broken_note, count_labels, label_rows
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
@@ -34,17 +33,13 @@ BASELINES = (
     "random-NAME moves the skips and repeats of policy NAME to random blocks, shuffled-NAME deals its own routes to other prompts (random "
     "and shuffled alone: those of the routers). A good policy beats its own baselines."
 )
-ROUTES = (
-    "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near none of "
-    "them comes last. Open a route to see its prompts, those whose verdict changed first, and a prompt to see its blocks."
-)
 
 
 def report(run: str | Path) -> Path:
     """Write `run/report/report.html`, the same as `report.md`, and a PNG and a CSV with the numbers of each picture.
 
-    The page needs nothing beside it: script, style and numbers are inside. A stage that has not run is named in a sentence. The same run
-    folder gives the same bytes, given the same questions: texts of prompts are read from where the search read them, or left out.
+    The page needs nothing beside it: style, numbers and pictures are inside. A stage that has not run is named in a sentence. The same run
+    folder gives the same bytes.
 
     Args:
         run: the run folder of `search`, `scan`, `train`, `evaluate` or `retrofit`.
@@ -54,7 +49,7 @@ def report(run: str | Path) -> Path:
 
     Raises:
         ArtifactError: no such folder, no stage in it, or a corrupt file.
-        InputError: matplotlib or plotly is not installed.
+        InputError: matplotlib or jinja2 is not installed.
     """
     if (found := read_agreed(RunFolder(Path(run)).agreed)) is not None:
         need_extras()
@@ -64,7 +59,7 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    sections = (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
+    sections = (_results, _labels, _training, _guarantees, _dropped, _provenance)
     parts = [part for section in (_glance, _scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
@@ -123,34 +118,16 @@ def _results(run: Run) -> Iterator[Part]:
             yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
         charts = figures.accuracy_charts(summary)
         yield from charts[1:] if summary is _recommending(run) else charts  # the first of these opens the page
-        usage, missing = figures.usage_map(run.questions, split), absent(run, split)
-        if isinstance(usage, Chart) or not missing:
-            yield usage
+        yield figures.usage_map(run.questions, split) if not (missing := _missing(run, split)) else Paragraph(missing)
         if loops := figures.loop_table(run.questions, split):
             yield loops
-        if missing:
-            yield Paragraph(missing)
 
 
-def _routes(run: Run) -> list[Part]:
-    """Where the routes of each method of a split differ."""
-    compared = {split: methods for split, summary in by_size(run).items() if (methods := judged(summary))}
-    if not compared:
-        return []
-    parts: list[Part] = [Heading("Where routes differ")]
-    missing: list[str] = []
-    found: list[Part] = []
-    for split, methods in compared.items():
-        if routing := [method for method in methods if differs(run, split, method)]:
-            questions, lines = read_questions(run, split)
-            missing += lines
-            found += [browse(run, split, method, questions) for method in routing]
-    if not found and (lost := [line for split in compared if (line := absent(run, split))]):
-        return [*parts, *map(Paragraph, lost)]
-    if not found:
-        nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
-        return [*parts, *map(Paragraph, (nothing, *missing))]
-    return [*parts, Paragraph(ROUTES), *found, *map(Paragraph, missing)]
+def _missing(run: Run, split: str) -> str:
+    """Which answers that a split's summary names are not in the folder; empty where none is missing."""
+    found = {(method, task) for where, method, task in run.questions if where == split}
+    lost = dict.fromkeys(row.method for row in run.summaries[split].rows if row.task != POOLED and (row.method, row.task) not in found)
+    return f"Answers of the {split} split are not in this folder (of {', '.join(lost)}), so their routes are not shown." if lost else ""
 
 
 def _labels(run: Run) -> Iterator[Part]:
@@ -165,15 +142,13 @@ def _labels(run: Run) -> Iterator[Part]:
     if len(begun) == len(run.manifests):
         return
     try:
-        stats = describe(record for records in run.records.values() for record in records)
+        counted = count_labels(record for records in run.records.values() for record in records)
     except InputError as error:  # records of several models
-        yield Paragraph(f"No tables of labels: {error}.")
+        yield Paragraph(f"No table of labels: {error}.")
         return
-    for title, header, rows in tables(stats):
-        yield Table(header, tuple(rows), f"{title[0].upper()}{title[1:]}.")
-    if note := broken_note(stats):
-        yield Paragraph(f"{note[0].upper()}{note[1:]}.")
-    yield figures.label_distribution(run.records)
+    yield Table(HEADER, tuple(label_rows(counted)), f"{LEGEND[0].upper()}{LEGEND[1:]}.")
+    if note := broken_note(counted):
+        yield Paragraph(note)
 
 
 def _training(run: Run) -> list[Part]:

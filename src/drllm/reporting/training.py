@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drllm.reporting.chart import Axis, Chart, Curve, number
-from drllm.reporting.figures import n_kept
 from drllm.reporting.parts import Paragraph, Part, Table
 from drllm.runs.load import Run
 
@@ -25,7 +24,8 @@ def training_parts(run: Run) -> list[Part]:
         parts.append(Paragraph(f"Their metrics file is empty: {', '.join(empty)}."))
     if not curves:
         return [*parts, Paragraph("No training curves: no method with epochs was trained.")]
-    return [last_epochs(curves), training_curves(curves, n_kept(run.records)), *parts]
+    n_kept = sum(record.kept for found in run.records.values() for record in found)
+    return [last_epochs(curves), training_curves(curves, n_kept), *parts]
 
 
 def last_epochs(curves: Mapping[str, Epochs]) -> Table:
@@ -46,7 +46,7 @@ def _both(last: Mapping[str, Any], name: str) -> str:
 
 
 def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
-    """Loss and macro-F1 by epoch. The first few policies are drawn; the page draws another at a click, and the numbers are of all."""
+    """Loss and macro-F1 by epoch. The first few policies are drawn, and the numbers are of all."""
     marks, table = [], []
     for index, (method, epochs) in enumerate(curves.items()):
         for panel, name in enumerate(("loss", "macro_f1")):
@@ -57,14 +57,14 @@ def training_curves(curves: Mapping[str, Epochs], n_routes: int) -> Chart:
                     continue
                 xs, ys = zip(*found, strict=True)
                 table += [(method, key, epoch, number(value)) for epoch, value in found]
-                look = {"index": index, "panel": panel, "dashed": bool(prefix), "group": method, "drawn": index < DRAWN}
-                marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, **look))
+                if index < DRAWN:
+                    marks.append(Curve(name=f"{method}, {part}", xs=xs, ys=ys, index=index, panel=panel, dashed=bool(prefix)))
     losses = [y for curve in marks if curve.panel == 0 for y in curve.ys]
     is_log = bool(losses) and min(losses) > 0 and max(losses) / min(losses) > LOG_SPAN
     title = f"Training, n = {n_routes} kept routes, of which a part is held back" if n_routes else "Training"
     caption = "Loss and macro-F1 by epoch: full lines on the questions trained on, dashed ones on those held back."
     if len(curves) > DRAWN:
         shown, n = ", ".join(list(curves)[:DRAWN]), len(curves) - DRAWN
-        caption += f" Drawn: {shown}; the other {n} are among the numbers, and on the page a click on a name draws it."
+        caption += f" Drawn: {shown}; the other {n} are among the numbers."
     header, x, ys = ("method", "metric", "epoch", "value"), Axis("epoch", is_whole=True), (Axis(LOSS, is_log=is_log), Axis(SCORE))
     return Chart("training", title, caption, header, tuple(table), tuple(marks), x, ys, height=7, legend=2)
