@@ -85,7 +85,7 @@ def test_the_page_needs_nothing_beside_it_and_is_well_formed(asked: Path):
     assert {link[1:] for link in outline.links if link.startswith("#")} <= set(outline.ids)
     assert "default-src 'none'" in text
     assert "<script" not in text
-    assert text.count('<img src="data:image/png;base64,') == 3
+    assert text.count('<img src="data:image/png;base64,') == 2
 
 
 def test_a_route_that_is_none_is_refused(asked: Path):
@@ -169,7 +169,7 @@ CUT = """() => [...document.querySelectorAll(".cards td, figure img")]
 def test_nothing_is_cut_on_a_full_sized_page(full: Path, tmp_path: Path, width: int, scheme):
     """Ten methods on seven tasks, twelve trainings."""
     cut = []
-    look_at(full / "report" / "report.html", width, scheme, 3, lambda page: cut.extend(page.evaluate(CUT)), tmp_path / "page.png")
+    look_at(full / "report" / "report.html", width, scheme, 2, lambda page: cut.extend(page.evaluate(CUT)), tmp_path / "page.png")
     assert cut == []
 
 
@@ -185,7 +185,7 @@ def test_the_page_in_a_browser(asked: Path, tmp_path: Path, width: int, scheme):
         page.keyboard.press("Enter")
         assert page.locator("details.numbers[open] table").first.is_visible()
 
-    look_at(report.report(asked), width, scheme, 3, use, tmp_path / "page.png")
+    look_at(report.report(asked), width, scheme, 2, use, tmp_path / "page.png")
     losses = [charts.Point(name, 2.0, 1.0, 3.0) for name in ("focal (paper)", "weighted cross-entropy", "plain cross-entropy")]
     some, many = ({name: [0.2, 0.5, 0.9] for name in names} for names in (("skip", "repeat"), FULL_TASKS))
     title, words = "A figure of the paper with a title", "A caption."

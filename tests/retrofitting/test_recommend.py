@@ -18,7 +18,6 @@ from drllm.policies.routers import RouterConfig, Routers
 from drllm.reporting.recommendation import commands, lines, panel, title
 from drllm.retrofitting import sizes
 from drllm.retrofitting.choice import best_on_tune, constant_accuracy, is_worth_it
-from drllm.retrofitting.pace import Measured
 from drllm.retrofitting.recommend import PROMISED, recommend
 from drllm.retrofitting.sizes import calibrated_of, scan_cost, sizes_of
 from drllm.retrofitting.time_left import TimeLeft
@@ -485,19 +484,6 @@ def test_one_retrofit_at_a_time_works_in_a_folder(tmp_path):
             pass
     with alone_in(tmp_path / "run", "retrofit"):
         pass
-
-
-def test_too_short_a_time_says_what_one_thread_would_do():
-    """By hand: the smallest scan over 30 blocks fits at 10 ms into half a minute, and at 424 ms does not."""
-    enough, asked_for = Measured(424, 10, "2 threads ..., one ..."), asked(0.5)
-    found, longer, why = enough.sizes(30, asked_for, {"a": FEW})
-    assert (found.plain_ms, longer.minutes) == (10, 0.5)
-    assert "or give --threads 1, with which 0.5 minutes are enough now: 2 threads ..." in why
-    found, longer, why = Measured(4240, 424, "so").sizes(30, asked_for, {"a": FEW})
-    assert found.plain_ms == 424
-    assert longer.minutes == float(why.partition("with which ")[2].partition(" ")[0]) > 0.5
-    assert Measured(424).sizes(30, asked_for, {"a": FEW})[2].endswith(", or a smaller model")
-    assert Measured(10, 5, "so").sizes(30, asked_for, {"a": FEW})[1:] == (asked_for, "")
 
 
 def test_the_papers_search_is_left_out_where_it_would_take_the_promises_time():

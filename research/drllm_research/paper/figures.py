@@ -11,7 +11,7 @@ from typing import Any
 from drllm.core.route import Action
 from drllm.core.text import percent
 from drllm.reporting.chart import Axis, Chart, number
-from drllm.reporting.figures import accuracy_charts, mean_usage, usage_map
+from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE
@@ -162,7 +162,7 @@ def _fig1(bench: Bench) -> list[Part]:
         accuracy, passes, layers = means
         rows.append((method, percent(accuracy), f"{passes:.2f}", f"{layers:.1f}"))
     counted = Table(("mean over tasks", "accuracy, %", "passes a forward", "layers a query"), tuple(rows), LAYERS)
-    return [*accuracy_charts(summary), counted, Bullets((verdict(summary, ROUTERS),))]
+    return [accuracy_chart(summary), counted, Bullets((verdict(summary, ROUTERS),))]
 
 
 def _fig4(bench: Bench) -> list[Part]:

@@ -102,7 +102,7 @@ class Resources(Options):
 
     executor: Literal["auto", "local", "processes"] = option(
         "auto",
-        "local: this process; processes: workers on this machine, one thread each; auto: local, "
+        "local: this process; processes: workers on this machine, one thread each; auto: local,"
         " but for a scan on a CPU of several cores processes, unless --threads is given",
     )
     workers: int = option(0, "processes: model replicas; 0: one a core", ge=0)

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from drllm.core.route import Route, Span
-from drllm.core.route_words import count_loops
-from drllm.core.text import percent
 from drllm.reporting.chart import COLOURS, Axis, Chart, Front, Heat, Level, Mark, Spot, number
-from drllm.reporting.parts import Paragraph, Table
+from drllm.reporting.parts import Paragraph
 from drllm.runs.names import BASE, owner_of
 from drllm.runs.summary import POOLED, Summary
 
@@ -16,7 +14,6 @@ TITLED = 3  # tasks that fit a title
 SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
-LOOPS_SHOWN = 5
 KNOWN = (BASE, "static", "looped", "codebook", "routers", "paper", "promised")  # one for each colour
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
@@ -26,13 +23,13 @@ FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a poi
 Questions = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]  # rows of the per-question files by (split, method, task)
 
 
-def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
+def accuracy_chart(summary: Summary) -> Chart | Paragraph:
     """Accuracy of each method with its Wilson interval against what it costs: passes a prompt."""
     split, rows = summary.split, summary.pooled
     if not rows:
-        return [Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")]
+        return Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")
     label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
-    return [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)]
+    return _accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)
 
 
 def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -> Chart:
@@ -127,17 +124,6 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     rows = tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found))
     marks, x = (Heat(values=list(means.values()), labels=labels, loops=loops),), Axis("block (0 is the first)", is_whole=True)
     return Chart(f"usage_{split}", title, caption, header, rows, marks, x, (Axis(),), height=1.6 + 0.36 * len(names))
-
-
-def loop_table(questions: Questions, split: str) -> Table | None:
-    """Which loops the prompts of each method and task take, the commonest first; None where there are none."""
-    rows = []
-    for (method, task), routes in _routes_taken(questions, split).items():
-        for words, n in count_loops(routes)[:LOOPS_SHOWN]:
-            rows.append((method, task, words, str(n), percent(n / len(routes))))
-    header = ("method", "task", "loop", "prompts", "% of prompts")
-    caption = f"Loops on the {split} split: spans of blocks that run again; at most the {LOOPS_SHOWN} commonest of a method and task."
-    return Table(header, tuple(rows), caption) if rows else None
 
 
 def _routes_taken(questions: Questions, split: str) -> dict[tuple[str, str], list[Route]]:

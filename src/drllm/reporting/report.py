@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from drllm.core.errors import InputError
 from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.agreement import page_parts
-from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import need_extras, write_charts
 from drllm.reporting.headline import by_size, headline
 from drllm.reporting.page import write_page
@@ -18,14 +16,13 @@ from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Ta
 from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
-from drllm.reporting.training import training_parts
 from drllm.runs.agreement import read_agreed
 from drllm.runs.labels import HEADER, LEGEND, broken_note, count_labels, label_rows
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
 from drllm.runs.provenance import typed_commands
-from drllm.runs.summary import POOLED, Summary
+from drllm.runs.summary import POOLED
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
@@ -60,7 +57,7 @@ def report(run: str | Path) -> Path:
     need_extras()
     folder = RunFolder(loaded.folder).report
     sections = (_results, _labels, _training, _guarantees, _dropped, _provenance)
-    parts = [part for section in (_glance, _scan, *sections) for part in section(loaded)]
+    parts = [part for section in (_scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
 
@@ -75,25 +72,6 @@ def _opening(run: Run) -> list[Part]:
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts
-
-
-def _glance(run: Run) -> Iterator[Part]:
-    """Of a recommendation: where its policy runs which blocks, and all that was compared."""
-    found, summary = run.recommendation, _recommending(run)
-    if found is None or summary is None:
-        return
-    yield Heading("At a glance")
-    name = found.deploy or found.best
-    split = next((each for each, method, _ in run.questions if method == name and each != summary.split), summary.split)
-    usage = figures.usage_map({key: rows for key, rows in run.questions.items() if key[:2] == (split, name)}, split)
-    yield replace(usage, name=f"usage_{name}") if isinstance(usage, Chart) else usage
-    yield figures.accuracy_charts(summary)[0]
-
-
-def _recommending(run: Run) -> Summary | None:
-    """The comparison on tune that named a recommendation's policy; None where there is none."""
-    tuned = [summary for summary in run.summaries.values() if summary.split.startswith("tune")]
-    return tuned[0] if run.recommendation is not None and run.recommendation.best and tuned else None
 
 
 def _scan(run: Run) -> Iterator[Part]:
@@ -116,11 +94,8 @@ def _results(run: Run) -> Iterator[Part]:
         yield from [Table(whole.header, pooled), Folded("By task", (whole,))] if len(whole.rows) > ROWS and pooled else [whole]
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
             yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
-        charts = figures.accuracy_charts(summary)
-        yield from charts[1:] if summary is _recommending(run) else charts  # the first of these opens the page
+        yield figures.accuracy_chart(summary)
         yield figures.usage_map(run.questions, split) if not (missing := _missing(run, split)) else Paragraph(missing)
-        if loops := figures.loop_table(run.questions, split):
-            yield loops
 
 
 def _missing(run: Run, split: str) -> str:
@@ -151,10 +126,29 @@ def _labels(run: Run) -> Iterator[Part]:
         yield Paragraph(note)
 
 
-def _training(run: Run) -> list[Part]:
-    nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
-    parts = training_parts(run) if run.epochs else [Paragraph(_lost(run, "no training curves") or nothing)]
-    return [Heading("Training"), *parts]
+def _training(run: Run) -> Iterator[Part]:
+    """The metrics of each policy's last epoch, a row each."""
+    yield Heading("Training")
+    curves = {method: run.epochs[method] for method in sorted(run.epochs, key=lambda name: name != "routers") if run.epochs[method]}
+    lasts = {method: epochs[-1] for method, epochs in curves.items()}
+    if not lasts:
+        nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
+        yield Paragraph(_lost(run, "no metrics of epochs") or nothing)
+        return
+    names = dict.fromkeys(name for last in lasts.values() for name in last if name != "epoch" and not name.startswith("val_"))
+    rows = []
+    for method, last in lasts.items():
+        n_epochs = len(curves[method])
+        rows.append((method, f"{last.get('epoch', n_epochs)} of {n_epochs}", *(_both(last, name) for name in names)))
+    caption = "After the last epoch: on the questions trained on / on those held back. All epochs: `train/NAME/metrics.jsonl`."
+    yield Table(("policy", "epoch", *names), tuple(rows), caption)
+    if empty := [method for method in run.epochs if method not in curves]:
+        yield Paragraph(f"Their metrics file is empty: {', '.join(empty)}.")
+
+
+def _both(last: Mapping[str, Any], name: str) -> str:
+    found = [value for key in (name, f"val_{name}") if (value := last.get(key)) is not None]
+    return " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in found)
 
 
 def _lost(run: Run, what: str) -> str:

@@ -32,14 +32,6 @@ FEWEST = 12  # questions a task below which a stage teaches nothing
 SPLITS = ("fit", "tune", "calibrate")
 
 
-class TooShort(InputError):
-    """The time is too short for the smallest scan; `minutes` are not."""
-
-    def __init__(self, found: str, minutes: float):
-        super().__init__(f"{found}: give at least {minutes:g}, or a smaller model")
-        self.minutes = minutes
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Questions of each stage, a task at most, but for the scan's, which are all tasks' together.
@@ -126,7 +118,8 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     fitting = fitting or [choice for choice, cost in costs.items() if cost <= SHORT_SCAN * forwards][-1:]
     if not fitting:
         minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SHORT_SCAN) / 10
-        raise TooShort(f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question", minutes)
+        found = f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question"
+        raise InputError(f"{found}: give at least {minutes:g}, or a smaller model")
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
     def share(part: float, cost: float, *splits: str) -> int:
