@@ -108,9 +108,7 @@ def _missing(run: Run, split: str) -> str:
 def _labels(run: Run) -> Iterator[Part]:
     yield Heading("Labels of the search")
     if not run.manifests:
-        elsewhere = RunFolder(RunFolder(run.folder).paper).searches
-        found = f"The paper's search stands in a folder of its own: `drllm report {shlex.quote(elsewhere.parent.as_posix())}`."
-        yield Paragraph(found if elsewhere.is_dir() else "Nothing has been searched yet: `drllm search` writes this section.")
+        yield Paragraph("Nothing has been searched yet: `drllm search` writes this section.")
     if begun := [task for task in run.manifests if not run.records[task]]:
         some = ", ".join(begun)
         yield Paragraph(f"The search of {some} has begun, and no question is finished yet: the same `drllm search` call goes on.")
