@@ -72,7 +72,7 @@ def test_both_files_hold_what_they_should(built):
 
 def test_an_empty_environment_retrofits_a_model(installed, tmp_path):
     assert "drllm" in run(installed / "drllm", "--version", cwd=tmp_path)
-    command = "retrofit --model smollm2-135m-q4 --tasks boolq --minutes 7.5".split()
+    command = ["retrofit", "--model", "smollm2-135m-q4", "--tasks", "boolq", "--minutes", "7.5"]
 
     def retrofit(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([str(installed / "drllm"), *command, "--out", "run", *more], cwd=tmp_path, capture_output=True, text=True)

@@ -105,14 +105,6 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     from drllm.retrofitting.recommend import recommend
 
     found, result = recommend(routed, tasks, out, configs, data, argv)
-    answer = result["answer"]
-    yield f"prompt: {answer.pop('prompt')}"
-    if choices := answer.pop("choices", None):
-        yield f"choices: {', '.join(map(repr, choices))}"
-    right = answer.pop("right", None)
-    for name, one in answer.items():
-        taken = f"takes {one['choice']!r}, {'right' if one['choice'] == right else f'right is {right!r}'}; " if right is not None else ""
-        yield f"{name}: {taken}route {one['route']} ({one['n_passes']} passes)\n  left to itself it writes: {_cut(one['text'])}"
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)

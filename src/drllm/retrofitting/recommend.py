@@ -37,7 +37,6 @@ from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
-from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized, token_ms
 from drllm.retrofitting.prompt_sizes import FEWEST_STEPS, HEALING, costs_of_healing
 from drllm.retrofitting.sizes import N_LISTED, Sizes
@@ -63,7 +62,7 @@ STEPS = (
     tuple(f"train {name}" for name in NAMES),
     ("compare on tune",),
     ("promise", "compare on calibrate", "seconds of answers", "rounding"),
-    ("generate", "report"),
+    ("report",),
 )
 
 
@@ -88,8 +87,7 @@ def recommend(
         argv: the command line, for `run.json`.
 
     Returns:
-        The recommendation, also in `out/recommendation.json`; and summary (of tune), answer (one question by the base and by the policy),
-        report, skipped (names of the stages that were done already).
+        The recommendation, also in `out/recommendation.json`; and summary (of tune), report, skipped (stages that were done already).
 
     Raises:
         InputError: too little time, or too few questions.
@@ -156,13 +154,10 @@ class _Tries:
         beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
-        answer = self.stages.then(
-            "generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy, "with": "choices"}, [], lambda: self._answer(found.deploy)
-        )
         written = self.stages.then(
             "report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name
         )
-        return found, {"summary": summary, "answer": answer, "report": self.run.report / written, "skipped": self.stages.skipped}
+        return found, {"summary": summary, "report": self.run.report / written, "skipped": self.stages.skipped}
 
     def _scan(self) -> None:
         sizes = self.sizes
@@ -310,9 +305,3 @@ class _Tries:
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         routes = {name: self.routed.load_policy(self.run.policy(name)).route for name in tried}
         return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))
-
-    def _answer(self, deploy: str) -> dict[str, Any]:
-        """One tune question, by the base and by the policy."""
-        policies: dict[str, Any] = {BASE: Route.full(self.routed.n_layers)}
-        policies |= {deploy: self.routed.load_policy(self.run.policy(deploy))} if deploy else {}
-        return one_answer(self.routed, self.tasks, self.data, self.of["search"], "tune", policies)
