@@ -56,7 +56,6 @@ class Curve(Mark):
     xs: Sequence[Any]
     ys: Sequence[float]
     error: tuple[list[float], list[float]] | None = None  # how far the intervals reach below and above; None without intervals
-    dashed: bool = False  # of two curves in one colour, the second
 
 
 @dataclass(frozen=True, kw_only=True)

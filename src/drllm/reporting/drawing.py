@@ -107,7 +107,7 @@ def _spot(axes: Any, spot: Spot, chart: Chart) -> None:
 
 
 def _curve(axes: Any, curve: Curve, chart: Chart) -> None:
-    places, style = curve.xs, "--" if curve.dashed else "-"
+    places, style = curve.xs, "-"
     if chart.x.names:
         aside, style = 0.06 * _rank(curve, chart), ""
         places = [chart.x.names.index(x) + aside for x in curve.xs]
