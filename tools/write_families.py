@@ -25,7 +25,6 @@ COLUMNS = (
     "heal",
     "`checkpoint`",
     "`peft`",
-    "`mergekit`",
     "`gguf`",
     "serve",
 )
@@ -76,11 +75,10 @@ def cells(name: str) -> tuple[str, ...]:
     heal = YES if name in standings.HEALED else NO if name in standings.NO_LINEAR_MAPS else UNTRIED
     checkpoint = SOME if name in standings.NOT_EVERY_CHECKPOINT else YES
     peft = NO if name in standings.LAYOUT | standings.TYPES - set(standings.SOME) else SOME if name in standings.LONGER else YES
-    mergekit = YES if name in standings.MERGED else SOME if name in standings.NOT_MERGED else UNTRIED
     architecture = {"gemma3_text": "gemma3", "mistral": "llama"}.get(model_type, model_type.replace("_moe", "moe"))
     gguf = READ if architecture in PLAIN else SOME if architecture in PERIODS else NO
     serve = YES if model_type in engines.FAMILIES and not name.endswith("-sliding") else NO
-    return YES, written, heal, checkpoint, peft, mergekit, gguf, serve
+    return YES, written, heal, checkpoint, peft, gguf, serve
 
 
 if __name__ == "__main__":

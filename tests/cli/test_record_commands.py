@@ -96,11 +96,10 @@ def test_info_counts_the_store_and_describes_the_search(folders, capsys):
         line.split() for line in out.splitlines()
     ]
     first = out[: out.index(str(folders["other"]))]
-    for title in ("labels: ", "solved, ", "forward passes: ", "checks: "):
-        assert first.count(title) == 1
-    assert "arc_easy         2         2          2" in first
+    assert first.count("less blind: ") == 1
+    assert ["arc_easy", "2", "2", "2"] in [line.split()[:4] for line in first.splitlines()]
     (shard, *_) = (folders["a"] / "verdicts").iterdir()
-    assert "labels: " not in run(capsys, "info", shard)[1]
+    assert "less blind" not in run(capsys, "info", shard)[1]
     assert "1001" not in run(capsys, "info", folders["a"], "--route", "0111;1111")[1]
 
 
@@ -113,7 +112,7 @@ def test_merge_then_info_and_export_say_how_many(folders, capsys):
         f"{out}/search/arc_easy: 3 rows, from 2 runs, 1 given again",
     ]
     assert [one.id for one in read_records(out / "search")] == ["q1", "q2", "q3"]
-    assert "arc_easy         3         3          3" in run(capsys, "info", out)[1]
+    assert ["arc_easy", "3", "3", "3"] in [line.split()[:4] for line in run(capsys, "info", out)[1].splitlines()]
     for name, more, rows in (("x.parquet", (), 12), ("x.csv", (), 12), ("x.jsonl", ("--route", "1111;0111"), 6)):
         file = folders["tmp"] / "deep" / name
         assert run(capsys, "export", out, "--out", file, *more) == (0, f"{file}: {rows} rows\n", "")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drllm import Route
-from drllm.core.route_words import count_loops, in_words, loops_in_words
+from drllm.core.route_words import in_words, loops_in_words
 
 FULL = Route.full(30)
 
@@ -42,9 +42,3 @@ def test_digits_say_a_route_exactly_where_it_is_written_as_digits(actions, data)
         block = data.draw(st.sampled_from(once))
         route = route.loop(block, block, data.draw(st.sampled_from([0.5, 1.0])))
     assert route.has_digits == (not set(str(route)) - set("012"))
-
-
-def test_loops_are_counted_by_routes_that_have_them():
-    looped, both = FULL.loop(2, 3), FULL.loop(2, 3).loop(7, 9, 0.5)
-    assert count_loops([FULL, looped, both]) == [("runs 2-3 again after 3", 2), ("runs 7-9 again after 9 at strength 0.5", 1)]
-    assert count_loops([FULL, Route.parse("02")]) == []

@@ -171,11 +171,10 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("format", ["checkpoint", "mergekit"])
-def test_a_disk_without_room_is_one_line_and_leaves_nothing(format, checkpoint, tmp_path, capsys):
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(checkpoint, tmp_path, capsys):
     """Really: no file may grow beyond 16 KiB. safetensors says so by an error of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    typed = ["export", "--model", str(checkpoint), "--route", "1011", "--format", format, "--out", str(tmp_path / "out")]
+    typed = ["export", "--model", str(checkpoint), "--route", "1011", "--out", str(tmp_path / "out")]
     resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 10, hard))
     try:
         assert main(typed) == 2

@@ -3,7 +3,7 @@
 Not run here: the commands of `ELSEWHERE`, each with its reason, and `serve` beyond what it prints (`tests/serving/test_serving_http.py`
 starts servers). Of `make` and of the repository's scripts `test_commands.py` checks targets, files and flags; what they do takes hours.
 Python blocks are run by `tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and
-`tests/serving/test_serving_http.py`; lines for mergekit and llama.cpp by the
+`tests/serving/test_serving_http.py`; lines for llama.cpp by the
 tests of those exports. Not run from the pages: curl, pip, and the third Python block of docs/export.md, which needs the Hub.
 """
 
@@ -51,7 +51,6 @@ ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
     "drllm compare ": "reads logs of lm-evaluation-harness: tests/evaluation/harness",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
-    "--executor ray": "needs GPUs: tests/searching has Ray on processors",
     "llama-3.2-3b-instruct.yaml": "needs the Hub",
     "--outside mmlu,aime24": "needs files of eight tasks: tests/paper/test_reproduce.py has a passage task and a letter task",
 }

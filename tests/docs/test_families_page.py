@@ -24,4 +24,4 @@ def test_what_the_rows_say():
     assert (found["gpt2"]["heal"], found["gpt2"]["`peft`"], found["gpt2"]["serve"]) == ("no", "no", "no")
     assert found["deepseek_v32"]["rewards of written answers"] == "no"
     assert (found["mistral"]["serve"], found["mistral-sliding"]["serve"]) == ("yes", "no")
-    assert (found["gemma3_text"]["`gguf`"], found["gemma3_text"]["`mergekit`"]) == ("some routes", "some routes")
+    assert found["gemma3_text"]["`gguf`"] == "some routes"

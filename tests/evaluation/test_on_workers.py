@@ -1,23 +1,20 @@
-"""The search by two workers, processes or a real local Ray cluster: the records of a single process, also when a worker is killed."""
+"""The search by two worker processes: the records of a single process, also when a worker is killed."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import drllm
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
@@ -31,16 +28,10 @@ from drllm.scoring import asking, jobs
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, matrix, model
-from worker_processes import EXECUTORS, HAVE_RAY, needs_ray, replicas
+from worker_processes import replicas
 
 SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
-TWO = Resources(executor="ray", workers=2, pool_size=4)
-
-
-@pytest.fixture(params=EXECUTORS)
-def two(request) -> Resources:
-    """Two workers, by either executor."""
-    return dataclasses.replace(TWO, executor=request.param)
+TWO = Resources(executor="processes", workers=2, pool_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -67,43 +58,46 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.gpu
-def test_two_workers_write_the_records_of_one_process(two, saved, data, single, tmp_path):
-    search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
+@pytest.mark.long
+def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_path):
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
     (job,) = read_jobs(tmp_path)
-    assert job["config"]["resources"] | {"executor": two.executor, "workers": 2, "threads": 1} == job["config"]["resources"]
-    assert gone(replicas(two.executor))
+    assert job["config"]["resources"] | {"executor": "processes", "workers": 2, "threads": 1} == job["config"]["resources"]
+    assert gone(replicas())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("listed", [False, True])
-def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(two, listed, saved, data, tmp_path):
+def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed, saved, data, tmp_path):
     full = Route.full(L)
     routes = [full.loop(1, 2), full.loop(1, 2, 0.5), Route.parse("0-1,0-1/4")] if listed else None
     config = dataclasses.replace(SEARCH, n_simulations=10, limit=8, max_loop_span=0 if listed else 2)
-    for where, resources in (("one", Resources()), ("two", two)):
+    for where, resources in (("one", Resources()), ("two", TWO)):
         search(saved, [TASK], config, tmp_path / where, data, resources=resources, routes=routes)
     for kind in ("paths" if listed else "search", "verdicts"):
         assert folder_bytes(tmp_path / "one" / kind) == folder_bytes(tmp_path / "two" / kind)
     records = matrix(tmp_path / "two") if listed else read_records(tmp_path / "two" / "search")
     tried = {route for record in records for route in record.routes}
     assert any(not route.is_in_place for route in tried)
-    assert gone(replicas(two.executor))
+    assert gone(replicas())
 
 
-def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, saved, data, single, tmp_path):
+@pytest.mark.long
+def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, data, single, tmp_path):
     folder, killed = tmp_path / "search" / TASK, []
 
     def kill() -> None:
-        while not shard_indices(folder) or len(replicas(two.executor)) < 2:
+        while not shard_indices(folder) or len(replicas()) < 2:
             time.sleep(0.01)
-        victim = replicas(two.executor)[0]
+        victim = replicas()[0]
         os.kill(victim, signal.SIGKILL)
         killed.append((victim, len(shard_indices(folder))))
 
     thread = threading.Thread(target=kill)
     thread.start()
-    search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
+    search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     thread.join(timeout=10)
     n_shards = len(shard_indices(single / "search" / TASK))
     ((_, n_before),) = killed
@@ -115,22 +109,22 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(two, sa
     assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
 
 
-def test_a_killed_driver_resumes_on_another_executor(two, saved, data, single, tmp_path):
+@pytest.mark.long
+def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
     """kill -9 of the driver amid its run; the same command in one process finishes it."""
     code = (
-        "import sys, torch; torch.set_num_threads(1); sys.path[:0] = sys.argv[5:]; import test_on_workers as t\n"
+        "import sys, torch; torch.set_num_threads(1); sys.path[:0] = sys.argv[4:]; import test_on_workers as t\n"
         "from drllm import RoutedModel, search\n"
-        "two = t.dataclasses.replace(t.TWO, executor=sys.argv[4])\n"
-        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=two)"
+        "search(RoutedModel.wrap(sys.argv[1], dtype=torch.float32), [t.TASK], t.SEARCH, sys.argv[2], sys.argv[3], resources=t.TWO)"
     )
     here = Path(__file__).parent
-    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), two.executor, str(here), str(here.parent / "support")]
+    arguments = [sys.executable, "-c", code, saved.base_id, str(tmp_path), str(data), str(here), str(here.parent / "support")]
     driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
     folder = tmp_path / "search" / TASK
     while not shard_indices(folder):
         assert driver.poll() is None
         time.sleep(0.01)
-    workers = replicas(two.executor, driver.pid)
+    workers = replicas(driver.pid)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert workers
@@ -188,15 +182,16 @@ def test_what_was_asked_before_is_looked_up(saved, data, compared, trained, monk
     assert (trained / PLACE / "answers.parquet").read_bytes() == before["answers.parquet"]
 
 
-def test_two_workers_answer_as_one_process_does(two, saved, data, compared, trained, monkeypatch):
+@pytest.mark.long
+def test_two_workers_answer_as_one_process_does(saved, data, compared, trained, monkeypatch):
     """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
     monkeypatch.chdir(trained.parent)
-    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two)
+    summary = evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO)
     for part in (PLACE, "verdicts", "decided"):
         assert folder_bytes(trained / part) == folder_bytes(compared / part)
-    assert gone(replicas(two.executor))
+    assert gone(replicas())
     monkeypatch.setattr(asking, "work_on", lambda *_: pytest.fail("asked again"))
-    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=two) == summary
+    assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
     # One process goes on where workers stopped.
     for path in sorted((trained / "verdicts").iterdir())[::2]:
         path.unlink()
@@ -215,26 +210,14 @@ class Mortal(asking.Replica):
         return super().work(jobs)
 
 
-def test_a_worker_killed_while_it_answers_loses_nothing(two, saved, data, compared, trained, tmp_path, monkeypatch, sent_whole):
+@pytest.mark.long
+def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
     monkeypatch.setattr(asking, "Replica", Mortal)
-    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data, resources=two)
+    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data, resources=TWO)
     assert (tmp_path / "died").exists()
     for part in (PLACE, "verdicts", "decided"):
         assert folder_bytes(trained / part) == folder_bytes(compared / part)
-
-
-@pytest.fixture
-def sent_whole() -> Iterator[None]:
-    """Ray's actors get this module's classes themselves, since they cannot import it."""
-    if not HAVE_RAY:
-        yield
-        return
-    import ray
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 class Deadly(asking.Replica):
@@ -246,34 +229,17 @@ class Deadly(asking.Replica):
         return super().work(groups)
 
 
-def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(two, saved, data, tmp_path, monkeypatch, sent_whole):
+@pytest.mark.long
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "Replica", Deadly)
     with pytest.raises(DrllmError, match=rf"{TASK}: group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     blamed = int(str(caught.value).split()[2])
     ids = read_manifest(tmp_path / "search" / TASK).ids
-    assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups an actor had, the one to blame"
+    assert "q7" in ids[blamed * SEARCH.group_size :][: SEARCH.group_size], "of the groups a worker had, the one to blame"
     assert "q7" not in {record.id for record in read_records(tmp_path / "search")}
     (job,) = read_jobs(tmp_path)
     assert job["status"] == "failed"
-
-
-@needs_ray
-@pytest.mark.slow
-def test_a_cluster_with_room_for_one_of_two_workers_is_enough(saved, data, single, tmp_path, monkeypatch, caplog):
-    """The second actor never comes up; nothing waits for it."""
-    import ray
-
-    caplog.set_level(logging.INFO, "drllm")
-    monkeypatch.setattr(pool, "PATIENCE", 0.2)
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
-    finally:
-        ray.shutdown()
-    assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
-    assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")
-    assert "workers: there is no room for them yet, or the model loads slowly" in caplog.text
 
 
 class Full(asking.Replica):
@@ -285,22 +251,16 @@ class Full(asking.Replica):
         return super().work(groups)
 
 
-def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(two, saved, data, tmp_path, monkeypatch, sent_whole):
+@pytest.mark.long
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "Replica", Full)
     with pytest.raises(OSError, match="No space left on device") as error:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=two)
+        search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
 
 
-@needs_ray
-def test_gpus_that_are_not_here_are_refused(saved, data, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(InputError, match="there is no GPU here"):
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", worker_gpus=1))
-
-
-def test_other_weights_on_the_workers_are_refused(two, saved, data, tmp_path):
+@pytest.mark.long
+def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
     """The driver's weights were changed after loading: what workers load is another model."""
     other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)
     with torch.no_grad():
@@ -308,21 +268,12 @@ def test_other_weights_on_the_workers_are_refused(two, saved, data, tmp_path):
     changed = RoutedModel.wrap(other.unwrap(), other.tokenizer)
     changed.base_id = saved.base_id
     with pytest.raises(DrllmError, match="loads other weights"):
-        search(changed, [TASK], SEARCH, tmp_path, data, resources=two)
+        search(changed, [TASK], SEARCH, tmp_path, data, resources=TWO)
 
 
-@needs_ray
-@pytest.mark.slow
-def test_no_cluster_at_the_address_gets_one_line(saved, data, tmp_path):
-    with pytest.raises(InputError, match=r"no Ray cluster at '127\.0\.0\.1:1'") as refusal:
-        search(saved, [TASK], SEARCH, tmp_path, data, resources=Resources(executor="ray", address="127.0.0.1:1"))
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=needs_ray)])
-def test_a_model_of_this_process_alone_cannot_go_to_workers(executor, data, tmp_path):
+def test_a_model_of_this_process_alone_cannot_go_to_workers(data, tmp_path):
     with pytest.raises(InputError, match="wrap it by its id, folder or file"):
-        search(model(), [TASK], SEARCH, tmp_path, data, resources=dataclasses.replace(TWO, executor=executor))
+        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
 
 
 class Wrong:
@@ -353,7 +304,7 @@ def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_ov
             if index == 2:
                 os.kill(place.idle[0].process.pid, signal.SIGKILL)
                 place.idle[0].process.wait()
-            assert list(pool.work_on(place, Twice, (pool.Base.of(routed, one), tmp_path), [(index, None)], one, work)) == [index]
+            assert list(pool.work_on(place, Twice, (pool.Base.of(routed), tmp_path), [(index, None)], one, work)) == [index]
         pids = [worker.process.pid for worker in place.idle]
     found = [path.name.split("-") for path in sorted(tmp_path.iterdir())]
     assert [dtype for _, _, dtype in found] == ["torch.float32", "torch.bfloat16", "torch.float32"]
@@ -404,7 +355,6 @@ def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
         "a scan of a model of this process": executors.settled(model(), Resources(), scanning=True),
         "a scan of a changed model": executors.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
         "a scan that memory bears once": executors.settled(saved, Resources(cache_bytes=2**50), scanning=True),
-        "on Ray": executors.settled(saved, Resources(executor="ray"), scanning=True),
     }
     assert {what: (one.executor, one.workers, one.threads) for what, one in chosen.items()} == {
         "a scan": ("processes", 2, 1),
@@ -413,22 +363,4 @@ def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
         "a scan of a model of this process": ("local", 1, 2),
         "a scan of a changed model": ("local", 1, 2),
         "a scan that memory bears once": ("local", 1, 2),
-        "on Ray": ("ray", 1, 1),
     }
-
-
-def test_without_ray_the_line_says_what_to_install(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
-        search(model(), [TASK], SEARCH, tmp_path, data, resources=TWO)
-    with pytest.raises(InputError, match=r"needs Ray: pip install '\.\[ray\]' in a clone"):
-        evaluate(model(), ["base"], [TASK], tmp_path, EVALUATE, data, resources=TWO)
-    assert not (tmp_path / "evaluate").exists()
-
-
-@pytest.mark.long
-def test_nothing_but_the_executor_imports_ray():
-    modules = "drllm.cli.main, drllm.searching.runner, drllm.model.executors, drllm.evaluation.run"
-    code = f"import sys; import {modules}; sys.exit('ray' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(Path(drllm.__file__).parents[1])}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

@@ -205,7 +205,7 @@ def test_the_harness_takes_it(run):
     from drllm.evaluation.harness.model import RoutedLM
 
     routed = RoutedModel.from_pretrained(run.folder / "healed", base=runs.model())
-    lm = RoutedLM(routed, batch_size=2, time_base=0)
+    lm = RoutedLM(routed, batch_size=2)
     from lm_eval.api.instance import Instance
 
     def requests(texts):

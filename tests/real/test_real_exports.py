@@ -1,4 +1,4 @@
-"""SmolLM2-135M with blocks 12 to 14 twice, in PEFT and in mergekit: the checkpoint's logits, texts and tensors."""
+"""SmolLM2-135M with blocks 12 to 14 twice, in PEFT: the checkpoint's logits and texts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import mergekit_runs
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
-from drllm.deploy.formats.recipe import RECIPE_FILE
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +19,7 @@ PROMPTS = ["The capital of France is", "Plants need sunlight because", "Once upo
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """base: a plain checkpoint; loop: the route's; adapter and recipe: of the base."""
+    """base: a plain checkpoint; loop: the route's; adapter: of the base."""
     place = tmp_path_factory.mktemp("exports")
     export(RoutedModel.wrap("smollm2-135m-q4", dtype=torch.float32), Route.full(30), place / "base")
     routed = RoutedModel.wrap(str(place / "base"))
@@ -30,7 +27,6 @@ def folders(tmp_path_factory) -> Path:
     done = export(routed, LOOP, place / "adapter", "peft")
     print(f"adapter: {done.n_bytes} bytes")
     assert done.n_bytes < 10_000
-    export(routed, LOOP, place / "recipe", "mergekit")
     return place
 
 
@@ -57,13 +53,3 @@ def test_an_adapter_in_the_bases_own_type(tmp_path, path):
     done = export(RoutedModel.wrap("smollm2-135m-q4", dtype=torch.bfloat16), Route.parse(path, 30), tmp_path / "adapter", "peft")
     print(f"{path}: {done.difference}")
     assert done.difference < 0.1
-
-
-@pytest.mark.skipif(not mergekit_runs.IS_THERE, reason="needs mergekit: run `make mergekit-env`")
-def test_mergekit_makes_the_checkpoint(folders):
-    mergekit_runs.merge(folders / "recipe" / RECIPE_FILE, folders / "merged")
-    got = {name: tensor for path in sorted((folders / "merged").glob("*.safetensors")) for name, tensor in load_file(path).items()}
-    wanted = load_file(folders / "loop" / "model.safetensors")
-    assert set(got) == set(wanted)
-    print(f"{sum(torch.equal(got[name], wanted[name]) for name in wanted)} of {len(wanted)} tensors are the same")
-    assert all(torch.equal(got[name], wanted[name]) for name in wanted)

@@ -538,7 +538,7 @@ def test_names_that_a_policy_cannot_have():
 
 def test_printed_commands_run_where_the_reproduction_does(tmp_path):
     """Each command is told the resources that it has flags for."""
-    setup = dataclasses.replace(setup_of(tmp_path, tmp_path), resources=Resources(executor="ray", workers=3, pool_size=7))
+    setup = dataclasses.replace(setup_of(tmp_path, tmp_path), resources=Resources(executor="processes", workers=3, pool_size=7))
     for job, told in (("search", ["--workers", "3", "--pool-size", "7"]), ("evaluate", ["--workers", "3"]), ("train", [])):
         words = shlex.split(setup.command(job))
         assert [word for word in words if word in ("--workers", "3", "--pool-size", "7")] == told, job

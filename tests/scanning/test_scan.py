@@ -35,7 +35,7 @@ from drllm.scanning.spans import candidates
 from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
 from drllm.tasks import load_task
-from worker_processes import EXECUTORS, replicas
+from worker_processes import replicas
 
 pytestmark = pytest.mark.long
 
@@ -303,8 +303,8 @@ def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor, data, tmp_path):
+@pytest.mark.long
+def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(data, tmp_path):
     """Two tasks, which the workers take from one queue."""
     runs.model().unwrap().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
@@ -315,17 +315,17 @@ def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(executor,
         (both / task / "train.jsonl").write_text("\n".join(half) + "\n")
     tasks, data = [runs.TASK, "arc_challenge"], both
     scan(routed, tasks, SMALL, tmp_path / "one", data)
-    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two", executor))
+    killed = threading.Thread(target=_kill_a_worker, args=(tmp_path / "two",))
     killed.start()
-    scan(routed, tasks, SMALL, tmp_path / "two", data, resources=Resources(executor=executor, workers=2))
+    scan(routed, tasks, SMALL, tmp_path / "two", data, resources=Resources(executor="processes", workers=2))
     assert not killed.is_alive(), "a worker was killed amid the scan"
     for part in ("scan", "verdicts"):
         assert changed(runs.folder_bytes(tmp_path / "one" / part), runs.folder_bytes(tmp_path / "two" / part)) == []
 
 
-def _kill_a_worker(folder: Path, executor: str) -> None:
+def _kill_a_worker(folder: Path) -> None:
     """One of the two, when the first shard is written."""
-    while len(found := replicas(executor)) < 2 or not list(folder.rglob("*.parquet")):
+    while len(found := replicas()) < 2 or not list(folder.rglob("*.parquet")):
         time.sleep(0.01)
     os.kill(found[0], signal.SIGKILL)
 

@@ -33,7 +33,3 @@ TYPES = {
 LONGER = {"axk2", "deepseek_v32", "llama4_text", "minimax_m3_vl_text", "qwen2", "qwen2_moe", "qwen3", "qwen3-sliding", "smollm3"}
 # With two types in an order that some of the routes keep: which of the routes are expressed.
 SOME = {"llama4_text": {"both"}, "qwen3-sliding": {"both"}}
-
-# --- mergekit (tests/deploy/formats/test_recipe.py) -----------------------------------------------------------------------------------
-MERGED = ("llama", "llama-tied", "mistral", "gemma", "stablelm", "phi3", "olmo2", "granite")  # mergekit itself made the checkpoint
-NOT_MERGED = ("qwen2", "gemma3_text", "deepseek_v3", "smollm3", "diffllama")

@@ -418,7 +418,7 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
             ours, passes = mean_of(found[place]), float(np.mean([run["passes"].mean() for run in found[place]])) / n_layers
             less = compared(ours, base)
             spot: dict[str, Any] = {"x": passes, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
-            marks.append(Spot(name=method, index=index, hover=f"{place}: {less}", aside=0.05 * (index - 1.5), **spot))
+            marks.append(Spot(name=method, index=index, aside=0.05 * (index - 1.5), **spot))
             rows.append((place, len(base["correct"]), *map(number, (passes, *less))))
     if len(marks) < SEVERAL:
         return None
@@ -430,7 +430,7 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
         "overlap."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
-    x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02), inch=0.02)
+    x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02))
     return Chart(name, title, caption, header, tuple(rows), (Level(y=0), *marks), x, (Axis("points over the base"),), legend=3)
 
 

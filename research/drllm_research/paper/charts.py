@@ -36,7 +36,7 @@ def curves(name: str, title: str, caption: str, axes: tuple[Axis, str], series: 
     rows = tuple((label, *map(_shown, point)) for label, points in series.items() for point in points)
     marks: list[Mark] = [_curve(label, points, index) for index, (label, points) in enumerate(series.items())]
     marks += [] if base is None else [Level(y=base)]
-    x = replace(x, kind="category", names=list(map(str, names))) if is_named else replace(x, kind="linear")
+    x = replace(x, names=list(map(str, names))) if is_named else x
     legend = 4 if len(series) > 1 else None
     return Chart(name, title, caption, ("series", "x", "y", "low", "high"), rows, tuple(marks), x, (Axis(y),), legend=legend)
 
@@ -66,14 +66,13 @@ def histogram(name: str, title: str, caption: str, x: str, series: Mapping[str, 
     """Shares of values in [0, 1], bars for each series, on a log scale: most of the paper's probabilities stand at the ends."""
     edges = np.linspace(0, 1, BINS + 1)
     shares = {label: np.histogram(values, edges)[0] / max(len(values), 1) for label, values in series.items()}
-    hover = f"%{{fullData.name}}, %{{x:.3f}} +- {1 / (2 * BINS):.3f}: %{{y:.4f}}"
     centres, width = ((edges[:-1] + edges[1:]) / 2).tolist(), 0.8 / BINS / len(series)
     rows = tuple((label, *map(number, ends)) for label, found in shares.items() for ends in zip(edges[:-1], edges[1:], found, strict=True))
     marks = tuple(
-        Bars(name=label, index=index, xs=centres, heights=found.tolist(), width=width, hover=hover)
+        Bars(name=label, index=index, xs=centres, heights=found.tolist(), width=width)
         for index, (label, found) in enumerate(shares.items())
     )
-    y = Axis(SHARE, limits=(1e-4, 1.2), decades=(-4, 0.1), is_log=True)
+    y = Axis(SHARE, limits=(1e-4, 1.2), is_log=True)
     return Chart(name, title, caption, ("series", "from", "to", "share"), rows, marks, Axis(x), (y,), legend=0)
 
 

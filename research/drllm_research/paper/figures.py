@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drllm.core.route import Action
 from drllm.core.text import percent
 from drllm.reporting.chart import Axis, Chart, number
-from drllm.reporting.figures import accuracy_charts, label_distribution, mean_usage, usage_map
+from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
 from drllm.reporting.summary_table import verdict
 from drllm.runs.names import BASE
@@ -161,7 +162,7 @@ def _fig1(bench: Bench) -> list[Part]:
         accuracy, passes, layers = means
         rows.append((method, percent(accuracy), f"{passes:.2f}", f"{layers:.1f}"))
     counted = Table(("mean over tasks", "accuracy, %", "passes a forward", "layers a query"), tuple(rows), LAYERS)
-    return [*accuracy_charts(summary), counted, Bullets((verdict(summary, ROUTERS),))]
+    return [accuracy_chart(summary), counted, Bullets((verdict(summary, ROUTERS),))]
 
 
 def _fig4(bench: Bench) -> list[Part]:
@@ -254,7 +255,15 @@ def _fig9(bench: Bench) -> list[Part]:
 
 
 def _fig10(bench: Bench) -> list[Part]:
-    return [label_distribution({task: list(read_records(bench.setup.run.search(task))) for task in bench.setup.tasks})]
+    kept = {task: [r.chosen for r in read_records(bench.setup.run.search(task)) if r.chosen is not None] for task in bench.setup.tasks}
+    counts = {task: Counter(min(n, Action.REPEAT) for route in routes for n in route) for task, routes in kept.items()}
+    series = {task: [Point(action.name.lower(), count[action]) for action in Action] for task, count in counts.items()}
+    title, caption = (
+        f"Labels of the search, n = {sum(map(len, kept.values()))} kept routes",
+        "By task, on a log scale.",
+    )
+    x, y = Axis("action of the kept route at a block"), "labels (blocks x questions), log scale"
+    return [replace(charts.curves("label_distribution", title, caption, (x, y), series), ys=(Axis(y, is_log=True),))]
 
 
 def _fig11(bench: Bench) -> list[Part]:

@@ -10,7 +10,7 @@ from drllm.core.route import Action
 from drllm.core.text import percent, points
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.reporting.summary_table import verdict
-from drllm.runs.label_stats import describe, tables
+from drllm.runs.labels import HEADER, LEGEND, count_labels, label_rows
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, evenly
 from drllm.stats.paired import decided
@@ -52,12 +52,13 @@ PAIRS = 4000  # of prompts of a task, drawn at random, whose routes are compared
 
 def labels(bench: Bench) -> Any:
     """The statistics of every question visited for these tasks."""
-    return describe(record for task in bench.setup.tasks for record in bench.kept(task).visited)
+    return count_labels(record for task in bench.setup.tasks for record in bench.kept(task).visited)
 
 
 def _table2(bench: Bench) -> list[Part]:
     stats = labels(bench)
     row = stats[-1]
+    n = row.n
     total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
     sampled = sum(paper.SAMPLED.values())
     shares = zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)
@@ -66,12 +67,12 @@ def _table2(bench: Bench) -> list[Part]:
     pairs = (
         ("questions learned from", f"{len(kept):,}", f"{sampled:,}"),
         ("of which mend a wrong answer, %", percent(mended / max(len(kept), 1)), percent(paper.IMPROVED)),
-        ("questions visited", f"{row.visited:,}", f"{paper.VISITED:,}"),
-        ("some path right, % of visited", percent(row.kept / max(row.visited, 1)), f"{percent(sampled / paper.VISITED)} or more"),
-        ("routes evaluated a visited question", f"{row.search_routes / max(row.visited, 1):.1f}", f"{paper.FORWARDS / paper.VISITED:.1f}"),
+        ("questions visited", f"{n['visited']:,}", f"{paper.VISITED:,}"),
+        ("some path right, % of visited", percent(n["kept"] / max(n["visited"], 1)), f"{percent(sampled / paper.VISITED)} or more"),
+        ("routes evaluated a visited question", f"{n['routes'] / max(n['visited'], 1):.1f}", f"{paper.FORWARDS / paper.VISITED:.1f}"),
         *((f"{name} labels, %", f"{100 * ours / total:.2f}", f"{100 * other / theirs:.2f}") for name, ours, other in shares),
     )
-    parts: list[Part] = [Table(header, tuple(found), f"{title[0].upper()}{title[1:]}.") for title, header, found in tables(stats)]
+    parts: list[Part] = [Table(HEADER, tuple(label_rows(stats)), f"{LEGEND[0].upper()}{LEGEND[1:]}.")]
     header = ("over all tasks", "here", f"{paper.PAPER}, its models")
     parts.append(Table(header, pairs, "Beside the paper's totals, which are of its own models."))
     if row.difference is not None:

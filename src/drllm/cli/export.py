@@ -1,4 +1,4 @@
-"""Write a static route for other tools: a checkpoint, a PEFT adapter, a mergekit recipe or a GGUF file.
+"""Write a static route for other tools: a checkpoint, a PEFT adapter or a GGUF file.
 
 example:
   drllm export --policy runs/a/static --out runs/a/checkpoint
@@ -15,7 +15,7 @@ from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 
 CLOCK_PROMPT, CLOCK_TOKENS, CLOCK_ROUNDS = 64, 32, 10
-FORMATS = ("checkpoint", "peft", "mergekit", "gguf")
+FORMATS = ("checkpoint", "peft", "gguf")
 
 
 def run(job: Job) -> Lines:

@@ -43,7 +43,7 @@ def run(job: Job) -> Lines:
         out = Path(job.need("out"))
         yield f"{out}: {export_rows(rows_of(folders[0], where), out):,} rows"
         return
-    from drllm.runs.label_stats import describe, render
+    from drllm.runs.labels import count_labels, render
     from drllm.runs.layout import RunFolder
     from drllm.runs.manifest import search_manifests
     from drllm.runs.records import iterate_records
@@ -51,7 +51,7 @@ def run(job: Job) -> Lines:
     for folder in folders:
         yield table_text(OVERVIEW, overview(rows_of(folder, where)), str(folder)) + "\n"
         if folder.is_dir() and (searched := search_manifests(folder)):
-            yield render(describe(iterate_records(RunFolder(folder).searches))) + "\n"
+            yield render(count_labels(iterate_records(RunFolder(folder).searches))) + "\n"
             yield from sweeps(searched)
 
 

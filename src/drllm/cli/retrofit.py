@@ -91,17 +91,12 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["gate"])
     from drllm.model.executors import threads_here
-    from drllm.retrofitting.pace import measured
+    from drllm.retrofitting.pace import sized
 
-    routed, asked = job.load(model), configs["retrofit"]
+    routed = job.load(model)
     with threads_here(configs["resources"]):
-        here = measured(routed, tasks, configs["search"], job.data)
-    sizes, asked, why = here.sizes(routed.n_layers, asked, available)
-    if why:
-        yield why
-    elif here.crowded:
-        yield f"{here.crowded}; --threads 1 is faster now"
-    yield from fitting(sizes, asked, is_alone=bool(why and here.alone_ms))
+        sizes = sized(routed, tasks, configs["search"], job.data, configs["retrofit"], available)
+    yield from fitting(sizes, configs["retrofit"])
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
@@ -110,14 +105,6 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
     from drllm.retrofitting.recommend import recommend
 
     found, result = recommend(routed, tasks, out, configs, data, argv)
-    answer = result["answer"]
-    yield f"prompt: {answer.pop('prompt')}"
-    if choices := answer.pop("choices", None):
-        yield f"choices: {', '.join(map(repr, choices))}"
-    right = answer.pop("right", None)
-    for name, one in answer.items():
-        taken = f"takes {one['choice']!r}, {'right' if one['choice'] == right else f'right is {right!r}'}; " if right is not None else ""
-        yield f"{name}: {taken}route {one['route']} ({one['n_passes']} passes)\n  left to itself it writes: {_cut(one['text'])}"
     yield render(result["summary"])
     yield f"report: {result['report']}"
     yield panel(found, out)

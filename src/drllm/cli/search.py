@@ -22,7 +22,7 @@ SHOWN = ("model", "tasks", "data", "out", "preset", "n_simulations", "limit", "k
 def run(job: Job) -> Lines:
     out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
-    from drllm.runs.label_stats import describe, render
+    from drllm.runs.labels import count_labels, render
     from drllm.runs.layout import RunFolder
     from drllm.runs.records import iterate_records
     from drllm.searching.runner import check_splits, read_routes, search
@@ -36,7 +36,7 @@ def run(job: Job) -> Lines:
     place = RunFolder(Path(out))
     folder = place.searches if routes is None else place.matrices
     if routes is None:
-        yield render(describe(record for name in tasks for record in iterate_records(folder / name)))
+        yield render(count_labels(record for name in tasks for record in iterate_records(folder / name)))
         yield from sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
 

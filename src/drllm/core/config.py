@@ -100,15 +100,13 @@ class SearchConfig(Options):
 class Resources(Options):
     """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
-    executor: Literal["auto", "local", "processes", "ray"] = option(
+    executor: Literal["auto", "local", "processes"] = option(
         "auto",
-        "local: this process; processes: workers on this machine, one thread each; ray: workers of a Ray cluster (pip install '.[ray]'); "
-        "auto: local, but for a scan on a CPU of several cores processes, unless --threads is given",
+        "local: this process; processes: workers on this machine, one thread each; auto: local,"
+        " but for a scan on a CPU of several cores processes, unless --threads is given",
     )
-    address: str = option("", "ray: the cluster's address, auto for the one this machine is in; default: start one here")
-    workers: int = option(0, "processes, ray: model replicas; 0: with processes one a core, with ray 1", ge=0)
+    workers: int = option(0, "processes: model replicas; 0: one a core", ge=0)
     threads: int = option(0, "CPU threads of each replica; 0: with local as torch chooses, else 1", ge=0)
-    worker_gpus: float = option(0.0, "ray: GPUs of each replica", ge=0)
     pool_size: int = option(128, "questions searched at once in a replica (loglik)", ge=1)
     cache_bytes: int = option(2**30, "bytes of hidden states a replica keeps, the most recently used; running paths may need more", ge=0)
 
@@ -330,4 +328,4 @@ def to_dict(config: Any) -> dict[str, Any]:
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
 SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig, "prompts": PromptsConfig}
 
-OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for
+OF_COMPARISONS = ("executor", "workers", "threads")  # resources that a comparison has a use for

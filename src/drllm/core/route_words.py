@@ -1,8 +1,5 @@
 """Routes in words: what one does otherwise than the base, and the loops of many counted. No torch."""
 
-from collections import Counter
-from collections.abc import Iterable
-
 from drllm.core.route import Action, Route, Span
 
 _TIMES = {1: "", 2: " twice", 3: " three times"}
@@ -33,12 +30,6 @@ def loops_in_words(route: Route) -> list[str]:
         strength = "" if span.strength == 1 else f" at strength {span.strength:g}"
         words.append(f"runs {plain(span)}{' again' if again else ''}{_TIMES[n]} after {at}{strength}")
     return words
-
-
-def count_loops(routes: Iterable[Route]) -> list[tuple[str, int]]:
-    """(loop in words, how many of the routes have it), the commonest first."""
-    counts = Counter(words for route in routes for words in loops_in_words(route))
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def plain(span: Span) -> str:

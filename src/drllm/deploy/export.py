@@ -12,21 +12,19 @@ from drllm.deploy.formats.adapter import write_adapter
 from drllm.deploy.formats.checkpoint import write_checkpoint
 from drllm.deploy.formats.folder import Exported, check_export, read_export
 from drllm.deploy.formats.gguf_file import write_gguf
-from drllm.deploy.formats.recipe import write_recipe
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import causal_lm
 
 __all__ = ["FORMATS", "Exported", "Format", "check_export", "export", "read_export"]
 
-Format = Literal["checkpoint", "peft", "mergekit", "gguf"]
+Format = Literal["checkpoint", "peft", "gguf"]
 FORMATS: dict[str, Callable[[RoutedModel, Route, Path], Exported]] = {
     "checkpoint": write_checkpoint,
     "peft": write_adapter,
-    "mergekit": write_recipe,
     "gguf": write_gguf,
 }
 HEALED = ("checkpoint", "peft")  # can hold an adapter: merged, or as it is
-NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter", "mergekit": "a mergekit recipe", "gguf": "a GGUF file"}
+NAMES = {"checkpoint": "a plain checkpoint", "peft": "a PEFT adapter", "gguf": "a GGUF file"}
 
 
 def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format = "checkpoint") -> Exported:
@@ -34,8 +32,7 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
 
     Args:
         format: "checkpoint" (weights, configuration and tokenizer for transformers), "peft" (an adapter, without a copy of a weight),
-            "mergekit" (a recipe by which mergekit makes that checkpoint), or "gguf" (the base's own GGUF file with its blocks in another
-            order, and a Modelfile for Ollama).
+            or "gguf" (the base's own GGUF file with its blocks in another order, and a Modelfile for Ollama).
 
     Of a healed route the checkpoint holds the merged weights, and the adapter is PEFT's on the base with its blocks in that order.
 
@@ -53,7 +50,7 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: generate with drllm, or serve the route")
     routed.check_adapter(route)
     if route.adapter and format not in HEALED:
-        instead = "export a checkpoint" + (", then convert it (docs/export.md)" if format == "gguf" else "")
+        instead = "export a checkpoint, then convert it (docs/export.md)"
         raise InputError(f"{NAMES[format]} only puts the base's own tensors in another order, and this route is healed: {instead}")
     model = routed.model
     if model is not causal_lm(model):

@@ -1,4 +1,4 @@
-"""Where work runs: in this process, in others of this machine, or on a Ray cluster."""
+"""Where work runs: in this process, or in others of this machine."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 
 from drllm.core.config import Resources
 from drllm.core.errors import InputError
-from drllm.model.pool import Workplace
-from drllm.model.process_pool import processes
-from drllm.model.ray_pool import connected
+from drllm.model.process_pool import Processes, processes
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 
@@ -46,15 +44,13 @@ def threads_here(resources: Resources) -> AbstractContextManager[None]:
     return torch_threads(resources.threads if resources.executor in ("auto", "local") else 0)
 
 
-def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Workplace | None]:
+def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Processes | None]:
     """Where the work of `settled` resources is done while this is open; None: in this process.
 
     Raises `InputError` before any work where there is no such place, or the model exists in this process only.
     """
     if resources.executor == "local":
         return nullcontext()
-    if resources.executor == "ray":
-        return connected(routed, resources)
     if os.name != "posix":
         raise InputError("--executor processes needs Linux or macOS: take --executor local")
     if not routed.base_id:

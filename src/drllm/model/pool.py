@@ -1,10 +1,8 @@
 """A pool of workers, one model replica each: jobs are pulled by whoever is free.
 
-Workers are processes of this machine (`drllm.model.process_pool`) or actors of a Ray cluster (`drllm.model.ray_pool`). Each writes what it
-makes to files, so the run folder must lie where all of them see it. A worker gets jobs only once it runs, so no job waits for one that
-cannot be placed. While a worker is at its jobs it may tell how far it is, where the place can hear it: a place that can gives the actor a
-method `tell`. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that
-three workers died of is refused.
+Workers are processes of this machine (`drllm.model.process_pool`). Each writes what it makes to files. A worker gets jobs only once it
+runs. While it is at its jobs it may tell how far it is (`actor.tell`). A dead worker's unfinished jobs go back to the queue, for whoever is
+free, and a new worker takes its place; a job that three workers died of is refused.
 """
 
 from __future__ import annotations
@@ -13,12 +11,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError, DrllmError, InputError
+from drllm.model.process_pool import Jobs, Processes, WorkerDied
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 
@@ -26,8 +25,6 @@ MAX_DEATHS = 3  # of workers while they held one job
 LOADING = -1  # what a worker without jobs is at
 PATIENCE = 60.0  # seconds without any news after which one says what is waited for
 LISTENS_EVERY_S = 5.0  # to what calls tell while they go on
-
-Jobs = list[tuple[int, Any]]  # (index, job)
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,9 @@ class Base:
     adapters: tuple[Adapter, ...] = ()  # of healed routes
 
     @classmethod
-    def of(cls, routed: RoutedModel, resources: Resources) -> Base:
+    def of(cls, routed: RoutedModel) -> Base:
         """The model of this process, as the workers are to load it."""
-        device = "cuda" if resources.executor == "ray" and resources.worker_gpus else str(routed.device)
-        return cls(routed.base_id, routed.model.dtype, device, routed.fingerprint, tuple(routed.adapters.values()))
+        return cls(routed.base_id, routed.model.dtype, str(routed.device), routed.fingerprint, tuple(routed.adapters.values()))
 
     def load(self, threads: int) -> RoutedModel:
         """The model, in a worker, which keeps the last one; `ArtifactError` where its weights are others."""
@@ -53,7 +49,7 @@ class Base:
             _loaded.clear()
             routed = RoutedModel.wrap(self.base_id, dtype=self.dtype, device=self.device)
             if routed.fingerprint != self.fingerprint:
-                raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: give every node the same model")
+                raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: did its files change?")
             for adapter in self.adapters:
                 routed.adopt(adapter)
             _loaded[self] = routed
@@ -75,39 +71,7 @@ class Work:
     wanted: Callable[[int], bool] = lambda index: True  # whether a job is still to be done, asked before it is given away
 
 
-class WorkerDied(Exception):
-    """A worker was ended while it was at something; the message says why."""
-
-
-class Workplace(Protocol):
-    """Where workers run. A handle is a worker as the place knows it, a call what it is at."""
-
-    def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> Any:
-        """A handle of a new worker, which will make `actor(*arguments)`."""
-        ...
-
-    def call(self, handle: Any, jobs: Jobs) -> Any:
-        """Have a worker do `actor.work(jobs)`."""
-        ...
-
-    def next_ended(self, calls: list[Any], seconds: float) -> Any:
-        """The next of the calls that ends; None when none does for so long, or one tells something."""
-        ...
-
-    def told(self, calls: list[Any]) -> list[Any]:
-        """What those of the calls that told something told last; nothing where workers cannot be heard before they are done."""
-        ...
-
-    def result(self, call: Any) -> None:
-        """Nothing, or what the call raised: an error as it was raised there, or `WorkerDied`."""
-        ...
-
-    def end(self, handle: Any, broken: bool) -> None:
-        """The worker is not needed any more."""
-        ...
-
-
-def work_on(place: Workplace, actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
+def work_on(place: Processes, actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
     """Have workers do jobs: the index of each, when its file is written.
 
     Args:
@@ -141,7 +105,7 @@ class _Pool:
     """Workers, what each is at, and the jobs that wait for one."""
 
     def __init__(
-        self, place: Workplace, actor: type, arguments: tuple[Any, ...], waiting: deque[tuple[int, Any]], resources: Resources, work: Work
+        self, place: Processes, actor: type, arguments: tuple[Any, ...], waiting: deque[tuple[int, Any]], resources: Resources, work: Work
     ):
         self.place, self.actor, self.arguments = place, actor, arguments
         self.waiting, self.resources, self.work = waiting, resources, work
@@ -191,7 +155,7 @@ class _Pool:
         for index, job in jobs:
             if not self.work.is_done(index):
                 what = self.work.describe(index, job)
-                raise InputError(f"a worker wrote {what}, but not where --out is here: give one that all nodes share")
+                raise InputError(f"a worker wrote {what}, but its file is not in --out: was the folder moved or emptied meanwhile?")
             yield index
 
     def _no_news(self) -> None:
@@ -200,7 +164,7 @@ class _Pool:
         n_coming = sum(not jobs for _, jobs in self.calls.values())
         if n_coming and time.monotonic() - self.last_news >= PATIENCE:
             coming = f"{n_coming} of {self.resources.workers} workers"
-            self.work.say(f"waiting for {coming}: there is no room for them yet, or the model loads slowly")
+            self.work.say(f"waiting for {coming}: the model loads slowly")
             self.last_news = time.monotonic()
 
     def _replace(self, handle: Any, jobs: Jobs, why: str) -> Jobs:

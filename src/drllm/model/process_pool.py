@@ -22,14 +22,19 @@ from typing import Any, NamedTuple
 
 from drllm.core.config import Resources
 from drllm.core.errors import DrllmError
-from drllm.model.pool import Jobs, WorkerDied
 
 WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
 TRACEBACK = "Traceback (most recent call last)"
 TELLS_EVERY_S = 1.0  # how far it is, at most
 ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
 
+Jobs = list[tuple[int, Any]]  # (index, job)
+
 _START = "import sys; sys.path[:] = {path!r}; from drllm.model.process_pool import serve; serve({pipe}, {parent})"
+
+
+class WorkerDied(Exception):
+    """A worker was ended while it was at something; the message says why."""
 
 
 class _Told(NamedTuple):
@@ -106,18 +111,22 @@ class Processes:
         return worker
 
     def call(self, handle: _Process, jobs: Jobs) -> _Process:
+        """Have a worker do `actor.work(jobs)`."""
         handle.told = None
         _send(handle, jobs)
         return handle
 
     def next_ended(self, calls: list[_Process], seconds: float) -> _Process | None:
+        """The next of the calls that ends; None when none does for so long, or one tells something."""
         ready = wait([worker.pipe for worker in calls], seconds)
         return next((worker for worker in calls if worker.pipe in ready and worker.has_ended_call()), None)
 
     def told(self, calls: list[_Process]) -> list[Any]:
+        """What those of the calls that told something told last."""
         return [worker.told for worker in calls if worker.told is not None]
 
     def result(self, call: _Process) -> None:
+        """Nothing, or what the call raised: an error as it was raised there, or `WorkerDied`."""
         if call.outcome is not None:
             raise call.outcome
 

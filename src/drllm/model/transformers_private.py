@@ -103,30 +103,6 @@ class RoomySlot(DynamicLayer):
         self._roomy = None
 
 
-class SharedPrefixSlot(DynamicLayer):
-    """A slot of sequences that all begin alike: it holds the beginning once, and keeps nothing of what is added, since one step is all.
-
-    Args:
-        held: (1, H, T, S) each: keys and values of the beginning; None where there is none.
-    """
-
-    def __init__(self, held: tuple[Tensor, Tensor] | None, n_sequences: int):
-        super().__init__()
-        if held is not None:
-            self.lazy_initialization(*held)
-            self.keys, self.values = (part.expand(n_sequences, -1, -1, -1) for part in held)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.keys is None or self.values is None:
-            return key_states, value_states
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
-
-
-def share_prefix(slot: Any, n_sequences: int) -> Any:
-    """The slot for one step of `n_sequences` that begin with what it holds; a slot that no block used stays empty."""
-    return SharedPrefixSlot((slot.keys, slot.values), n_sequences) if slot.is_initialized else copy.copy(slot)
-
-
 def cache_argument(forward: Any) -> str:
     """What a forward calls its cache: renamed in transformers 5.2x."""
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

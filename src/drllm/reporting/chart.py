@@ -1,4 +1,4 @@
-"""What a picture shows, described once: `drawing` makes a PNG and a CSV file of it, `plots` a Plotly figure for the page."""
+"""What a picture shows; `drawing` makes a PNG and a CSV file of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,13 +6,12 @@ from typing import Any
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the methods apart without any colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
-# As matplotlib and as Plotly name them. One more than there are colours: the two together repeat after 56, not after 7.
-MARKERS = tuple(zip("osD^vPX*", ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"), strict=True))
+# One more than there are colours: the two together repeat after 56, not after 7.
+MARKERS = "osD^vPX*"
 HATCHES = ("", "/", "x", ".")  # of bars, which have no markers: another after each round of colours
 # Of mean passes 0 (skipped), 1 (the base) and 2 (repeated): blue, white, orange differ in lightness and for colour-blind readers.
 FRAME = "#1b1f24"  # around the blocks of a loop
 USAGE = ((0.0, "#0072B2"), (0.5, "#F7F7F7"), (1.0, "#D55E00"))
-MANY_BARS = 12  # more than fit a phone with their numbers side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +28,8 @@ class Mark:
         return COLOURS[self.index % len(COLOURS)]
 
     @property
-    def marker(self) -> tuple[str, str]:
-        """Its marker for matplotlib and for Plotly."""
+    def marker(self) -> str:
+        """Its marker."""
         return MARKERS[self.index % len(MARKERS)]
 
     @property
@@ -47,7 +46,6 @@ class Spot(Mark):
     y: float
     low: float
     high: float
-    hover: str
     aside: float = 0
 
 
@@ -58,9 +56,6 @@ class Curve(Mark):
     xs: Sequence[Any]
     ys: Sequence[float]
     error: tuple[list[float], list[float]] | None = None  # how far the intervals reach below and above; None without intervals
-    dashed: bool = False  # of two curves in one colour, the second
-    group: str = ""  # curves that a click on the page's legend draws together, in the PNG with smaller markers; empty: no group
-    drawn: bool = True  # else not in the PNG, and on the page after a click
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +68,25 @@ class Front(Mark):
 
 @dataclass(frozen=True, kw_only=True)
 class Level(Mark):
-    """A dotted line from side to side. Attributes: on_page: drawn behind the curves and on the page too, not in the PNG alone."""
+    """A dotted line from side to side."""
 
     y: float
-    on_page: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Mark):
-    """Bars over names or numbers. Attributes: width: what a bar has of the x axis; labels: what stands above each bar."""
+    """Bars over numbers. Attributes: width: what a bar has of the x axis."""
 
-    xs: Sequence[Any]
+    xs: Sequence[float]
     heights: Sequence[float]
     width: float
-    hover: str
-    labels: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heat(Mark):
-    """Mean passes by row and block. Attributes: labels: say more of a row than its name; loops: (row, first, last block) to be framed."""
+    """Mean passes by row and block. Attributes: labels: of the rows; loops: (row, first, last block) to be framed."""
 
     values: Sequence[Sequence[float]]
-    rows: Sequence[str]
     labels: Sequence[str]
     loops: Sequence[tuple[int, int, int]] = ()
 
@@ -107,8 +98,7 @@ class Squares(Mark):
     Attributes:
         sides: of each square, 1 for one that touches its neighbours.
         label: of the colours.
-        hovers: what each square says on the page.
-        sizes: what sides mean, as (words, side); in the PNG's lower right corner, where a map of spans has no square.
+        sizes: what sides mean, as (words, side); in the lower right corner, where a map of spans has no square.
     """
 
     xs: Sequence[int]
@@ -117,7 +107,6 @@ class Squares(Mark):
     sides: Sequence[float]
     limit: float
     label: str
-    hovers: Sequence[str]
     sizes: Sequence[tuple[str, float]] = ()
 
 
@@ -133,14 +122,10 @@ class Axis:
     """An axis."""
 
     label: str = ""  # its title
-    short: str = ""  # its title on the page, where that is another
     names: Sequence[str] = ()  # of categories, in order
-    limits: tuple[float, float] | None = None  # of the PNG
-    decades: tuple[float, float] | None = None  # on a log scale, the page's limits as powers of ten
+    limits: tuple[float, float] | None = None
     is_log: bool = False
     is_whole: bool = False  # counts something: no ticks between
-    kind: str = ""  # the page's type of axis; empty: found from the values
-    inch: float = 0  # of the page, in x: how far a `Spot` moves for each inch of `aside`
 
 
 @dataclass(frozen=True)
@@ -161,11 +146,6 @@ class Chart:
     def of(self, kind: type[Any]) -> list[Any]:
         """The marks of one kind."""
         return [mark for mark in self.marks if isinstance(mark, kind)]
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether the numbers above its bars must stand upright."""
-        return sum(len(bars.labels) for bars in self.of(Bars)) > MANY_BARS
 
 
 def number(value: float) -> str:

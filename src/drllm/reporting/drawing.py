@@ -14,7 +14,7 @@ from drllm.reporting.chart import FRAME, USAGE, Axis, Bars, Boxes, Chart, Curve,
 from drllm.reporting.parts import Part, flat
 
 DPI = 120
-NEEDED = ("matplotlib", "jinja2", "plotly.offline")
+NEEDED = ("matplotlib", "jinja2")
 
 
 def need_extras() -> None:
@@ -100,20 +100,18 @@ def _spot(axes: Any, spot: Spot, chart: Chart) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     place = axes.transData + ScaledTranslation(spot.aside, 0, axes.figure.dpi_scale_trans)
-    look = {"fmt": spot.marker[0], "color": spot.colour, "capsize": 3, "transform": place}
+    look = {"fmt": spot.marker, "color": spot.colour, "capsize": 3, "transform": place}
     axes.errorbar(spot.x, spot.y, yerr=[[spot.low], [spot.high]], label=spot.name, **look)
     axes.update_datalim([(spot.x, spot.y - spot.low), (spot.x, spot.y + spot.high)])  # what is drawn aside does not count by itself
     axes.autoscale_view()
 
 
 def _curve(axes: Any, curve: Curve, chart: Chart) -> None:
-    if not curve.drawn:
-        return
-    places, style = curve.xs, "--" if curve.dashed else "-"
+    places, style = curve.xs, "-"
     if chart.x.names:
         aside, style = 0.06 * _rank(curve, chart), ""
         places = [chart.x.names.index(x) + aside for x in curve.xs]
-    look = {"fmt": f"{curve.marker[0]}{style}", "color": curve.colour, "markersize": 3 if curve.group else 4}
+    look = {"fmt": f"{curve.marker}{style}", "color": curve.colour, "markersize": 4}
     axes.errorbar(places, curve.ys, yerr=curve.error, label=curve.name, capsize=3 if curve.error else 0, **look)
 
 
@@ -128,16 +126,12 @@ def _front(axes: Any, front: Front, chart: Chart) -> None:
 
 
 def _level(axes: Any, level: Level, chart: Chart) -> None:
-    axes.axhline(level.y, color="grey", linewidth=0.8, linestyle=":", zorder=0 if level.on_page else 2)
+    axes.axhline(level.y, color="grey", linewidth=0.8, linestyle=":", zorder=0)
 
 
 def _bars(axes: Any, bars: Bars, chart: Chart) -> None:
-    names = chart.x.names
-    places = [(names.index(x) if names else x) + _rank(bars, chart) * bars.width for x in bars.xs]
-    width = bars.width * 0.9 if names else bars.width
-    drawn = axes.bar(places, bars.heights, width, label=bars.name, color=bars.colour, hatch=bars.hatch)
-    if bars.labels:
-        axes.bar_label(drawn, labels=bars.labels, fontsize=8, rotation=90 if chart.is_crowded else 0, padding=2)
+    places = [x + _rank(bars, chart) * bars.width for x in bars.xs]
+    axes.bar(places, bars.heights, bars.width, label=bars.name, color=bars.colour, hatch=bars.hatch)
 
 
 def _heat(axes: Any, heat: Heat, chart: Chart) -> None:
@@ -147,7 +141,7 @@ def _heat(axes: Any, heat: Heat, chart: Chart) -> None:
     shown = axes.imshow(heat.values, aspect="auto", vmin=0, vmax=2, cmap=LinearSegmentedColormap.from_list("usage", list(USAGE)))
     for row, first, last in heat.loops:
         axes.add_patch(Rectangle((first - 0.45, row - 0.4), last - first + 0.9, 0.8, fill=False, edgecolor=FRAME, linewidth=2))
-    axes.set_yticks(range(len(heat.rows)), heat.labels)
+    axes.set_yticks(range(len(heat.labels)), heat.labels)
     axes.figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
 
 

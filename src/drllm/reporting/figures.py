@@ -1,29 +1,21 @@
 """The report's pictures, each described with its numbers."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from drllm.core.route import Action, Route, Span
-from drllm.core.route_words import count_loops
-from drllm.core.text import percent
-from drllm.reporting.chart import COLOURS, MANY_BARS, Axis, Bars, Chart, Front, Heat, Level, Mark, Spot, number
-from drllm.reporting.parts import Paragraph, Table
+from drllm.core.route import Route, Span
+from drllm.reporting.chart import COLOURS, Axis, Chart, Front, Heat, Level, Mark, Spot, number
+from drllm.reporting.parts import Paragraph
 from drllm.runs.names import BASE, owner_of
-from drllm.runs.records import RouteRecord
 from drllm.runs.summary import POOLED, Summary
 
 TITLED = 3  # tasks that fit a title
 SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
-LOOPS_SHOWN = 5
-KNOWN = (BASE, "static", "looped", "codebook", "routers", "paper", "promised")  # one for each colour
+KNOWN = (BASE, "static", "looped", "codebook", "routers", "healed", "promised")  # one for each colour
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
-NO_LABELS = 0.5  # the lower end of a log scale of counts
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
 FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
 
@@ -31,13 +23,13 @@ FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a poi
 Questions = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]  # rows of the per-question files by (split, method, task)
 
 
-def accuracy_charts(summary: Summary) -> list[Chart | Paragraph]:
+def accuracy_chart(summary: Summary) -> Chart | Paragraph:
     """Accuracy of each method with its Wilson interval against what it costs: passes a prompt."""
     split, rows = summary.split, summary.pooled
     if not rows:
-        return [Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")]
+        return Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")
     label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
-    return [_accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)]
+    return _accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)
 
 
 def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -> Chart:
@@ -49,13 +41,12 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -
     numbers = []
     looks = _looks([row.method for row in rows])
     for row, cost, aside in zip(rows, costs, _side_by_side(costs), strict=True):
-        accuracy, shown = 100 * row.accuracy, row.method
+        accuracy = 100 * row.accuracy
         low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
-        hover = f"{shown}: {accuracy:.1f} % ({accuracy - low:.1f} to {accuracy + high:.1f}), {cost:.4g} passes, n = {row.n}"
-        marks.append(Spot(name=shown, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, hover=hover, aside=aside))
+        marks.append(Spot(name=row.method, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, aside=aside))
         numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
         if row.method == summary.reference:
-            marks.append(Level(y=accuracy, on_page=False))
+            marks.append(Level(y=accuracy))
         if not owner_of(row.method):
             judged.append((cost, accuracy))
     xs, ys = zip(*pareto_front(judged), strict=True)
@@ -67,10 +58,10 @@ def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -
     title = f"Accuracy against passes: {listed}, {summary.split} split, n = {n} questions"
     caption = f"{INTERVALS} {FRONT}"
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", "passes")
-    # The marks that stand aside do not count for matplotlib's own limits. Of a browser's axis half of the room is an inch, or so.
-    x = Axis(label, limits=(min(costs) - room, max(costs) + room), inch=0.5 * room)
+    # The marks that stand aside do not count for matplotlib's own limits.
+    x = Axis(label, limits=(min(costs) - room, max(costs) + room))
     limits = 100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2
-    y = Axis("accuracy (%), 95 % Wilson interval", "accuracy (%), 95 % interval", limits=limits)
+    y = Axis("accuracy (%), 95 % Wilson interval", limits=limits)
     height = 4.5 + 0.2 * max(0, len(rows) // columns - 2)
     return Chart(name, title, caption, header, tuple(numbers), tuple(marks), x, (y,), height, columns)
 
@@ -131,19 +122,8 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     caption += " A frame stands around the commonest loop of a row." if loops else ""
     header = ("method", "task", "block", "n", "mean_passes")
     rows = tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found))
-    marks, x = (Heat(values=list(means.values()), rows=names, labels=labels, loops=loops),), Axis("block (0 is the first)", is_whole=True)
+    marks, x = (Heat(values=list(means.values()), labels=labels, loops=loops),), Axis("block (0 is the first)", is_whole=True)
     return Chart(f"usage_{split}", title, caption, header, rows, marks, x, (Axis(),), height=1.6 + 0.36 * len(names))
-
-
-def loop_table(questions: Questions, split: str) -> Table | None:
-    """Which loops the prompts of each method and task take, the commonest first; None where there are none."""
-    rows = []
-    for (method, task), routes in _routes_taken(questions, split).items():
-        for words, n in count_loops(routes)[:LOOPS_SHOWN]:
-            rows.append((method, task, words, str(n), percent(n / len(routes))))
-    header = ("method", "task", "loop", "prompts", "% of prompts")
-    caption = f"Loops on the {split} split: spans of blocks that run again; at most the {LOOPS_SHOWN} commonest of a method and task."
-    return Table(header, tuple(rows), caption) if rows else None
 
 
 def _routes_taken(questions: Questions, split: str) -> dict[tuple[str, str], list[Route]]:
@@ -164,38 +144,3 @@ def _commonest_loop(routes: Sequence[Route]) -> list[Span]:
 def mean_usage(routes: Sequence[Route]) -> list[float]:
     """Mean passes through each block."""
     return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]
-
-
-def label_distribution(records: Mapping[str, Sequence[RouteRecord]]) -> Chart | Paragraph:
-    """How often the kept routes skip, execute and repeat a block, by task; counts on a log scale."""
-    chosen = {task: [record.chosen for record in found if record.chosen is not None] for task, found in records.items()}
-    counts = {
-        task: Counter(min(n_passes, Action.REPEAT) for route in routes for n_passes in route) for task, routes in chosen.items() if routes
-    }
-    if not counts:
-        return Paragraph("No label distribution: the search kept no route.")
-    names = tuple(action.name.lower() for action in Action)
-    width, hover = 0.8 / len(counts), "%{fullData.name}, %{x}: %{text} labels"
-    marks = []
-    for index, (task, count) in enumerate(counts.items()):
-        # A bar of no labels has no place on a log scale: it is drawn at the axis and says 0.
-        heights, labels = [max(count[action], NO_LABELS) for action in Action], [f"{count[action]:,}" for action in Action]
-        marks.append(Bars(name=task, index=index, xs=names, heights=heights, width=width, hover=hover, labels=labels))
-    # Room for the counts above the bars, which stand upright where there are many.
-    top = (6 if len(marks) * len(names) > MANY_BARS else 2) * _margin_above([height for bars in marks for height in bars.heights])
-    title, caption = f"Labels of the search, n = {n_kept(records)} kept routes", "Labels the search produced, by task, on a log scale."
-    rows = tuple((task, action.name.lower(), count[action]) for task, count in counts.items() for action in Action)
-    x = Axis("action of the kept route at a block", names=names)
-    y = Axis("labels (blocks x questions), log scale", limits=(NO_LABELS, top), decades=(-0.3, math.log10(top)), is_log=True)
-    return Chart("label_distribution", title, caption, ("task", "action", "labels"), rows, tuple(marks), x, (y,), legend=4)
-
-
-def n_kept(records: Mapping[str, Sequence[RouteRecord]]) -> int:
-    """How many questions of the search have a route to learn from."""
-    return sum(record.chosen is not None for found in records.values() for record in found)
-
-
-def _margin_above(heights: Sequence[float]) -> float:
-    """A twentieth of a log axis above the highest bar, as matplotlib leaves it."""
-    low, high = (np.log10(end(heights)) for end in (min, max))
-    return float(np.exp((high + 0.05 * (high - low)) * np.log(10)))

@@ -131,16 +131,11 @@ def commands(found: Recommendation, out: str) -> list[str]:
     report = f"drllm report {shlex.quote(out)}"
     fits = found.route and all(span.strength == 1 for span in Route.parse(found.route).spans)  # no format holds a strength
     export = [f"drllm export --policy {policy} --out {shlex.quote(f'{out}/exported')}"] if fits else []
+    answer = f'drllm generate --policy {policy}{chat} --beside-base "a prompt"'
     if not found.deploy:
-        tried = [f'drllm generate --policy {policy}{chat} "a prompt"', f'drllm inspect --policy {policy}{chat} "a prompt"', *export]
+        tried = [answer, f'drllm inspect --policy {policy}{chat} "a prompt"', *export]
         return (tried if found.best else []) + [report]
-    return [
-        f'drllm generate --policy {policy}{chat} "a prompt"',
-        *export,
-        f"drllm serve {policy}",
-        f"drllm push {policy} NAME/MODEL",
-        report,
-    ]
+    return [answer, *export, f"drllm serve {policy}", f"drllm push {policy} NAME/MODEL", report]
 
 
 def panel(found: Recommendation, out: str) -> str:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,20 @@ from drllm.core.errors import InputError
 from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.agreement import page_parts
-from drllm.reporting.browser import absent, browse, differs, read_questions
-from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import need_extras, write_charts
-from drllm.reporting.headline import by_size, headline, judged
+from drllm.reporting.headline import by_size, headline
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
-from drllm.reporting.training import training_parts
 from drllm.runs.agreement import read_agreed
-from drllm.runs.label_stats import broken_note, describe, tables
+from drllm.runs.labels import HEADER, LEGEND, broken_note, count_labels, label_rows
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
 from drllm.runs.provenance import typed_commands
-from drllm.runs.summary import POOLED, Summary
+from drllm.runs.summary import POOLED
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
 ROWS = 40  # of a comparison; more are folded by task
@@ -34,17 +30,13 @@ BASELINES = (
     "random-NAME moves the skips and repeats of policy NAME to random blocks, shuffled-NAME deals its own routes to other prompts (random "
     "and shuffled alone: those of the routers). A good policy beats its own baselines."
 )
-ROUTES = (
-    "Routes that resemble each other stand together, under the commonest of them; the base's route stands alone, and what is near none of "
-    "them comes last. Open a route to see its prompts, those whose verdict changed first, and a prompt to see its blocks."
-)
 
 
 def report(run: str | Path) -> Path:
     """Write `run/report/report.html`, the same as `report.md`, and a PNG and a CSV with the numbers of each picture.
 
-    The page needs nothing beside it: script, style and numbers are inside. A stage that has not run is named in a sentence. The same run
-    folder gives the same bytes, given the same questions: texts of prompts are read from where the search read them, or left out.
+    The page needs nothing beside it: style, numbers and pictures are inside. A stage that has not run is named in a sentence. The same run
+    folder gives the same bytes.
 
     Args:
         run: the run folder of `search`, `scan`, `train`, `evaluate` or `retrofit`.
@@ -54,7 +46,7 @@ def report(run: str | Path) -> Path:
 
     Raises:
         ArtifactError: no such folder, no stage in it, or a corrupt file.
-        InputError: matplotlib or plotly is not installed.
+        InputError: matplotlib or jinja2 is not installed.
     """
     if (found := read_agreed(RunFolder(Path(run)).agreed)) is not None:
         need_extras()
@@ -65,8 +57,8 @@ def report(run: str | Path) -> Path:
     need_extras()
     folder = RunFolder(loaded.folder).report
     bare = loaded.scan is not None and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
-    sections = (_provenance,) if bare else (_results, _routes, _labels, _training, _guarantees, _dropped, _provenance)
-    parts = [part for section in (_glance, _scan, *sections) for part in section(loaded)]
+    sections = (_provenance,) if bare else (_results, _labels, _training, _guarantees, _dropped, _provenance)
+    parts = [part for section in (_scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
 
@@ -83,25 +75,6 @@ def _opening(run: Run) -> list[Part]:
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))
     return parts
-
-
-def _glance(run: Run) -> Iterator[Part]:
-    """Of a recommendation: where its policy runs which blocks, and all that was compared."""
-    found, summary = run.recommendation, _recommending(run)
-    if found is None or summary is None:
-        return
-    yield Heading("At a glance")
-    name = found.deploy or found.best
-    split = next((each for each, method, _ in run.questions if method == name and each != summary.split), summary.split)
-    usage = figures.usage_map({key: rows for key, rows in run.questions.items() if key[:2] == (split, name)}, split)
-    yield replace(usage, name=f"usage_{name}") if isinstance(usage, Chart) else usage
-    yield figures.accuracy_charts(summary)[0]
-
-
-def _recommending(run: Run) -> Summary | None:
-    """The comparison on tune that named a recommendation's policy; None where there is none."""
-    tuned = [summary for summary in run.summaries.values() if summary.split.startswith("tune")]
-    return tuned[0] if run.recommendation is not None and run.recommendation.best and tuned else None
 
 
 def _scan(run: Run) -> Iterator[Part]:
@@ -124,65 +97,59 @@ def _results(run: Run) -> Iterator[Part]:
         yield from [Table(whole.header, pooled), Folded("By task", (whole,))] if len(whole.rows) > ROWS and pooled else [whole]
         if baselines := dict.fromkeys(row.method for row in summary.rows if owner_of(row.method)):
             yield Paragraph(f"Baselines: {', '.join(baselines)}. {BASELINES}")
-        charts = figures.accuracy_charts(summary)
-        yield from charts[1:] if summary is _recommending(run) else charts  # the first of these opens the page
-        usage, missing = figures.usage_map(run.questions, split), absent(run, split)
-        if isinstance(usage, Chart) or not missing:
-            yield usage
-        if loops := figures.loop_table(run.questions, split):
-            yield loops
-        if missing:
-            yield Paragraph(missing)
+        yield figures.accuracy_chart(summary)
+        yield figures.usage_map(run.questions, split) if not (missing := _missing(run, split)) else Paragraph(missing)
 
 
-def _routes(run: Run) -> list[Part]:
-    """Where the routes of each method of a split differ."""
-    compared = {split: methods for split, summary in by_size(run).items() if (methods := judged(summary))}
-    if not compared:
-        return []
-    parts: list[Part] = [Heading("Where routes differ")]
-    missing: list[str] = []
-    found: list[Part] = []
-    for split, methods in compared.items():
-        if routing := [method for method in methods if differs(run, split, method)]:
-            questions, lines = read_questions(run, split)
-            missing += lines
-            found += [browse(run, split, method, questions) for method in routing]
-    if not found and (lost := [line for split in compared if (line := absent(run, split))]):
-        return [*parts, *map(Paragraph, lost)]
-    if not found:
-        nothing = "No evaluated method sends two prompts along different routes (gates inside blocks have no routes)."
-        return [*parts, *map(Paragraph, (nothing, *missing))]
-    return [*parts, Paragraph(ROUTES), *found, *map(Paragraph, missing)]
+def _missing(run: Run, split: str) -> str:
+    """Which answers that a split's summary names are not in the folder; empty where none is missing."""
+    found = {(method, task) for where, method, task in run.questions if where == split}
+    lost = dict.fromkeys(row.method for row in run.summaries[split].rows if row.task != POOLED and (row.method, row.task) not in found)
+    return f"Answers of the {split} split are not in this folder (of {', '.join(lost)}), so their routes are not shown." if lost else ""
 
 
 def _labels(run: Run) -> Iterator[Part]:
     yield Heading("Labels of the search")
     if not run.manifests:
-        elsewhere = RunFolder(RunFolder(run.folder).paper).searches
-        found = f"The paper's search stands in a folder of its own: `drllm report {shlex.quote(elsewhere.parent.as_posix())}`."
-        yield Paragraph(found if elsewhere.is_dir() else "Nothing has been searched yet: `drllm search` writes this section.")
+        yield Paragraph("Nothing has been searched yet: `drllm search` writes this section.")
     if begun := [task for task in run.manifests if not run.records[task]]:
         some = ", ".join(begun)
         yield Paragraph(f"The search of {some} has begun, and no question is finished yet: the same `drllm search` call goes on.")
     if len(begun) == len(run.manifests):
         return
     try:
-        stats = describe(record for records in run.records.values() for record in records)
+        counted = count_labels(record for records in run.records.values() for record in records)
     except InputError as error:  # records of several models
-        yield Paragraph(f"No tables of labels: {error}.")
+        yield Paragraph(f"No table of labels: {error}.")
         return
-    for title, header, rows in tables(stats):
-        yield Table(header, tuple(rows), f"{title[0].upper()}{title[1:]}.")
-    if note := broken_note(stats):
-        yield Paragraph(f"{note[0].upper()}{note[1:]}.")
-    yield figures.label_distribution(run.records)
+    yield Table(HEADER, tuple(label_rows(counted)), f"{LEGEND[0].upper()}{LEGEND[1:]}.")
+    if note := broken_note(counted):
+        yield Paragraph(note)
 
 
-def _training(run: Run) -> list[Part]:
-    nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
-    parts = training_parts(run) if run.epochs else [Paragraph(_lost(run, "no training curves") or nothing)]
-    return [Heading("Training"), *parts]
+def _training(run: Run) -> Iterator[Part]:
+    """The metrics of each policy's last epoch, a row each."""
+    yield Heading("Training")
+    curves = {method: run.epochs[method] for method in sorted(run.epochs, key=lambda name: name != "routers") if run.epochs[method]}
+    lasts = {method: epochs[-1] for method, epochs in curves.items()}
+    if not lasts:
+        nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
+        yield Paragraph(_lost(run, "no metrics of epochs") or nothing)
+        return
+    names = dict.fromkeys(name for last in lasts.values() for name in last if name != "epoch" and not name.startswith("val_"))
+    rows = []
+    for method, last in lasts.items():
+        n_epochs = len(curves[method])
+        rows.append((method, f"{last.get('epoch', n_epochs)} of {n_epochs}", *(_both(last, name) for name in names)))
+    caption = "After the last epoch: on the questions trained on / on those held back. All epochs: `train/NAME/metrics.jsonl`."
+    yield Table(("policy", "epoch", *names), tuple(rows), caption)
+    if empty := [method for method in run.epochs if method not in curves]:
+        yield Paragraph(f"Their metrics file is empty: {', '.join(empty)}.")
+
+
+def _both(last: Mapping[str, Any], name: str) -> str:
+    found = [value for key in (name, f"val_{name}") if (value := last.get(key)) is not None]
+    return " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in found)
 
 
 def _lost(run: Run, what: str) -> str:

@@ -162,10 +162,6 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
         f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
         f"{', '.join(map(str, sizes))}. The first questions are those that the base is least sure of: there spans differ most."
     )
-    hover = [
-        f"{kind} {cell.first}-{cell.last}: score {points(cell.score)}, accuracy {points(cell.accuracy)} points, {cell.questions} questions"
-        for cell in cells
-    ]
     places = {size: (place + 2) / (len(sizes) + 1) for place, size in enumerate(sizes)}
     squares = Squares(
         xs=[cell.first for cell in cells],
@@ -174,7 +170,6 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
         sides=[places[cell.questions] for cell in cells],
         limit=limit,
         label="score minus the base's, points",
-        hovers=hover,
         sizes=[(f"{size} questions", side) for size, side in places.items()],
     )
     header = ("kind", "first", "last", "route", "questions", "score", "accuracy")

@@ -9,7 +9,7 @@ from drllm.core.route import Route
 from drllm.runs.summary import SummaryRow
 from drllm.tasks import Example
 
-NAMES = ("static", "looped", "codebook", "routers", "healed", "paper")  # of the policies that a retrofit tries
+NAMES = ("static", "looped", "codebook", "routers", "healed")  # of the policies that a retrofit tries
 SAVES = 0.05  # passes a prompt that are worth a word
 
 

@@ -67,13 +67,11 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
         yield f"{n:,} calibrate questions are enough: {needs}."
 
 
-def fitting(sizes: Sizes, asked: RetrofitConfig, is_alone: bool = False) -> Iterator[str]:
-    """What fits into the time, by one thread where `is_alone`."""
+def fitting(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
+    """What fits into the time."""
     spans = f"spans of at most {sizes.max_span} blocks" if sizes.max_span else "spans of any length"
-    searched = f"{sizes.searched:,} a task" if sizes.searched else "not run, it does not fit"
-    yield f"in {asked.minutes:g} minutes{' with --threads 1' if is_alone else ''}, at {sizes.plain_ms:.3g} ms a plain forward:"
+    yield f"in {asked.minutes:g} minutes, at {sizes.plain_ms:.3g} ms a plain forward:"
     yield f"  scan: {spans}, {sizes.scanned:,} questions in its last round"
     yield f"  the best routes: {sizes.listed:,} fit and tune questions a task at most"
-    yield f"  the paper's search: {searched}"
     yield f"  compared on {sizes.tuned:,} tune questions a task at most"
     yield f"  promised on {sizes.calibrated:,} calibrate questions a task at most"

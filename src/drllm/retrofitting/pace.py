@@ -8,64 +8,25 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from drllm.core.config import RetrofitConfig, SearchConfig
-from drllm.core.errors import InputError
-from drllm.core.progress import say
 from drllm.core.text import type_name
 from drllm.evaluation.clock import Prompts, batched_ms, throughput
 from drllm.evaluation.rounding import rounding
 from drllm.methods.training_data import TrainingData
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.policies.policy import Policy
-from drllm.retrofitting.sizes import Sizes, TooShort, sizes_of
+from drllm.retrofitting.sizes import Sizes, sizes_of
 from drllm.runs.recommendation import ROUGH
 from drllm.scoring.route_prediction import prompt_inputs
 
-CROWDED = 0.8  # of the time that all threads take; one thread that is faster says that the cores are not ours alone
 ROUNDS, CLOCK_TOKENS = 8, 16
 TIMED = 8  # prompts of one timed forward
 ROUNDED = 16  # prompts that are run in both float types
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Milliseconds of a plain forward here and now. Attributes: alone_ms: by one thread, where that is faster; crowded: says so, or ""."""
-
-    ms: float
-    alone_ms: float = 0.0
-    crowded: str = ""
-
-    def sizes(self, n_layers: int, asked: RetrofitConfig, available: Mapping[str, Mapping[str, int]]) -> tuple[Sizes, RetrofitConfig, str]:
-        """What fits into the time; where nothing does, why, and what fits into the least time that bears something, by one thread too."""
-        try:
-            return sizes_of(n_layers, self.ms, asked, available), asked, ""
-        except TooShort as error:
-            why, longer = str(error), replace(asked, minutes=error.minutes)
-        if not self.alone_ms:
-            return sizes_of(n_layers, self.ms, longer, available), longer, why
-        found, longer, _ = Measured(self.alone_ms).sizes(n_layers, asked, available)
-        return found, longer, f"{why}; or give --threads 1, with which {longer.minutes:g} minutes are enough now: {self.crowded}"
-
-
-def measured(routed: RoutedModel, tasks: Sequence[str], config: SearchConfig, data: str | Path | None) -> Measured:
-    """With torch's threads as they are, and with one alone where that is faster."""
-    spent, n_threads = batched_ms(routed, tasks, config, data), torch.get_num_threads()
-    if routed.device.type != "cpu" or n_threads == 1:
-        return Measured(spent)
-    with torch_threads(1):
-        alone = batched_ms(routed, tasks[:1], config, data)
-    together = batched_ms(routed, tasks[:1], config, data) if len(tasks) > 1 else spent
-    if alone > CROWDED * together:
-        return Measured(spent)
-    found = f"{n_threads} threads take {together:.0f} ms a question, one takes {alone:.0f}: other work seems to use the cores"
-    return Measured(spent, spent * alone / together, found)
 
 
 def sized(
@@ -76,14 +37,8 @@ def sized(
     asked: RetrofitConfig,
     available: Mapping[str, Mapping[str, int]],
 ) -> Sizes:
-    """What fits into the time here and now (`drllm.retrofitting.sizes`); `InputError`, which says what is faster, where nothing does."""
-    here = measured(routed, tasks, config, data)
-    found, _, why = here.sizes(routed.n_layers, asked, available)
-    if why:
-        raise InputError(why)
-    if here.crowded:
-        say(f"{here.crowded}; --threads 1 is faster now")
-    return found
+    """What fits into the time here and now (`drllm.retrofitting.sizes`); `InputError`, which says how many minutes would do, else."""
+    return sizes_of(routed.n_layers, batched_ms(routed, tasks, config, data), asked, available)
 
 
 def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> dict[str, float]:

@@ -7,7 +7,6 @@
 | codebook | the scan's routes, of which a selector takes one a prompt |
 | routers | the same routes, from which a router a block learns |
 | healed | where passes are limited: a route chosen by KL, and an adapter that brings it back to the base's answers |
-| paper | the paper's search, and its routers |
 """
 
 import math
@@ -29,7 +28,6 @@ from drllm.healing.heal import heal
 from drllm.healing.prompts import task_prompts
 from drllm.healing.training import need_peft
 from drllm.methods.codebook import CodebookConfig
-from drllm.methods.fitting import train
 from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
 from drllm.model.executors import threads_here
@@ -39,10 +37,9 @@ from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
-from drllm.retrofitting.one_answer import ANSWER_TOKENS, one_answer
 from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized, token_ms
 from drllm.retrofitting.prompt_sizes import FEWEST_STEPS, HEALING, costs_of_healing
-from drllm.retrofitting.sizes import FEWEST, N_LISTED, SIMULATIONS, Sizes
+from drllm.retrofitting.sizes import N_LISTED, Sizes
 from drllm.retrofitting.time_left import LISTED, TimeLeft
 from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
@@ -54,19 +51,18 @@ from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
 from drllm.searching.runner import read_routes, search
 
-A_PROMPT = ("codebook", "routers", "paper")  # those that look at prompts, beside which their own routes are dealt to others
+A_PROMPT = ("codebook", "routers")  # those that look at prompts, beside which their own routes are dealt to others
 PROMISED = "promised"  # the folder of the policy that kept its promise, at the operating point that did
 NEAR = 0.017  # of the base's passes above the budget that still keep to it: half a block of thirty
-PAPER = RoutersConfig(preset="paper")
 # As a reader is told of the stages; what stands between them takes no time.
 STEPS = (
     ("what fits into the time",),
     ("scan",),
     (LISTED,),
-    (*(f"train {name}" for name in NAMES), "search"),
+    tuple(f"train {name}" for name in NAMES),
     ("compare on tune",),
     ("promise", "compare on calibrate", "seconds of answers", "rounding"),
-    ("generate", "report"),
+    ("report",),
 )
 
 
@@ -91,8 +87,7 @@ def recommend(
         argv: the command line, for `run.json`.
 
     Returns:
-        The recommendation, also in `out/recommendation.json`; and summary (of tune), answer (one question by the base and by the policy),
-        report, skipped (names of the stages that were done already).
+        The recommendation, also in `out/recommendation.json`; and summary (of tune), report, skipped (stages that were done already).
 
     Raises:
         InputError: too little time, or too few questions.
@@ -159,13 +154,10 @@ class _Tries:
         beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
-        answer = self.stages.then(
-            "generate", {"tokens": ANSWER_TOKENS, "deploy": found.deploy, "with": "choices"}, [], lambda: self._answer(found.deploy)
-        )
         written = self.stages.then(
             "report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name
         )
-        return found, {"summary": summary, "answer": answer, "report": self.run.report / written, "skipped": self.stages.skipped}
+        return found, {"summary": summary, "report": self.run.report / written, "skipped": self.stages.skipped}
 
     def _scan(self) -> None:
         sizes = self.sizes
@@ -199,18 +191,6 @@ class _Tries:
         self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
         if self.asked.kept < 1:
             self._heal()
-        if self.sizes.most_fit and self.sizes.most_fit < FEWEST:
-            self.missed["paper"] = f"fewer than {FEWEST} fit questions"
-            return
-        if not self.sizes.searched or not self.stages.then("time for the paper's search", {}, [], self._left.bears_the_search):
-            self.missed["paper"] = f"{self.asked.minutes:g} minutes are too short for its search"
-            self.out_of_time = True
-            return
-        lean = {"limit": self.sizes.searched, "n_simulations": SIMULATIONS, "verify": False, "control": False}
-        config = SearchConfig(preset="paper", **lean, **self.judged)
-        given = (self.routed, self.tasks, config, self.run.paper, self.data, self.argv, None, self.of["resources"])
-        self.stages.then("search", to_dict(config), [RunFolder(self.run.paper).searches], lambda: str(search(*given)))
-        self._make("paper", PAPER, self._paper)
 
     def _heal(self) -> None:
         """A route within the budget, and the adapter that as many steps train as `HEALING` of the time left before the promise bears."""
@@ -263,10 +243,6 @@ class _Tries:
         if not looped:
             raise BudgetError("no span that runs once more is among the scan's best")
         self._save("looped", TrainingData(self.routed, self.run.root, self.tasks).constant(looped[0]))
-
-    def _paper(self) -> None:
-        """Its search stands in a folder of its own, so that no other policy learns from it."""
-        self._save("paper", train(self.routed, self.run.paper, "routers", PAPER, self.argv, self.tasks))
 
     def _save(self, name: str, policy: Policy) -> None:
         with under_policy(self.routed, policy):
@@ -329,9 +305,3 @@ class _Tries:
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         routes = {name: self.routed.load_policy(self.run.policy(name)).route for name in tried}
         return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))
-
-    def _answer(self, deploy: str) -> dict[str, Any]:
-        """One tune question, by the base and by the policy."""
-        policies: dict[str, Any] = {BASE: Route.full(self.routed.n_layers)}
-        policies |= {deploy: self.routed.load_policy(self.run.policy(deploy))} if deploy else {}
-        return one_answer(self.routed, self.tasks, self.data, self.of["search"], "tune", policies)

@@ -12,14 +12,11 @@ from drllm.core.config import RetrofitConfig
 from drllm.core.errors import InputError
 from drllm.scanning.race import schedule
 from drllm.scanning.spans import candidates, race_cost, rounds_cost
-from drllm.searching.cost import searched_cost
 
 # Of the time: the rest is for loading, training, clocks and the report.
-SCAN, LIST, SEARCH, TUNE, CALIBRATE = 0.2, 0.16, 0.1, 0.08, 0.35
-SHORT_SCAN, SHORT_SEARCH = 0.4, 0.16  # of the time, where the smallest takes more than its share
+SCAN, LIST, TUNE, CALIBRATE = 0.2, 0.16, 0.08, 0.35
+SHORT_SCAN = 0.4  # of the time, where the smallest takes more than its share
 SLOWER = 1.3  # than `plain_ms` says: few questions of many lengths fill steps badly
-SIMULATIONS = 25
-SEARCHED = searched_cost("loglik", SIMULATIONS, verify=False)
 N_LISTED = 16  # routes that every question answers
 SHARED = 0.6  # forwards of one more route or operating point, which shares blocks with the others
 ON_TUNE = 4 + 7  # forwards a tune question: both kinds of routers, also dealt out; operating points on half of them. The list has the rest
@@ -32,14 +29,6 @@ FEWEST = 12  # questions a task below which a stage teaches nothing
 SPLITS = ("fit", "tune", "calibrate")
 
 
-class TooShort(InputError):
-    """The time is too short for the smallest scan; `minutes` are not."""
-
-    def __init__(self, found: str, minutes: float):
-        super().__init__(f"{found}: give at least {minutes:g}, or a smaller model")
-        self.minutes = minutes
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Questions of each stage, a task at most, but for the scan's, which are all tasks' together.
@@ -48,19 +37,16 @@ class Sizes:
         plain_ms: milliseconds of a plain forward here.
         scanned, max_span: questions of the scan's last round, and the longest span of its candidates (0: any).
         listed: fit and tune questions that answer the scan's best routes.
-        searched: fit questions of the paper's search; 0: it does not fit into the time, or there are too few.
         tuned, calibrated: questions that compare the policies, at least, and that the promise is tested on, at most.
-        most_fit, most_tuned: fit and tune questions that there are, a task at most.
+        most_tuned: tune questions that there are, a task at most.
     """
 
     plain_ms: float
     scanned: int
     max_span: int
     listed: int
-    searched: int
     tuned: int
     calibrated: int
-    most_fit: int = 0
     most_tuned: int = 0
 
     @property
@@ -128,26 +114,21 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     fitting = fitting or [choice for choice, cost in costs.items() if cost <= SHORT_SCAN * forwards][-1:]
     if not fitting:
         minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SHORT_SCAN) / 10
-        raise TooShort(f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question", minutes)
+        found = f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question"
+        raise InputError(f"{found}: give at least {minutes:g}, or a smaller model")
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
     def share(part: float, cost: float, *splits: str) -> int:
         return min(max(most[split] for split in splits), max(FEWEST, int(part * forwards / (n_tasks * SLOWER * cost))))
 
-    least = n_tasks * SLOWER * SEARCHED  # of a question a task
-    searched = int(SEARCH * forwards / least)
-    if FEWEST * least <= SHORT_SEARCH * forwards:
-        searched = max(FEWEST, searched)
     listed = share(LIST, 2 * list_cost(N_LISTED), "fit", "tune")
     return Sizes(
         plain_ms=plain_ms,
         scanned=scanned,
         max_span=span,
         listed=listed,
-        searched=min(most["fit"], searched) if searched >= FEWEST and most["fit"] >= FEWEST else 0,
         tuned=min(listed, share(TUNE, ON_TUNE, "tune")),
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
-        most_fit=most["fit"],
         most_tuned=most["tune"],
     )
 

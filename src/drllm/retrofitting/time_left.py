@@ -1,4 +1,4 @@
-"""How much the time that is left bears, as fast as the list was answered: the paper's search, tune and calibrate questions. No torch."""
+"""How much the time that is left bears, as fast as the list was answered: tune and calibrate questions. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from drllm.core.progress import say
-from drllm.retrofitting.sizes import CALIBRATE, SEARCHED, Sizes, calibrated_of, list_cost, tuned_of
+from drllm.retrofitting.sizes import CALIBRATE, Sizes, calibrated_of, list_cost, tuned_of
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.stages import Stages
@@ -44,10 +44,6 @@ class TimeLeft:
     def before_the_promise(self) -> float:
         """Without the promise's share."""
         return self.seconds - CALIBRATE * 60 * self.minutes
-
-    def bears_the_search(self) -> bool:
-        """Whether the paper's search leaves the promise its share."""
-        return self.pace * SEARCHED * self.sizes.searched * self.n_tasks < self.before_the_promise
 
     def tune_questions(self) -> int:
         """Of a task, at most, to compare the policies on."""

@@ -24,10 +24,10 @@ SAMPLES_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\
 PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduction
 EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
-_SCAN, _PAPER, _VERDICTS, _DECIDED = "scan", "paper-search", "verdicts", "decided"
+_SCAN, _VERDICTS, _DECIDED = "scan", "verdicts", "decided"
 RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.
-TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _PAPER, _VERDICTS, _DECIDED, "checkpoint", "features")
+TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _VERDICTS, _DECIDED, "checkpoint", "features")
 
 
 class RunFolder:
@@ -40,7 +40,6 @@ class RunFolder:
         under_way: seconds of the stage that is at work, or was killed.
         asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
         agreed: the same of a retrofit from prompts without labels.
-        paper: the run folder of the paper's search, inside this one.
         verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
         searches, matrices: the task folders of searches, and of dense (question x route) matrices.
         features: states that several trainings learn from.
@@ -61,7 +60,7 @@ class RunFolder:
         self.searches, self.matrices = root / _SEARCH, root / _PATHS
         self.features, self.healing = self.training("features"), HealFolder(self.training("healed"))
         self.nest = self.training("nest")
-        self.scan, self.paper = ScanFolder(root / _SCAN), root / _PAPER
+        self.scan = ScanFolder(root / _SCAN)
         self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
 
     def search(self, task: str) -> Path:

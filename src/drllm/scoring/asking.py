@@ -23,7 +23,8 @@ from drllm.core.digest import json_digest
 from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.model.executors import opened, settled
-from drllm.model.pool import Base, Work, Workplace, work_on
+from drllm.model.pool import Base, Work, work_on
+from drllm.model.process_pool import Processes
 from drllm.model.routed import RoutedModel
 from drllm.model.threads import torch_threads
 from drllm.policies.policy import RouteSource
@@ -76,7 +77,7 @@ class Bench:
     routed: RoutedModel
     run: Path
     resources: Resources
-    place: Workplace | None = None
+    place: Processes | None = None
 
     @cached_property
     def weights(self) -> str:
@@ -86,20 +87,19 @@ class Bench:
     @cached_property
     def store(self) -> Store:
         """The run's verdicts."""
-        store = Store(RunFolder(self.run).verdicts.resolve())  # Ray's actors start in another folder
+        store = Store(RunFolder(self.run).verdicts)
         store.shards.clear_partials()
         return store
 
     @cached_property
     def decided(self) -> Decided:
         """The run's decisions."""
-        return Decided(RunFolder(self.run).decided.resolve())
+        return Decided(RunFolder(self.run).decided)
 
     @property
     def device(self) -> str:
         """The kind of device that asks."""
-        on_cluster = self.resources.executor == "ray" and self.resources.worker_gpus
-        return "cuda" if on_cluster else self.routed.device.type
+        return self.routed.device.type
 
     @property
     def rounds_by_threads(self) -> bool:
@@ -220,7 +220,7 @@ class Bench:
                     progress.advance(len(groups[index]))
 
     def _do_there(
-        self, place: Workplace, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]
+        self, place: Processes, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]
     ) -> None:
         def describe(_: int, ticket: Ticket) -> str:
             names = ", ".join(wanted.example.id for wanted in ticket.group[:3])
@@ -243,7 +243,7 @@ class Bench:
         work = Work(
             is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""), wanted
         )
-        given = (Base.of(self.routed, self.resources), list(jobs), self.resources)
+        given = (Base.of(self.routed), list(jobs), self.resources)
         for number in work_on(place, Replica, given, list(enumerate(tickets)), self.resources, work):
             progress.advance(len(tickets[number].group))
 

@@ -30,7 +30,7 @@ class Exported:
     Attributes:
         route: as text.
         n_blocks: of the model that the export loads as.
-        n_bytes: of its weights, none for a recipe; `copied_bytes` of them belong to later passes, which most formats cannot store once.
+        n_bytes: of its weights; `copied_bytes` of them belong to later passes, which most formats cannot store once.
         difference: largest absolute difference of a logit from the routed model's, on `n_checked` tokens.
         format: which one.
     """
@@ -140,7 +140,7 @@ def title(routed: RoutedModel) -> str:
 
 
 def slices(route: Route) -> list[tuple[int, int]]:
-    """The path as (first block, one behind the last), as PEFT and mergekit take it: the fewest spans that run upwards."""
+    """The path as (first block, one behind the last), as PEFT takes it: the fewest spans that run upwards."""
     return [(span.first, span.last + 1) for span in fewest_spans(route.spans)]
 
 

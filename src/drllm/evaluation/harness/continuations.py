@@ -5,10 +5,9 @@ Shapes: N scored tokens, M places that they are predicted from, V vocabulary.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from drllm.core.route import Route
 from drllm.evaluation.harness.lm_eval_private import stock_model
 from drllm.evaluation.harness.log import Routed, RoutingLog
 from drllm.evaluation.harness.packing import Packed, Request, pack_requests
-from drllm.evaluation.harness.prefixes import SIGHT, Prefixes
 from drllm.model.routed import RoutedModel
 from drllm.policies.given import GivenRoutes, is_identity
 from drllm.policies.policy import RouteSource
@@ -30,18 +28,15 @@ from drllm.scoring.route_prediction import decide_routes
 
 
 class ContinuationLM(stock_model()):
-    """Scores continuations under a policy (None: the base); `options` as `HFLM` takes them, `time_base` as in `RoutedLM`."""
+    """Scores continuations under a policy (None: the base); `options` as `HFLM` takes them."""
 
-    def __init__(self, routed: RoutedModel, policy: RouteSource | None, time_base: int, **options: Any):
+    def __init__(self, routed: RoutedModel, policy: RouteSource | None, **options: Any):
         self.routed = routed
         self._policy = None if policy is None or is_identity(policy) else TimedPolicy(policy)
         self.routing = RoutingLog(routed.n_layers)
-        self._time_base, self._n_steps = time_base, 0
         self._origins: list[tuple[str, int]] = [("", -1)]  # (task, doc_id) of each request under way, or one of all of them
-        self._sharing: defaultdict[tuple[int, ...], list[str]] = defaultdict(list)  # tasks of the requests behind each prefix
         super().__init__(routed.model, backend="causal", tokenizer=routed.tokenizer, **options)  # type: ignore[arg-type]
         self._packs = can_pack(routed)
-        self._prefixes = Prefixes(routed, self._packs)
 
     @torch.no_grad()
     def score_tokens(self, requests: Sequence[Request], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
@@ -51,29 +46,15 @@ class ContinuationLM(stock_model()):
         kinds: defaultdict[tuple[bool, bool], list[Packed]] = defaultdict(list)
         for packed in self._decide(pack_requests(requests, self.max_length, self._packs)):
             kinds[packed.is_tree, packed.route is None].append(packed)
-        try:
-            with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
-                for kind in kinds.values():
-                    for step in self._steps(self._arranged(kind, override_bs), requests, override_bs):
-                        for index, answer in self._score(step, requests):
-                            answers[index] = answer
-                            if requests[index][0] is not None:
-                                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-                        bar.update(len(answers) - bar.n)
-        finally:
-            self._prefixes.drop()
+        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests") as bar:
+            for kind in kinds.values():
+                for step in self._steps(kind, requests, override_bs):
+                    for index, answer in self._score(step, requests):
+                        answers[index] = answer
+                        if requests[index][0] is not None:
+                            self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+                    bar.update(len(answers) - bar.n)
         return [answers[index] for index in range(len(requests))]
-
-    def _arranged(self, packed_prompts: list[Packed], override_bs: int | None) -> list[Packed]:
-        """The prompts with what they share, and on whose account each shared beginning runs."""
-        size = override_bs or self.batch_size
-        step_tokens = (size if isinstance(size, int) else self.max_batch_size) * max(len(packed.sequence) for packed in packed_prompts)
-        arranged = self._prefixes.arrange(packed_prompts, self._policy, step_tokens)
-        self._sharing = defaultdict(list)
-        for packed in arranged:
-            if packed.n_prefix:
-                self._sharing[packed.prefix] += [self._origin(index)[0] for index in packed.requests]
-        return arranged
 
     def _decide(self, packed_prompts: list[Packed]) -> list[Packed]:
         """The prompts; those of a context that stands in several, or is too long for some, with its one route."""
@@ -89,15 +70,12 @@ class ContinuationLM(stock_model()):
         return [packed if packed.is_whole else replace(packed, route=routes[packed.context]) for packed in packed_prompts]
 
     def _steps(self, packed_prompts: list[Packed], requests: Sequence[Request], override_bs: int | None) -> Iterator[list[Packed]]:
-        """Prompts in steps of as many tokens as `batch_size` sequences of the stock model have, the longest first; one prefix a step."""
+        """Prompts in steps of as many tokens as `batch_size` sequences of the stock model have, the longest first."""
 
         def n_tokens(index: int) -> int:
             return len(requests[index][1]) + len(requests[index][2])
 
-        groups: defaultdict[tuple[int, ...], list[Packed]] = defaultdict(list)
-        for packed in sorted(packed_prompts, key=lambda packed: (-len(packed.sequence), packed.context)):
-            groups[packed.prefix].append(packed)
-        packed_prompts = [packed for group in groups.values() for packed in group]
+        packed_prompts = sorted(packed_prompts, key=lambda packed: (-len(packed.sequence), packed.context))
         start, n_detected = 0, 0
         while start < len(packed_prompts):
             first = packed_prompts[start]
@@ -110,23 +88,15 @@ class ContinuationLM(stock_model()):
                     n_detected += 1
                 size = self.batch_sizes[n_detected - 1]
             budget = size * min(max(map(n_tokens, first.requests)), self.max_length)
-            end = start + max(1, min(budget // first.n_tokens, SIGHT * budget // len(first.sequence)))
-            step = [packed for packed in packed_prompts[start:end] if packed.prefix == first.prefix]
-            yield step
-            start += len(step)
+            end = start + max(1, budget // len(first.sequence))
+            yield packed_prompts[start:end]
+            start = end
 
     def _score(self, step: list[Packed], requests: Sequence[Request]) -> Iterator[tuple[int, tuple[float, bool]]]:
         """(request, answer) of everything in one step."""
         tasks = [self._origin(index)[0] for packed in step for index in packed.requests]
-        is_timed = self._is_timed()
-        if prefix := step[0].prefix:
-            with self._timed(self._sharing.pop(prefix, [])), self._autocast():  # at the expense of all that share it
-                self._prefixes.prepare(None if self._policy is None else self._policy.route, prefix)
-            if is_timed:  # the base's own is ready, too
-                with self._autocast():
-                    self._prefixes.prepare(None, prefix)
-        with self._timed(tasks, partial(self._forward, step, False) if is_timed else None):
-            (logprobs, greedy), routes = self._forward(step, self._policy is not None)
+        with self._timed(tasks):
+            (logprobs, greedy), routes = self._forward(step)
         at = 0
         for packed, route in zip(step, routes, strict=True):
             origins = sorted({self._origin(index) for index in packed.group})
@@ -139,26 +109,21 @@ class ContinuationLM(stock_model()):
     def _origin(self, index: int) -> tuple[str, int]:
         return self._origins[index % len(self._origins)]
 
-    def _forward(self, step: list[Packed], is_routed: bool) -> tuple[tuple[Tensor, Tensor], list[Route]]:
+    def _forward(self, step: list[Packed]) -> tuple[tuple[Tensor, Tensor], list[Route]]:
         """((log-probability, whether it is the likeliest) of each scored token, both (N,)), and the route of each prompt."""
-        prefix = step[0].prefix
         sequences = [packed.sequence for packed in step]
-        batch = make_batch(sequences, step[0].is_tree, self.routed.model.dtype, self.routed.device, n_seen=len(prefix))
+        batch = make_batch(sequences, step[0].is_tree, self.routed.model.dtype, self.routed.device)
         sources, place_of = torch.unique(batch.scored, return_inverse=True)  # the first tokens of all choices have one source
         routes = [Route.full(self.routed.n_layers)] * len(step)
         with self._autocast(), head_at(self.routed.model, sources):
-            if is_routed and self._policy is not None:
-                if prefix:
-                    cache: Any = self._prefixes.caches(self._policy.route, prefix, len(step))
-                else:
-                    given = [packed.route for packed in step if packed.route is not None]
-                    source = GivenRoutes(given) if given else self._policy
-                    cache = self.routed.new_cache(source, batch.prompt_mask, input_ids=batch.inputs["input_ids"])
+            if self._policy is not None:
+                given = [packed.route for packed in step if packed.route is not None]
+                source = GivenRoutes(given) if given else self._policy
+                cache = self.routed.new_cache(source, batch.prompt_mask, input_ids=batch.inputs["input_ids"])
                 logits_MV = self.routed.forward(cache, **batch.inputs).logits[0]
-                routes = cache.routes * (len(step) if prefix else 1)  # one route ran before all of them
+                routes = cache.routes
             else:
-                behind = {self.routed.cache_argument: self._prefixes.caches(None, prefix, len(step))} if prefix else {}
-                logits_MV = self.routed.model(**batch.inputs, **behind, use_cache=bool(prefix)).logits[0]
+                logits_MV = self.routed.model(**batch.inputs, use_cache=False).logits[0]
         return self._pick(logits_MV, place_of, batch.targets), routes
 
     def _autocast(self) -> torch.autocast:
@@ -178,23 +143,12 @@ class ContinuationLM(stock_model()):
         return logprobs.cpu(), greedy.cpu()
 
     @contextmanager
-    def _timed(self, tasks: Sequence[str], base: Callable[[], object] | None = None) -> Iterator[None]:
-        """Put what runs inside down to these tasks; `base` runs behind it, for its time alone."""
+    def _timed(self, tasks: Sequence[str]) -> Iterator[None]:
+        """Put what runs inside down to these tasks."""
         started, before = time.perf_counter(), self._router_seconds
         yield
-        seconds, router_seconds = time.perf_counter() - started, self._router_seconds - before
-        base_seconds = None
-        if base is not None:
-            started = time.perf_counter()
-            base()
-            base_seconds = time.perf_counter() - started
-        self.routing.add_seconds(tasks, seconds, router_seconds, base_seconds)
+        self.routing.add_seconds(tasks, time.perf_counter() - started, self._router_seconds - before)
 
     @property
     def _router_seconds(self) -> float:
         return 0.0 if self._policy is None else self._policy.seconds
-
-    def _is_timed(self) -> bool:
-        """Whether the base runs this step too: every n-th from the second on, since the first warms up."""
-        self._n_steps += 1
-        return self._policy is not None and self._time_base > 0 and (self._n_steps - 2) % self._time_base == 0

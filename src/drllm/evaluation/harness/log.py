@@ -28,17 +28,14 @@ class RoutingLog:
         self.n_layers = n_layers
         self.prompts: list[Routed] = []
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._pairs: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         self._router_seconds: defaultdict[str, float] = defaultdict(float)
 
-    def add_seconds(self, tasks: Sequence[str], seconds: float, router_seconds: float, base_seconds: float | None) -> None:
-        """One step's seconds, shared evenly by the requests in it; `base_seconds` where the base ran the same step too."""
+    def add_seconds(self, tasks: Sequence[str], seconds: float, router_seconds: float) -> None:
+        """One step's seconds, shared evenly by the requests in it."""
         for task, n in Counter(tasks).items():
             share = n / len(tasks)
             self._seconds[task] += seconds * share
             self._router_seconds[task] += router_seconds * share
-            if base_seconds is not None:
-                self._pairs[task].append((seconds * share, base_seconds * share))
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Figures of each task; see `docs/harness.md` for what each one is."""
@@ -50,8 +47,6 @@ class RoutingLog:
     def _summarize(self, task: str, prompts: list[Routed]) -> dict[str, Any]:
         passes = np.array([prompt.route.n_passes for prompt in prompts])
         steps = np.array([max(1, prompt.n_new_tokens) for prompt in prompts])  # one, and one more for each new token but the last
-        pairs = self._pairs[task]
-        ours, base = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
         counts = Counter(str(prompt.route) for prompt in prompts)
         found: dict[str, Any] = {"prompts": len(prompts), "mean_passes": float(passes.mean()), "n_layers": self.n_layers}
         found["passes"] = {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())}
@@ -60,8 +55,7 @@ class RoutingLog:
         found["new_tokens"] = sum(prompt.n_new_tokens for prompt in prompts)
         found |= {"identity_share": counts[str(Route.full(self.n_layers))] / len(prompts), "distinct_routes": len(counts)}
         found["consensus"] = consensus([prompt.route for prompt in prompts])
-        found |= {"seconds": self._seconds[task], "router_seconds": self._router_seconds[task]}
-        return found | {"seconds_over_base": ours / base if base else None, "steps_timed_against_base": len(pairs)}
+        return found | {"seconds": self._seconds[task], "router_seconds": self._router_seconds[task]}
 
 
 def consensus(routes: Sequence[Route]) -> float | None:

@@ -40,7 +40,6 @@ class RoutedLM(ContinuationLM):
         control: appendix C's control of routers.
         dtype, device: as in `RoutedModel.wrap`.
         batch_size: sequences of the stock model's step, or "auto"; a step here has as many tokens.
-        time_base: every n-th step is run by the base as well, for its time alone; 0 never.
         **options: `drllm.evaluation.harness.options.STOCK_OPTIONS`, as in `HFLM`.
 
     Raises:
@@ -58,7 +57,6 @@ class RoutedLM(ContinuationLM):
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int = 64,
-        time_base: int = 8,
         **options: Any,
     ):
         options = check_options(options, pretrained, batch_size)
@@ -70,7 +68,7 @@ class RoutedLM(ContinuationLM):
         self._by_context: defaultdict[str, deque[tuple[str, int]]] = defaultdict(deque)
         self._format = "raw"  # of the prompts, until a chat template is asked for
         self._warned = False
-        super().__init__(routed, policy, time_base, batch_size=batch_size, max_batch_size=max_batch_size, **options)
+        super().__init__(routed, policy, batch_size=batch_size, max_batch_size=max_batch_size, **options)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, is greedy) of each request's continuation, under the route that its context decides."""
@@ -116,11 +114,9 @@ class RoutedLM(ContinuationLM):
         """The stock figures, and what routing did and cost in each task; the harness asks at the end of a run."""
         summary = self.routing.summary()
         for task, figures in summary.items():
-            ratio, n_timed = figures["seconds_over_base"], figures["steps_timed_against_base"]
             passes = f"mean passes {figures['mean_passes']:.2f} of {figures['n_layers']}, {figures['distinct_routes']} routes"
             seconds = f"routers {figures['router_seconds']:.2f} s of {figures['seconds']:.1f} s"
-            against = "" if ratio is None else f", {ratio:.2f} x the base's time on {n_timed} steps"
-            logger.info("%s: %s, identity %.0f %%, %s%s", task, passes, 100 * figures["identity_share"], seconds, against)
+            logger.info("%s: %s, identity %.0f %%, %s", task, passes, 100 * figures["identity_share"], seconds)
         about = {"base": self.routed.base_id, "revision": self.routed.revision, "fingerprint": self.routed.fingerprint}
         policy = self._policy
         about["policy"] = "base" if policy is None else policy.source.name if policy.route is None else str(policy.route)
@@ -137,11 +133,7 @@ class RoutedLM(ContinuationLM):
         mask = options.get("attention_mask", torch.ones_like(context))
         origins = [self._by_context[text].popleft() for text in self._contexts]
 
-        def run_base() -> None:
-            with torch.random.fork_rng():  # sampled answers do not depend on what is timed beside them
-                self.stock_generate(context, max_length, stop, **options)
-
-        with self._timed([task for task, _ in origins], run_base if self._is_timed() else None):
+        with self._timed([task for task, _ in origins]):
             if self._policy is None:
                 sequences = self.stock_generate(context, max_length, stop, **options)
             else:

@@ -18,7 +18,7 @@ max_length truncation softmax_dtype mixed_precision_dtype add_bos_token prefix_t
 chat_template_args
 """
 STOCK_OPTIONS = tuple(_STOCK.split())  # of the stock model, which mean the same here; what loads or places weights is drllm's own
-OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size", "time_base")
+OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size")
 
 
 def check_options(options: Mapping[str, Any], pretrained: Any, batch_size: int | str) -> dict[str, Any]:

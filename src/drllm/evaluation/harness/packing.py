@@ -22,17 +22,6 @@ class Packed:
     is_whole: bool  # it holds all that is asked about its context, and all of its context: it may decide its route as it runs
     group: tuple[int, ...]  # on the first prompt of a context, all requests about it; else empty
     route: Route | None = None  # decided before, where it is not whole, or one for all prompts
-    n_prefix: int = 0  # tokens that it shares with those beside it and that run before them
-
-    @property
-    def prefix(self) -> tuple[int, ...]:
-        """The tokens that run before."""
-        return self.sequence.tokens[: self.n_prefix]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that its own step computes."""
-        return len(self.sequence) - self.n_prefix
 
     @property
     def is_tree(self) -> bool:

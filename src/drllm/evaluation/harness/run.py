@@ -142,9 +142,9 @@ def _routing(results: Mapping[str, Any], fresh: set[str]) -> dict[str, Any]:
     routing = {name: result["config"]["drllm"]["tasks"] for name, result in results.items()}
     for name, by_task in routing.items():
         for task, figures in by_task.items():
-            # Beside the interleaved figure of some steps: all of both runs, where both were made just now.
+            # Of both runs, where both were made just now.
             base = routing[BASE].get(task) if name != BASE and {name, BASE} <= fresh else None
-            figures["seconds_over_base_run"] = None if base is None else figures["seconds"] / base["seconds"]
+            figures["seconds_over_base"] = None if base is None else figures["seconds"] / base["seconds"]
     return routing
 
 
@@ -255,7 +255,7 @@ def render_routing(summary: dict[str, Any]) -> str:
     rows = []
     for method, by_task in summary["routing"].items():
         for task, figures in by_task.items():
-            ratio = figures["seconds_over_base"] or figures["seconds_over_base_run"]
+            ratio = figures["seconds_over_base"]
             agreement = figures["consensus"]
             layers, seconds = f"{figures['layers_per_prompt']:.1f}", f"{figures['seconds']:.1f}"
             shares = (percent(figures["identity_share"]), "" if agreement is None else percent(agreement))

@@ -1,0 +1,155 @@
+"""The numbers of `drllm records info`, worked out by hand on a handful of records."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from drllm.core.config import SearchConfig
+from drllm.core.errors import InputError
+from drllm.core.route import Route
+from drllm.runs.labels import count_labels, label_rows, render
+from drllm.runs.records import FINITE, Check, RouteRecord
+from drllm.searching.presets import make_tree
+from drllm.searching.prior import random_routes
+from record_factory import ROUTES, control, record, verdict
+
+BASE, SKIPS_FIRST, REPEATS_THIRD, SKIPS_TWO = ROUTES  # 1111, 0111, 1121, 1001
+
+
+def check(route, name: str, correct: bool) -> Check:
+    return Check(route, name, correct, 0.0)
+
+
+def easy() -> list[RouteRecord]:
+    """Six questions: the base gets two of them right, the search three of the other four."""
+    return [
+        # Solved in one try, not by the baseline's one try; the label survives float32 but no other wording.
+        record(
+            name="a",
+            others=(1.0,),
+            **control(False),
+            checks=(
+                check(BASE, "fp32", False),
+                check(BASE, "template", True),
+                check(SKIPS_FIRST, "fp32", True),
+                check(SKIPS_FIRST, "template", False),
+            ),
+        ),
+        # Not solved in two tries; the control's second is right.
+        record(name="b", others=(0.0, 0.0), **control(False, True), checks=(check(BASE, "fp32", False),)),
+        # The base is right and is kept; float32 says otherwise.
+        record(name="c", base=1.0, others=(), checks=(check(BASE, "fp32", False),)),
+        # Solved in the second try, not by the baseline.
+        record(name="d", others=(0.0, 1.0), **control(False, False)),
+        # The base is right, the last route too.
+        record(name="e", base=1.0, others=(0.0, 0.0, 1.0), **control(True, True, True)),
+        # Solved, without a control.
+        record(name="f", others=(1.0,)),
+    ]
+
+
+def test_labels_by_hand():
+    (row,) = count_labels(easy())
+    assert (row.task, row.n_layers) == ("arc_easy", 4)
+    assert (row.n["visited"], row.n["kept"], row.n["mended"], row.n["wrong"]) == (6, 5, 3, 4)
+    assert row.actions == (4, 15, 1)  # kept: 0111, 1111, 1121, 1001, 0111
+    assert row.n["passes"] == 3 + 4 + 5 + 2 + 3
+    assert row.n["routes"] == 2 + 3 + 1 + 3 + 4 + 2  # the base among them
+    assert (row.n["checked"], row.n["unsure"]) == (2, 2)  # a by its wording, c in float32
+
+
+def test_kept_routes_with_loops_are_counted_and_no_pass_is_lost():
+    """Of four kept routes one has a loop, one a damped loop and one three passes of a block in place; the fourth is digits."""
+    full = Route.full(4)
+    kept = [full.loop(1, 2), full.loop(0, 0, 0.5), Route.parse("0,0,0-3"), Route.parse("0121")]
+    (row,) = count_labels(record(name=str(n), routes=(full, route), chosen=route) for n, route in enumerate(kept))
+    assert row.actions == (1, 10, 5)
+    assert row.n["passes"] == 6 + 5 + 6 + 4
+
+
+def test_the_search_is_compared_with_the_blind_baseline_by_hand():
+    """On the questions that have one: a, b and d."""
+    (row,) = count_labels(easy())
+    assert row.pairs == [("arc_easy", True, False), ("arc_easy", False, True), ("arc_easy", True, False)]
+    assert row.difference is not None
+    mean, low, high = row.difference
+    assert mean == pytest.approx((2 - 1) / 3)
+    assert (low, high) == (-1, 1)  # of three questions, every resample is one of -1, -1/3, 1/3, 1, and each is likelier than 2.5 %
+
+
+@pytest.mark.long
+# The interval holds 0 with so many questions as with few; with more of them a smaller advantage would be seen.
+@pytest.mark.parametrize("n_questions", [100, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("preset", "early_stop"), [("paper", True), ("paper", False), ("default", True)])
+def test_a_search_no_better_than_chance_does_not_beat_the_control(preset, early_stop, n_questions):
+    """Every route of a question is right with one fixed probability, so no search can do better than drawing blindly."""
+    n_layers, n_tries = 12, 20
+    config = SearchConfig(preset=preset, early_stop=early_stop, n_simulations=n_tries)
+    found = []
+    for number in range(n_questions):
+        luck = random.Random(number)
+        share = luck.choice([0.0, 0.02, 0.1])
+        tree, told = make_tree(n_layers, config, seed=number), {}
+        while (route := tree.ask()) is not None:
+            told[route] = not route.is_full and luck.random() < share
+            tree.tell(route, told[route], luck.gauss(0.2 if told[route] else -0.2, 0.01))
+        blind = random_routes(n_layers, n_tries, config, seed=number)
+        found.append(
+            record(
+                name=str(number),
+                others=tuple(map(float, list(told.values())[1:])),
+                routes=tuple(told),
+                chosen=tree.chosen,
+                control_routes=tuple(blind),
+                # As told, or drawn with the same probability.
+                verdicts={route: verdict(luck.random() < share) for route in blind if route not in told},
+            )
+        )
+    (row,) = count_labels(found)
+    assert row.difference is not None
+    _, low, high = row.difference
+    assert low <= 0 <= high
+    assert row.n["mended"] > 0.15 * n_questions, "luck alone solves many"
+
+
+def test_questions_with_broken_logits_are_counted_apart():
+    broken = [record(name=f"n{n}", checks=(check(BASE, FINITE, False),)) for n in range(3)]
+    counted = count_labels([*easy(), *broken])
+    assert label_rows(counted) == label_rows(count_labels(easy()))
+    assert "Left out: 3 questions on which the base's logits are NaN or infinite." in render(counted)
+    (row,) = count_labels(broken)
+    assert (row.n["visited"], row.n["broken"]) == (0, 3)
+    assert label_rows([row])
+
+
+def test_several_tasks_are_pooled_within_tasks():
+    """Resampled within its task, where each task's questions agree, the pooled difference is certain."""
+    a = [record("b_task", f"q{n}", others=(1.0,), **control(False)) for n in range(2)]
+    b = [record("a_task", f"q{n}", others=(0.0,), **control(False)) for n in range(6)]
+    counted = count_labels([*a, *b])
+    assert [row.task for row in counted] == ["a_task", "b_task", "all"]
+    pooled = counted[-1]
+    assert (pooled.n["visited"], pooled.n["kept"], pooled.n["mended"], pooled.n["routes"]) == (8, 2, 2, 16)
+    assert pooled.difference == pytest.approx((0.25, 0.25, 0.25))
+    assert len(count_labels(b)) == 1
+
+
+def test_records_of_several_models_or_of_none_are_refused():
+    with pytest.raises(InputError, match=r"2 models \(beef, f00d\), expected one"):
+        count_labels([record(), record(fingerprint="beef")])
+    with pytest.raises(InputError, match="0 models"):
+        count_labels([])
+
+
+def test_the_table_says_what_was_counted():
+    counted = count_labels([*easy(), record("[b]piqa", "x", others=(0.0,))])
+    rows = {row[0]: row[1:] for row in label_rows(counted)}
+    numbers = ("6", "5", "3", "2.5", "4", "75.0", "+33.3 (-100.0 to +100.0)", "2 of 2", "4 / 15 / 1", "3.40 of 4")
+    assert rows["arc_easy"] == numbers
+    assert rows["[b]piqa"] == ("1", "0", "0", "2.0", "1", "0.0", "", "", "0 / 0 / 0", "")  # nothing kept, no share of it
+    assert rows["all"][:3] == ("7", "5", "3")
+    lines = render(counted).splitlines()
+    assert any(line.split()[0] == "[b]piqa" for line in lines if line.strip()), "a name is no markup"
+    assert all(line == line.rstrip() for line in lines)
