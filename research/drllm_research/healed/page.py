@@ -102,7 +102,7 @@ class _Section:
                 "name": DRAWN[row["kind"]] or row["name"],
                 "index": 1 + instead if row["kind"] == "instead" else row["kind"] == "healed",
             }
-            spot = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points, "hover": ""}
+            spot: dict[str, Any] = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
             marks.append(Spot(**look, **spot, aside={"skip": -0.04, "healed": 0.04}.get(row["kind"], 0.09 * (instead - 1))))
         xs = [1.0, *(mark.x for mark in marks)]
         x = Axis("seconds of a prompt, of the base's", limits=(min(xs) - 0.1, max(xs) + 0.2))

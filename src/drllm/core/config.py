@@ -328,4 +328,4 @@ def to_dict(config: Any) -> dict[str, Any]:
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
 SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig, "prompts": PromptsConfig}
 
-OF_COMPARISONS = ("executor", "address", "workers", "threads", "worker_gpus")  # resources that a comparison has a use for
+OF_COMPARISONS = ("executor", "workers", "threads")  # resources that a comparison has a use for
