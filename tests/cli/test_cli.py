@@ -383,7 +383,7 @@ def test_a_dry_run_of_a_retrofit_counts_before_a_model_loads(folders, tmp_path: 
         f"{numbers[2]} calibrate questions are too few unless a policy gains: a promise of at most 1 point lost, 95 % sure, needs 459"
     )
     less = [epsilon for epsilon, least in {0.02: 228, 0.03: 152, 0.05: 90, 0.1: 44}.items() if int(numbers[2]) >= least]
-    assert promise.endswith(f"changes no answer: --gate-epsilon {less[0]:g}." if less else "questions in all.")
+    assert promise.endswith(f"changes no answer: --promise-epsilon {less[0]:g}." if less else "questions in all.")
     code, printed, err = run(capsys, *typed, "--model", folders["model"])
     assert code == 0, err
     assert "in 10 minutes, at " in printed
@@ -417,7 +417,7 @@ def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders,
 def test_what_a_retrofit_needs_stands_first_in_its_help(capsys):
     code, out, _ = run(capsys, "retrofit", "--help-all")
     assert code == 0
-    places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--gate-epsilon", "--threads", "--search-reward", "--evaluate-seed")]
+    places = [out.index(f"\n  {flag} ") for flag in ("--minutes", "--promise-epsilon", "--threads", "--search-reward", "--evaluate-seed")]
     assert places == sorted(places)
 
 
@@ -449,7 +449,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
         code, _, err = run(capsys, *typed, "--config", tmp_path / "idle.yaml")
         assert code == 2
         assert f"section '{section}' sets {key}, which `drllm retrofit` does not read: leave it out" in err
-    typed += ["--minutes", "0.3", "--objective", "speed", "--gate-epsilon", "0.5", "--threads", "1"]
+    typed += ["--minutes", "0.3", "--objective", "speed", "--promise-epsilon", "0.5", "--threads", "1"]
     code, first, err = run(capsys, *typed)
     assert code == 0, err
     assert "done already" not in err
@@ -463,7 +463,7 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     assert "[1 of 7] what fits into the time: done already" in err
     assert "[2 of 7] scan: done already" in err
     assert "[7 of 7] report: done already" in err
-    code, _, err = run(capsys, *typed[:-8], "--gate-epsilon", "0.5", "--threads", "1", "--minutes", "0.0001")
+    code, _, err = run(capsys, *typed[:-8], "--promise-epsilon", "0.5", "--threads", "1", "--minutes", "0.0001")
     assert code == 2
     assert "--minutes is 0.0001, expected" in err
 

@@ -11,7 +11,7 @@ import pytest
 from drllm.cli import options as flags
 from drllm.cli.main import make_parser
 from drllm.cli.retrofit import COMPARING, JUDGING
-from drllm.core.config import EvaluateConfig, GuaranteeConfig, RoutersConfig, SearchConfig
+from drllm.core.config import EvaluateConfig, PromiseConfig, RoutersConfig, SearchConfig
 from drllm.core.errors import InputError
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
@@ -49,7 +49,7 @@ def test_every_field_has_a_flag_that_sets_it(section, config_class):
 
 def test_retrofit_has_the_flags_that_it_reads_with_a_prefix():
     parser = make_parser("retrofit")
-    read = {"search": (SearchConfig, JUDGING), "evaluate": (EvaluateConfig, COMPARING), "gate": (GuaranteeConfig, ("epsilon", "delta"))}
+    read = {"search": (SearchConfig, JUDGING), "evaluate": (EvaluateConfig, COMPARING), "promise": (PromiseConfig, ("epsilon", "delta"))}
     for section, (config_class, names) in read.items():
         for flag in flags.flags_of(config_class):
             (name, *value), expected = typed(flag)

@@ -38,7 +38,7 @@ def test_the_page_prints_the_commands_of_the_script():
 
 
 def test_it_shows_the_policy_of_the_repository():
-    said = json.loads((POLICY / "drllm_config.json").read_text(encoding="utf-8"))["guarantee"]["sentence"]
+    said = json.loads((POLICY / "drllm_config.json").read_text(encoding="utf-8"))["promise"]["sentence"]
     text = "\n".join(PRINTED)
     assert said in text
     route = json.loads((POLICY / "healed.json").read_text(encoding="utf-8"))["route"]

@@ -18,7 +18,7 @@ import families
 import runs
 from drllm import ArtifactError, EvaluateConfig, InputError, Route, RoutedModel
 from drllm.cli.main import main
-from drllm.core.config import GuaranteeConfig
+from drllm.core.config import PromiseConfig
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
 from drllm.healing import heal as healing
@@ -171,10 +171,10 @@ def test_workers_have_its_adapter(run, tmp_path):
 
 
 def test_it_can_be_calibrated_on_the_tasks_it_was_healed_on(run):
-    policy, found = calibrate(runs.model(), run.folder, run.policy, GuaranteeConfig("calibrate", epsilon=0.5), as_it_is=True)
+    policy, found = calibrate(runs.model(), run.folder, run.policy, PromiseConfig("calibrate", epsilon=0.5), as_it_is=True)
     asked = {example.id for example in load_task(runs.TASK, run.data).select("calibrate")}
     assert (found.point, found.tasks, found.judged) == (0, {runs.TASK: len(asked)}, "loglik, acc_norm")
-    assert (policy.route, policy.guarantee) == (run.policy.route, found.to_json())
+    assert (policy.route, policy.promise) == (run.policy.route, found.to_json())
     summary = drllm.evaluate(runs.model(), ["healed"], [runs.TASK], run.folder, replace(EVALUATE, split="calibrate"), run.data)
     assert found.tested[0]["difference"] == next(row.difference for row in summary.rows if row.method == "healed")
 
@@ -192,7 +192,7 @@ def test_a_promise_by_the_command_line(run, tmp_path, capsys):
         assert said in out
         saved = json.loads((tmp_path / "out" / "healed" / "drllm_config.json").read_text())
         assert saved["policy"] == "healed"
-        assert ("guarantee" in saved) == (epsilon == "0.5")
+        assert ("promise" in saved) == (epsilon == "0.5")
     assert "The policy promises nothing." in out
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     assert main(["heal", "--model", "x", "--prompts", str(tmp_path / "lines.txt"), "--calibrate", "calibrate", "--out", "y"]) == 2

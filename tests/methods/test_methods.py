@@ -17,7 +17,7 @@ import drllm.methods.base as registry
 from codebooks import plain_selector
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search, train
 from drllm.cli.main import main
-from drllm.core.config import GuaranteeConfig
+from drllm.core.config import PromiseConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
@@ -54,7 +54,7 @@ from drllm.runs.store import Verdict
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
-from drllm.stats.guarantee import Guarantee
+from drllm.stats.promise import Promise
 from drllm.tasks import load_task
 from record_factory import record as made_record
 from record_factory import verdict
@@ -128,8 +128,8 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
         (["--method", "codebook", "--budget", "2"], "--budget is 2.0, expected between 0.1 and 1"),
         (["--method", "codebook", "--block", "9"], "block is 9, expected less than the model's 4"),
         (["--method", "static", "--epsilon", "0"], "--epsilon is 0.0"),
-        (["--method", "static", "--epsilon", "0.1"], "belong to a guarantee: name the split"),
-        (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a guarantee: name the split"),
+        (["--method", "static", "--epsilon", "0.1"], "belong to a promise: name the split"),
+        (["--method", "static", "--epsilon", "0.01", "--delta", "0.05"], "belong to a promise: name the split"),
         (["--preset", "paper", "--budget", "0.9"], "--budget below 1 is kept by a control set on tune"),
         (["--method"], "expected one argument"),
     ]:
@@ -588,7 +588,7 @@ def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, lo
     card = (tmp_path / "README.md").read_text()
     assert "tags: [drllm, adaptive-depth, rys]" in card
     assert "`0-2,(1-2)*0.5,3` (runs 1-2 again after 2 at strength 0.5)" in card
-    assert "guarantee: none" in card
+    assert "promise: none" in card
     tiny.policy = None
     late = train(tiny, loop_run, dataclasses.replace(options, block=3), name="late")
     assert {str(route) for route in late.routes[1:]} == {"0-3,2-3"}
@@ -765,7 +765,7 @@ def test_a_budget_is_kept(tiny, run):
     assert policy.route.n_passes <= 0.75 * L
 
 
-# --- the guarantee around a policy
+# --- the promise around a policy
 
 
 def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
@@ -784,9 +784,9 @@ def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
 def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller_one(tiny, run, tmp_path):
     size = 2 * tiny.hidden_size
     policy = Codebook([Route.full(L), ROUTES[0]], plain_selector(1, size, [1.0]), [Point(0)])
-    chosen, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
-    assert guarantee.n >= 10
-    assert guarantee.point == 0, "so wide a promise is kept"
+    chosen, promise = calibrate(tiny, run, policy, PromiseConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert promise.n >= 10
+    assert promise.point == 0, "so wide a promise is kept"
     tiny.policy = chosen
     try:
         folder = tiny.save_pretrained(tmp_path / "p")
@@ -794,8 +794,8 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
         tiny.policy = None
     again = RoutedModel.from_pretrained(folder, base=tiny).policy
     assert again is not None
-    assert again.guarantee == json.loads(json.dumps(guarantee.to_json()))
-    assert guarantee.sentence in (folder / "README.md").read_text()
+    assert again.promise == json.loads(json.dumps(promise.to_json()))
+    assert promise.sentence in (folder / "README.md").read_text()
     tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
     for epsilon in (0.1, float("nan")):
         with pytest.raises(InputError, match=r"asks for more than the 0\.4"):
@@ -805,11 +805,11 @@ def test_a_policy_is_calibrated_saved_with_its_promise_and_refused_for_a_smaller
         tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
     again.prompt_format = None
     saved = json.loads((folder / "drllm_config.json").read_text())
-    for broken in ({"epsilon": 0.0001}, saved["guarantee"] | {"epsilon": "small"}):
-        (folder / "drllm_config.json").write_text(json.dumps(saved | {"guarantee": broken}))
-        with pytest.raises(ArtifactError, match="a guarantee that is none"):
+    for broken in ({"epsilon": 0.0001}, saved["promise"] | {"epsilon": "small"}):
+        (folder / "drllm_config.json").write_text(json.dumps(saved | {"promise": broken}))
+        with pytest.raises(ArtifactError, match="a promise that is none"):
             RoutedModel.from_pretrained(folder, base=tiny)
-    again.guarantee = again.guarantee | {"dtype": "torch.bfloat16"}
+    again.promise = again.promise | {"dtype": "torch.bfloat16"}
     with pytest.raises(InputError, match=r"promised for torch\.bfloat16 weights, these are torch\.float32"):
         tiny.generate("x", policy=again, epsilon=0.4, max_new_tokens=1, check_prompt_format=False)
     tiny.policy = None
@@ -819,14 +819,14 @@ def test_a_point_that_changes_nothing_does_not_hide_the_next(tiny, run):
     size = 2 * tiny.hidden_size
     points = [Point(1e9), Point(-1e9)]  # nobody leaves the base, everybody does
     policy = Codebook([Route.full(L), ROUTES[0]], plain_selector(1, size, [1.0]), points)
-    _, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
-    assert [row["point"] for row in guarantee.tested] == [1]
+    _, promise = calibrate(tiny, run, policy, PromiseConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert [row["point"] for row in promise.tested] == [1]
 
 
 def test_what_fails_the_gate_is_the_base(tiny, run):
     policy = train(tiny, run, "routers", TRAIN)
-    chosen, guarantee = calibrate(tiny, run, policy, GuaranteeConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
-    assert guarantee.point is None
+    chosen, promise = calibrate(tiny, run, policy, PromiseConfig(calibrate="calibrate", epsilon=1e-6, delta=1e-6))
+    assert promise.point is None
     assert chosen.route == Route.full(L)
     tiny.generate("x", policy=chosen, epsilon=0.001, max_new_tokens=1)
     with pytest.raises(InputError, match="asks for a promise and this policy has none"):
@@ -835,7 +835,7 @@ def test_what_fails_the_gate_is_the_base(tiny, run):
 
 def test_a_promise_of_agreement_covers_short_greedy_answers_alone(tiny):
     policy = RoutePolicy(ROUTES[0])
-    policy.guarantee = {"point": 0, "epsilon": 0.05, "dtype": str(tiny.model.dtype), "tokens": 4}
+    policy.promise = {"point": 0, "epsilon": 0.05, "dtype": str(tiny.model.dtype), "tokens": 4}
     tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=4)
     with pytest.raises(InputError, match="promised for greedy answers of at most 4 tokens, not for answers of 5 tokens: leave epsilon out"):
         tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=5)
@@ -852,16 +852,16 @@ def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, m
 
 
 def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
-    _, guarantee = calibrate(tiny, run, RoutePolicy(ROUTES[0]), GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
-    assert guarantee.tasks == {TASK: guarantee.n}
-    assert f"{guarantee.n} calibrate questions of {TASK}, judged by loglik, acc_norm" in guarantee.sentence
+    _, promise = calibrate(tiny, run, RoutePolicy(ROUTES[0]), PromiseConfig(calibrate="calibrate", epsilon=0.4, delta=0.4))
+    assert promise.tasks == {TASK: promise.n}
+    assert f"{promise.n} calibrate questions of {TASK}, judged by loglik, acc_norm" in promise.sentence
 
 
 def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, data, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    promise = GuaranteeConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
+    promise = PromiseConfig(calibrate="calibrate", epsilon=0.4, delta=0.4)
 
-    def earlier(route: Route, promise: GuaranteeConfig = promise) -> int:
+    def earlier(route: Route, promise: PromiseConfig = promise) -> int:
         return calibrate(tiny, tmp_path / "run", RoutePolicy(route), promise)[1].earlier
 
     before = earlier(ROUTES[0])
@@ -870,7 +870,7 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     less = dataclasses.replace(promise, epsilon=0.3)
     assert earlier(ROUTES[1], less) == found.earlier, "the same policy, asked for another promise"
     assert f"tried on these questions before: {found.earlier}; this holds for each by itself" in found.sentence
-    assert Guarantee(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
+    assert Promise(**{name: value for name, value in found.to_json().items() if name != "sentence"}).sentence == found.sentence
     assert before >= len({*ROUTES} - {Route.full(L)}), "routes of a list that was answered on them are tries, too"
     more = [Route.full(L).edit(0, 0).edit(1, 2), Route.full(L).edit(1, 0).edit(3, 2), ROUTES[0]]
     [manifest] = path_manifests(tmp_path / "run").values()
@@ -974,9 +974,9 @@ def test_views_at_another_point_promise_nothing():
     )
     routers = Routers(RouterConfig(L, 8, 2, 4))
     for policy in (codebook, routers):
-        policy.guarantee = {"epsilon": 0.01, "point": 0}
-    assert codebook.at_point(1).guarantee is None
-    assert routers.with_control(0.9).guarantee is None
+        policy.promise = {"epsilon": 0.01, "point": 0}
+    assert codebook.at_point(1).promise is None
+    assert routers.with_control(0.9).promise is None
 
 
 def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path):
@@ -989,7 +989,7 @@ def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path
     again = [row | {"id": f"again {row['id']}"} for row in rows if row["id"] in searched]
     both = write_rows(tmp_path / "b.jsonl", fresh + again)  # without parts, other shares of the same hash are calibrate questions
     search(tiny, [TASK], SEARCH, tmp_path / "run", both, routes=ROUTES[:2])
-    _, guarantee = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), GuaranteeConfig(calibrate="calibrate", epsilon=0.4))
+    _, promise = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), PromiseConfig(calibrate="calibrate", epsilon=0.4))
     asked = load_task(TASK, both).examples["calibrate"]
     assert any(example.id.startswith("again ") for example in asked), "the test can fail"
-    assert guarantee.n == sum(example.id.startswith("new ") for example in asked)
+    assert promise.n == sum(example.id.startswith("new ") for example in asked)

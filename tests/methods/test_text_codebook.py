@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from drllm import InputError, Route, RoutedModel, search, train
-from drllm.core.config import GuaranteeConfig
+from drllm.core.config import PromiseConfig
 from drllm.deploy.inspection import inspect, render
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
@@ -123,8 +123,8 @@ def test_a_policy_of_text_is_trained_saved_run_explained_and_promised(tiny, run,
     assert found.route == wanted[0]
     assert sum(share for _, share in found.spoken) + float(policy.selector.bias.max()) >= max(found.values) - 0.5
     assert "what spoke most for and against" in render(found)
-    _, guarantee = calibrate(tiny, run, again, GuaranteeConfig(calibrate="calibrate", epsilon=0.45, delta=0.4))
-    assert guarantee.point is not None
+    _, promise = calibrate(tiny, run, again, PromiseConfig(calibrate="calibrate", epsilon=0.45, delta=0.4))
+    assert promise.point is not None
 
 
 @pytest.mark.long

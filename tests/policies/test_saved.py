@@ -119,7 +119,7 @@ def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys
     assert "base_model: someone/tiny" in card
     assert "route `1211`" in card
     assert routed.fingerprint in card
-    assert "guarantee: none" in card
+    assert "promise: none" in card
     assert "| **static** | arc_easy | accuracy | 200 | 40.0 | 45.0 | +5.0 (-1.0 to +11.0) | 0.125 |" in card
     assert "It runs 4.75 block passes a prompt." in card, "over all tasks"
     assert "tune split" in card

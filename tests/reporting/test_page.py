@@ -32,7 +32,7 @@ from record_factory import write_verdicts
 pytestmark = pytest.mark.long
 
 NASTY = "<script>alert(1)</script> & 'quotes'"
-GUARANTEE = {
+PROMISE = {
     "sentence": "with 95 % confidence less than 1 points below the base",
     "delta": 0.05,
     "tested": [{"point": 2, "p": 0.02, "difference": 0.004, "mean_passes": 3.5, "passed": True}],
@@ -66,7 +66,7 @@ class Outline(HTMLParser):
 def asked(run: Path) -> Path:
     """The run with a policy that was calibrated."""
     (run / "static").mkdir()
-    write_json(run / "static" / "drllm_config.json", {"policy": "static", "guarantee": GUARANTEE})
+    write_json(run / "static" / "drllm_config.json", {"policy": "static", "promise": PROMISE})
     return run
 
 

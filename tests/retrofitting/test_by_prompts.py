@@ -15,7 +15,7 @@ import drllm
 import runs
 from drllm import ArtifactError, InputError, Route, RoutedModel
 from drllm.cli.main import main
-from drllm.core.config import GuaranteeConfig, HealConfig, PromptsConfig, Resources, RetrofitConfig
+from drllm.core.config import HealConfig, PromiseConfig, PromptsConfig, Resources, RetrofitConfig
 from drllm.healing.prompts import file_prompts, in_order, parted
 from drllm.reporting.agreement import panel
 from drllm.retrofitting import by_prompts
@@ -31,7 +31,7 @@ KINDS = {"sum": "{}: what is {} and {}?", "say": "Say {}, please, {} and {}", "w
 
 def configs(differ: float = 0.0, minutes: float = 5) -> dict:
     of = {"retrofit": RetrofitConfig(minutes=minutes), "prompts": PromptsConfig(("0.5", "0.75", "0.7"), differ), "heal": HEAL}
-    return of | {"gate": GuaranteeConfig("calibrate"), "resources": Resources()}
+    return of | {"promise": PromiseConfig("calibrate"), "resources": Resources()}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_the_promise_is_of_the_policy_s_own_answers(done, file):
     assert most_that_differ(60, differ, 0.05) <= 0.5
     assert f"it did on {differ} of 60 calibrate prompts" in found.promise
     assert found.passes == pytest.approx(np.mean(passes))
-    assert routed.policy.guarantee["sentence"] == found.promise
+    assert routed.policy.promise["sentence"] == found.promise
     assert (found.deploy, found.differ, found.point >= 0) == ("promised", 0.5, True)
     assert routed.policy.prompt_format == "raw"
     longest = HEAL.step_tokens if HEAL.step_tokens < 256 else 256
@@ -240,7 +240,7 @@ def test_more_minutes_do_more(minutes):
         (["--prompts", "x", "--tasks", "arc_easy"], "got both --prompts and --tasks"),
         (["--prompts", "x", "--data", "x.jsonl"], "got both --prompts and --data"),
         (["--prompts", "x", "--objective", "speed"], "--objective is for questions with an answer key"),
-        (["--prompts", "x", "--gate-epsilon", "0.1"], "--gate-epsilon is for questions with an answer key"),
+        (["--prompts", "x", "--promise-epsilon", "0.1"], "--promise-epsilon is for questions with an answer key"),
         (["--prompts", "x", "--dry-run"], "--dry-run counts questions"),
         (["--prompts", "x", "--budgets", "2"], "--budgets is 2, expected shares"),
         (["--tasks", "arc_easy", "--differ", "0.1"], "--differ is for prompts without an answer key"),

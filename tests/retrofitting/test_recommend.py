@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from drllm import Route, RoutedModel, search
-from drllm.core.config import SECTIONS, GuaranteeConfig, HealConfig, RetrofitConfig, SearchConfig
+from drllm.core.config import SECTIONS, HealConfig, PromiseConfig, RetrofitConfig, SearchConfig
 from drllm.core.errors import ArtifactError, InputError
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.reporting.recommendation import commands, lines, panel, title
@@ -28,7 +28,7 @@ from drllm.runs.recommendation import Recommendation, read_recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scoring import asking, jobs
 from drllm.scoring.scorer import scorer_of
-from drllm.stats.guarantee import Guarantee, find_guarantee
+from drllm.stats.promise import Promise, find_promise
 from drllm.tasks import Example, load_task
 from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
 
@@ -66,7 +66,7 @@ def configs(**retrofit) -> dict:
 def speed(tiny, rows, tmp_path_factory) -> tuple[Path, Recommendation, dict]:
     """Fewer passes wanted, and half of all right answers may be lost: something is promised for sure."""
     out = tmp_path_factory.mktemp("speed") / "run"  # which is not there yet
-    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
+    of = configs(objective="speed") | {"promise": PromiseConfig("calibrate", epsilon=0.5)}
     with pytest.MonkeyPatch.context() as patch:  # what is deployed depends on seconds, which a busy machine decides
         patch.setattr("drllm.retrofitting.pace.throughput", lambda *_: [{"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}])
         patch.setattr("drllm.retrofitting.pace.batched_ms", lambda *_: 2.0)  # and so is how many questions fit into the time
@@ -87,7 +87,7 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     assert 0 < found.rounded <= 16
     policy = RoutedModel.from_pretrained(out / PROMISED, base=tiny).policy
     assert policy is not None
-    assert policy.guarantee["sentence"] == found.promise
+    assert policy.promise["sentence"] == found.promise
     assert found.route == str(policy.route or "")
     assert read_recommendation(out / "recommendation.json") == found
     assert "Deploy" in panel(found, str(out))
@@ -117,7 +117,7 @@ def test_the_named_policy_is_the_best_on_tune_within_the_budget(speed):
 
 def test_again_every_stage_is_done(speed, tiny, rows):
     out, found, _ = speed
-    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
+    of = configs(objective="speed") | {"promise": PromiseConfig("calibrate", epsilon=0.5)}
     before = (out / "recommendation.json").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("scan", "search", "fit_policy", "evaluate", "calibrate", "answer_seconds", "report"):
@@ -132,7 +132,7 @@ def test_again_every_stage_is_done(speed, tiny, rows):
 @pytest.mark.slow
 def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
     """Of a hundredth of a point no 45 questions can say anything: the base is kept, and the line says what would change that."""
-    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=1e-4, delta=1e-6)}
+    of = configs(objective="speed") | {"promise": PromiseConfig("calibrate", epsilon=1e-4, delta=1e-6)}
     found, _ = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
     assert (found.deploy, found.promised) == ("", False)
     assert title(found) == "Keep the base"
@@ -144,7 +144,7 @@ def test_nothing_is_deployed_without_a_promise(tiny, rows, tmp_path):
 
 def test_what_takes_longer_is_not_deployed_for_speed(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("drllm.retrofitting.pace.throughput", lambda *_: [{"ratio": 1.0, "ratio_low": 0.9, "ratio_high": 1.1}])
-    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
+    of = configs(objective="speed") | {"promise": PromiseConfig("calibrate", epsilon=0.5)}
     found, _ = recommend(tiny, [TASK], tmp_path, of, rows)
     assert (found.deploy, found.promised) == ("", True)
     assert "does not save time for sure" in panel(found, str(tmp_path)).replace("\n", " ").replace("│", "").replace("  ", " ")
@@ -183,7 +183,7 @@ def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
 def test_another_model_or_another_promise(speed, tiny, rows, tmp_path):
     """Another model is refused; a stricter promise is tested anew, and what kept the old one is gone."""
     out = copy_run(speed[0], tmp_path, *(path.name for path in speed[0].iterdir()))
-    of = configs(objective="speed") | {"gate": GuaranteeConfig("calibrate", epsilon=1e-4, delta=1e-6)}
+    of = configs(objective="speed") | {"promise": PromiseConfig("calibrate", epsilon=1e-4, delta=1e-6)}
     with pytest.raises(ArtifactError, match="with model"):
         recommend(model(seed=1), [TASK], out, of, rows)
     found, result = recommend(tiny, [TASK], out, of, rows)
@@ -218,7 +218,7 @@ def test_a_policys_decisions_are_made_once(tiny, tmp_path, monkeypatch):
     copy = Routers(RouterConfig(L, tiny.hidden_size), seed=4)
     for name, tensor in copy.tensors.items():
         tensor.copy_(saved[name])
-    copy.guarantee, copy.prompt_format = {"sentence": "it holds"}, "raw"
+    copy.promise, copy.prompt_format = {"sentence": "it holds"}, "raw"
     again = answers(copy, -1)
     assert [one for part in read for one in part] == [policy], "the base has nothing to decide"
     assert [part[::-1] for part in again] == list(first)
@@ -434,8 +434,8 @@ def test_what_the_box_says_against_its_own_policy():
         if least is not None:
             ours = [1] * better + [0] * worse + [1] * (n - better - worse)
             base = [0] * better + [1] * worse + [1] * (n - better - worse)
-            assert f"These {n} answers bear a smaller promise: the same command with --gate-epsilon {least:g}," in told
-            assert find_guarantee(Guarantee(least, 0.05, n, {"mine": n}, "calibrate"), base, [ours], [29.0], 30).point == 0, "it works"
+            assert f"These {n} answers bear a smaller promise: the same command with --promise-epsilon {least:g}," in told
+            assert find_promise(Promise(least, 0.05, n, {"mine": n}, "calibrate"), base, [ours], [29.0], 30).point == 0, "it works"
     assert "smaller promise" not in " ".join(lines(dataclasses.replace(asked, objective="speed", calibrate=row(400, 2, 2))))
     short = kept(calibrate=row(), available=100, missed={"healed": "7 minutes are too short to heal a route"}, out_of_time=True)
     assert "change this: more time and questions" in " ".join(lines(short))
@@ -471,7 +471,7 @@ def test_one_retrofit_at_a_time_works_in_a_folder(tmp_path):
 
 def test_where_passes_are_limited_a_route_is_healed_within_the_time(tiny, rows, tmp_path, monkeypatch):
     """From fit questions alone, in the time that is left before the promise; without peft the rest goes on."""
-    of = configs(budget=0.75, minutes=1.5) | {"gate": GuaranteeConfig("calibrate", epsilon=0.5)}
+    of = configs(budget=0.75, minutes=1.5) | {"promise": PromiseConfig("calibrate", epsilon=0.5)}
     of |= {"heal": HealConfig(steps=15, rank=2, lr=1e-2, choose_on=4, step_tokens=400, new_tokens=2)}
     monkeypatch.setattr("drllm.retrofitting.recommend.token_ms", lambda *_: 0.01)
     found, result = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])

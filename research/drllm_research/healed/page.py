@@ -100,7 +100,7 @@ class _Section:
             instead += row["kind"] == "instead"
             index = 1 + instead if row["kind"] == "instead" else row["kind"] == "healed"
             look = {"name": DRAWN[row["kind"]] or row["name"], "index": index}
-            spot = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points, "hover": ""}
+            spot: dict[str, Any] = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
             aside = -0.04 if row["kind"] == "skip" else 0.04 if row["kind"] == "healed" else 0.09 * (instead - 1)
             marks.append(Spot(**look, **spot, aside=aside))
         xs = [1.0, *(mark.x for mark in marks)]

@@ -44,7 +44,7 @@ def run(job: Job) -> Lines:
     if arguments.control is not None and arguments.policy is None:
         raise InputError("--control sets how readily trained routers skip or repeat: give --policy too")
     if arguments.epsilon is not None and arguments.policy is None:
-        raise InputError("--epsilon asks for a policy's guarantee: give --policy too")
+        raise InputError("--epsilon asks for a policy's promise: give --policy too")
     from drllm.core.route import Route
 
     if arguments.route is not None:

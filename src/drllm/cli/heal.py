@@ -21,7 +21,7 @@ SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps",
 
 def run(job: Job) -> Lines:
     arguments, out, config = job.arguments, job.need("out"), job.config("heal")
-    guarantee = job.config("gate")
+    promise = job.config("promise")
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: one route is healed, leave one of them out")
     tasks = job.tasks() if job.common.tasks or job.data else ()
@@ -32,7 +32,7 @@ def run(job: Job) -> Lines:
     from drllm.runs.layout import RunFolder
 
     need_peft()
-    if guarantee.calibrate and not tasks:
+    if promise.calibrate and not tasks:
         raise InputError("--calibrate counts right answers, and prompts have none: give --tasks, or --data with a question file")
     if arguments.policy is not None:
         routed = job.load_policy()
@@ -45,14 +45,14 @@ def run(job: Job) -> Lines:
         route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
     policy, found = heal(routed, out, route, tasks, job.data, arguments.prompts, config, job.argv)
     yield from found.lines()
-    if guarantee.calibrate:
-        yield f"promise: {_promised(routed, Path(out), policy, guarantee, job.argv)}"
+    if promise.calibrate:
+        yield f"promise: {_promised(routed, Path(out), policy, promise, job.argv)}"
     folder = shlex.quote(str(RunFolder(Path(out)).policy(POLICY)))
     yield f"policy: {folder}"
     yield f"merge it into a plain checkpoint: drllm export --policy {folder} --out {shlex.quote(str(Path(out) / 'merged'))}"
 
 
-def _promised(routed: Any, out: Path, policy: Any, guarantee: Any, argv: Any) -> str:
+def _promised(routed: Any, out: Path, policy: Any, promise: Any, argv: Any) -> str:
     """Test the policy's promise and save it with it; where the test fails it stays as it was saved, promising nothing."""
     from drllm.evaluation.calibrate import calibrate
     from drllm.healing.heal import POLICY
@@ -60,7 +60,7 @@ def _promised(routed: Any, out: Path, policy: Any, guarantee: Any, argv: Any) ->
     from drllm.runs.card_facts import refresh_card
     from drllm.runs.layout import RunFolder
 
-    promised, found = calibrate(routed, out, policy, guarantee, argv, as_it_is=True)
+    promised, found = calibrate(routed, out, policy, promise, argv, as_it_is=True)
     if found.point is not None:
         save_policy(promised, routed.identity, RunFolder(out).policy(POLICY))
         refresh_card(RunFolder(out).policy(POLICY))
@@ -74,4 +74,4 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help=about)
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "heal")
-    add_section(parser, "gate", about="a promise of right answers, tested on the tasks' calibrate questions")
+    add_section(parser, "promise", about="a promise of right answers, tested on the tasks' calibrate questions")

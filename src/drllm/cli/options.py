@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from drllm.core.config import SECTIONS, GuaranteeConfig
+from drllm.core.config import SECTIONS, PromiseConfig
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.options import check_ranges, option
@@ -154,7 +154,7 @@ def build(config_class: type[Config], given: Mapping[str, Any], arguments: Names
         if getattr(arguments, prefix + name, None) is None:  # of the YAML file
             raise
         raise InputError(f"--{(prefix + name).replace('_', '-')}{said.removeprefix(name)}") from None
-    if isinstance(config, GuaranteeConfig):
+    if isinstance(config, PromiseConfig):
         config.check_given(values)
     return config
 

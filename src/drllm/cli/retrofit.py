@@ -21,8 +21,8 @@ JUDGING = ("reward", "metric", "max_new_tokens", "max_step_tokens")  # of a sear
 COMPARING = ("n_resamples", "seed")  # of an evaluation
 CUT = 80  # characters of a text
 # Of --prompts; and what --help shows.
-OF_PROMPTS = ("prompts", "budgets", "differ", "minutes", "gate_delta", "threads", "model", "dtype", "device", "out", "config", "dry_run")
-SHOWN = ("model", "tasks", "data", "prompts", "out", "minutes", "objective", "budget", "gate_epsilon", "dtype", "dry_run")
+OF_PROMPTS = ("prompts", "budgets", "differ", "minutes", "promise_delta", "threads", "model", "dtype", "device", "out", "config", "dry_run")
+SHOWN = ("model", "tasks", "data", "prompts", "out", "minutes", "objective", "budget", "promise_epsilon", "dtype", "dry_run")
 
 
 def run(job: Job) -> Lines:
@@ -54,8 +54,8 @@ def _by_prompts(job: Job) -> Lines:
     if job.arguments.dry_run:
         raise InputError("--dry-run counts questions with an answer key: leave it out with --prompts, whose first line says what fits")
     out, model = job.need("out"), job.need("model")
-    job.arguments.gate_calibrate = "calibrate"
-    configs = {name: job.config(name, f"{name}_") for name in ("gate", "heal")}
+    job.arguments.promise_calibrate = "calibrate"
+    configs = {name: job.config(name, f"{name}_") for name in ("promise", "heal")}
     configs |= {name: job.config(name) for name in ("retrofit", "prompts", "resources")}
     from drllm.healing.training import need_peft
     from drllm.reporting.drawing import need_extras
@@ -74,10 +74,10 @@ def _by_prompts(job: Job) -> Lines:
 
 def configs_of(job: Job) -> dict[str, Any]:
     """The configuration of each section that a retrofit reads; refuses a YAML file's settings that would do nothing."""
-    job.arguments.gate_calibrate = "calibrate"  # it always promises on that split
+    job.arguments.promise_calibrate = "calibrate"  # it always promises on that split
     for section, read in {"search": JUDGING, "evaluate": COMPARING, "static": (), "routers": ()}.items():
         job.check_read(section, read)
-    configs = {name: job.config(name, f"{name}_") for name in ("gate", "search", "evaluate", "heal")}
+    configs = {name: job.config(name, f"{name}_") for name in ("promise", "search", "evaluate", "heal")}
     return configs | {name: job.config(name) for name in ("resources", "retrofit")}
 
 
@@ -89,7 +89,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     available = questions_of(loaded)
     yield from left_out(loaded)
     yield from read_as(loaded, configs["search"].reward)
-    yield from counted(available, configs["gate"])
+    yield from counted(available, configs["promise"])
     from drllm.model.executors import threads_here
     from drllm.retrofitting.pace import sized
 
@@ -123,7 +123,7 @@ def add_flags(parser: Parser) -> None:
     add_section(parser, "retrofit")
     add_section(parser, "prompts")
     add_section(parser, "heal", prefix="heal_", about="of healed routes")
-    add_section(parser, "gate", ("epsilon", "delta"), "gate_", "the promise, always tested on calibrate")
+    add_section(parser, "promise", ("epsilon", "delta"), "promise_", "the promise, always tested on calibrate")
     add_section(parser, "resources")
     add_section(parser, "search", JUDGING, "search_", "how answers are judged")
     add_section(parser, "evaluate", COMPARING, "evaluate_", "comparisons")

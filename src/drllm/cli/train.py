@@ -25,23 +25,23 @@ SHOWN = ("method", "name", "out", "tasks", "calibrate", "epsilon", "model")  # b
 
 def run(job: Job) -> Lines:
     out, method = Path(job.need("out")), get_method(job.arguments.method)
-    config, guarantee = job.config(job.arguments.method), job.config("gate")
+    config, promise = job.config(job.arguments.method), job.config("promise")
     if job.arguments.name:
         check_name(job.arguments.name)
     model, dtype = job.searched_model(out)
     from drllm.evaluation.fit import fit_policy
 
     tasks = job.tasks() if job.common.tasks else ()
-    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, guarantee, tasks, job.arguments.name)
-    if guarantee.calibrate:
+    folder = fit_policy(job.load(model, dtype), out, method.name, config, job.argv, promise, tasks, job.arguments.name)
+    if promise.calibrate:
         from drllm.policies.saved_config import read_config
 
-        found = read_config(folder).guarantee
-        assert found is not None, "a calibrated policy is saved with its guarantee"
+        found = read_config(folder).promise
+        assert found is not None, "a calibrated policy is saved with its promise"
         for row in found["tested"]:
             measured = f"{100 * row['difference']:+.1f} points, {row['mean_passes']:.2f} passes, p {row['p']:.4f}"
             yield f"point {row['point']}: {measured}, {'passed' if row['passed'] else 'failed'}"
-        yield f"guarantee: {found['sentence']}"
+        yield f"promise: {found['sentence']}"
         if found["point"] is None:
             yield f"policy: {folder}, which is the base now; without --calibrate it is what was trained"
             return
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default=DEFAULT, metavar="NAME", help=how)
     called = "what to call the policy, to keep several of one method in a run (default: the method's name)"
     parser.add_argument("--name", default="", help=called)
-    add_section(parser, "gate", about="a promise of the policy's accuracy")
+    add_section(parser, "promise", about="a promise of the policy's accuracy")
 
 
 def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

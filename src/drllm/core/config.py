@@ -204,16 +204,16 @@ class RoutersConfig(Options):
         return self.preset == "default" if self.normalize == "preset" else self.normalize == "rms"
 
 
-_NO_SPLIT = "epsilon, delta and calibrate_limit belong to a guarantee: name the split to test it on too (calibrate: calibrate)"
+_NO_SPLIT = "epsilon, delta and calibrate_limit belong to a promise: name the split to test it on too (calibrate: calibrate)"
 
 
 @dataclass(frozen=True)
-class GuaranteeConfig(Options):
-    """A guarantee that a policy is not worse than the base; a policy that fails the test is replaced by the base."""
+class PromiseConfig(Options):
+    """A promise that a policy is not worse than the base; a policy that fails the test is replaced by the base."""
 
-    calibrate: Literal["", "calibrate"] = option("", "split to test the guarantee on, used for nothing else; without it no guarantee")
+    calibrate: Literal["", "calibrate"] = option("", "split to test the promise on, used for nothing else; without it no promise")
     epsilon: float = option(0.01, "accuracy that the policy may lose at most: 0.01 is one point", ge=1e-6, le=0.5)
-    delta: float = option(0.05, "probability that the guarantee fails", ge=1e-6, le=0.5)
+    delta: float = option(0.05, "probability that the promise fails", ge=1e-6, le=0.5)
     calibrate_limit: int = option(0, "questions a task to calibrate on; 0 takes all", ge=0)
 
     def __post_init__(self) -> None:
@@ -223,7 +223,7 @@ class GuaranteeConfig(Options):
 
     @staticmethod
     def check_given(given: Mapping[str, Any]) -> None:
-        """Refuse a user's settings of a guarantee without the split to test it on, even where they are the defaults."""
+        """Refuse a user's settings of a promise without the split to test it on, even where they are the defaults."""
         if not given.get("calibrate") and given.keys() & {"epsilon", "delta", "calibrate_limit"}:
             raise InputError(_NO_SPLIT)
 
@@ -326,6 +326,6 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # Of the jobs; each method has a section of its own name besides.
 SECTIONS: dict[str, type] = {"search": SearchConfig, "scan": ScanConfig, "resources": Resources, "evaluate": EvaluateConfig}
-SECTIONS |= {"gate": GuaranteeConfig, "retrofit": RetrofitConfig, "heal": HealConfig, "prompts": PromptsConfig}
+SECTIONS |= {"promise": PromiseConfig, "retrofit": RetrofitConfig, "heal": HealConfig, "prompts": PromptsConfig}
 
 OF_COMPARISONS = ("executor", "workers", "threads")  # resources that a comparison has a use for

@@ -1,4 +1,4 @@
-"""`calibrate()`: test a trained policy for a guarantee on questions that served nothing else."""
+"""`calibrate()`: test a trained policy for a promise on questions that served nothing else."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drllm.core.config import EvaluateConfig, GuaranteeConfig, Resources, SearchConfig, Split, to_dict
+from drllm.core.config import EvaluateConfig, PromiseConfig, Resources, SearchConfig, Split, to_dict
 from drllm.core.digest import json_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json
@@ -22,7 +22,7 @@ from drllm.runs.provenance import read_jobs, running
 from drllm.runs.training_questions import load_unseen
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.scorer import askable, scorer_of
-from drllm.stats.guarantee import Guarantee, find_guarantee, surest_first
+from drllm.stats.promise import Promise, find_promise, surest_first
 from drllm.tasks import LoadedTask, question_key
 
 AskConfig = SearchConfig | EvaluateConfig
@@ -33,12 +33,12 @@ def calibrate(
     routed: RoutedModel,
     run: Path,
     policy: Policy,
-    config: GuaranteeConfig,
+    config: PromiseConfig,
     argv: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
     as_it_is: bool = False,
     resources: Resources | None = None,
-) -> tuple[Policy, Guarantee]:
+) -> tuple[Policy, Promise]:
     """Test a policy's operating points on the calibrate questions of the run's tasks, and take the cheapest that passes, else the base.
 
     They are tested in the order in which tune questions say that they will pass; a policy with one point needs none.
@@ -53,7 +53,7 @@ def calibrate(
         resources: executor, workers and threads; default `Resources()`.
 
     Returns:
-        The policy at the chosen point (the identity where none passed), with its guarantee, and the guarantee.
+        The policy at the chosen point (the identity where none passed), with its promise, and the promise.
     """
     if not config.calibrate:
         raise InputError("no split to calibrate on: name it, as in --calibrate calibrate")
@@ -76,14 +76,14 @@ def calibrate(
         if tuned is not None and tuned.verdicts[0]:
             order = surest_first(tuned.verdicts[0], tuned.verdicts[1:], len(base), config.epsilon, config.delta)
         dtype, judged = str(routed.model.dtype), judged_by(of_task.values())
-        promise = Guarantee(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
+        promise = Promise(config.epsilon, config.delta, len(base), answered.counts, config.calibrate, dtype=dtype, judged=judged)
         passes = [float(np.mean(values)) for values in answered.passes[1:]]
-        found = find_guarantee(promise, base, answers, passes, routed.n_layers, order)
+        found = find_promise(promise, base, answers, passes, routed.n_layers, order)
         entry["answers"] = json_digest([answers, passes])  # of every point, whatever is promised
         found = replace(found, earlier=earlier_tries(run, found, entry["answers"], str(Route.full(routed.n_layers))))
-        entry["guarantee"], entry["left_out"] = found.to_json(), dict(answered.left_out)
+        entry["promise"], entry["left_out"] = found.to_json(), dict(answered.left_out)
     chosen = RoutePolicy(Route.full(routed.n_layers)) if found.point is None else points[found.point]
-    chosen.guarantee = found.to_json()
+    chosen.promise = found.to_json()
     chosen.prompt_format = policy.prompt_format if found.point is not None else None
     return chosen, found
 
@@ -145,7 +145,7 @@ def judged_by(asked: Iterable[tuple[AskConfig, LoadedTask]]) -> str:
     return " and ".join(sorted(names))
 
 
-def earlier_tries(run: Path, found: Guarantee, answers: str, base: str) -> int:
+def earlier_tries(run: Path, found: Promise, answers: str, base: str) -> int:
     """How many policies the run has tried on questions of the same split and of any of these tasks.
 
     Calibrations with other answers (the same policy, also for another epsilon, has the same), and routes of lists that were answered on it.
@@ -154,7 +154,7 @@ def earlier_tries(run: Path, found: Guarantee, answers: str, base: str) -> int:
         answers: a digest of this one's answers and passes.
     """
 
-    tried = [(job, job["guarantee"]) for job in read_jobs(run) if job["job"] == "calibrate" and "guarantee" in job]
+    tried = [(job, job["promise"]) for job in read_jobs(run) if job["job"] == "calibrate" and "promise" in job]
     others = [each for each in tried if each[1]["split"] == found.split and set(each[1]["tasks"]) & set(found.tasks)]
     results = {job["answers"] for job, _ in others}
     lists = [each for each in path_manifests(run).values() if found.split in each.config["splits"] and each.task in found.tasks]

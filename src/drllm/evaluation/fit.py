@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drllm.core.config import GuaranteeConfig
+from drllm.core.config import PromiseConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
@@ -19,7 +19,7 @@ def fit_policy(
     method: str,
     config: Any = None,
     argv: Sequence[str] | None = None,
-    promise: GuaranteeConfig | None = None,
+    promise: PromiseConfig | None = None,
     tasks: Sequence[str] = (),
     name: str = "",
 ) -> Path:

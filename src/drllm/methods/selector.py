@@ -121,7 +121,7 @@ def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> flo
     """The threshold with the highest lower bound of the total gain of those above it; `STAY` where no bound is positive.
 
     A rule of thumb, not a test: the bound holds for one threshold, and here the best of many is taken, so on pure noise it leaves the base
-    in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the guarantee.
+    in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
 
     Args:
         scores: (N,) of each question's best route, predicted without it.

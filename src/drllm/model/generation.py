@@ -103,10 +103,10 @@ def padding_token(model: Any, tokenizer: Any) -> int:
 
 
 def check_promise(source: RouteSource | None, epsilon: float, dtype: str = "") -> None:
-    """Refuse a policy without a guarantee of `epsilon` or less, for weights of this dtype; "" where they are not loaded yet."""
+    """Refuse a policy without a promise of `epsilon` or less, for weights of this dtype; "" where they are not loaded yet."""
     if source is None or is_identity(source):
         return
-    found = source.guarantee
+    found = source.promise
     if found is None or found["point"] is None:
         advice = "`drllm train --calibrate calibrate` tests for one"
         raise InputError(f"epsilon={epsilon} asks for a promise and this policy has none: {advice}")
@@ -114,12 +114,12 @@ def check_promise(source: RouteSource | None, epsilon: float, dtype: str = "") -
         raise InputError(f"this policy is promised for {found['dtype']} weights, these are {dtype}: load the base in that type")
     if not epsilon >= found["epsilon"]:
         promised = f"the {found['epsilon']} this policy is promised"
-        raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon} (retrofit: --gate-epsilon)")
+        raise InputError(f"epsilon={epsilon} asks for more than {promised}: train with --epsilon {epsilon} (retrofit: --promise-epsilon)")
 
 
 def check_covered(source: RouteSource | None, options: Mapping[str, Any], is_sampled: bool) -> None:
     """Refuse answers that a promise of agreement does not speak of: longer ones than were compared, and sampled ones."""
-    tokens = ((source.guarantee or {}) if source is not None else {}).get("tokens")
+    tokens = ((source.promise or {}) if source is not None else {}).get("tokens")
     if tokens and (is_sampled or options["max_new_tokens"] > tokens):
         asked = "sampled answers" if is_sampled else f"answers of {options['max_new_tokens']} tokens"
         raise InputError(f"this policy is promised for greedy answers of at most {tokens} tokens, not for {asked}: leave epsilon out")

@@ -74,7 +74,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     lines += ["---", "", f"# {name} for {base}", ""]
     lines += [f"A drllm policy: {policy.about or policy.name}. The base's weights are not changed, and not in here.", ""]
     lines += _how_to_use()
-    guarantee = config.get("guarantee") or {"sentence": "none; the figures below are what was measured, not a promise"}
+    promise = config.get("promise") or {"sentence": "none; the figures below are what was measured, not a promise"}
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
         f"- base: `{base}`{revision}, weights `{config['fingerprint']}`: other weights are refused",
@@ -82,7 +82,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         *([f"- loops: {'; '.join(looped)}"] if looped else []),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
         f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
-        f"- guarantee: {guarantee['sentence']}",
+        f"- promise: {promise['sentence']}",
         *(f"- {note}" for note in facts.notes),
         "",
         "## Figures",

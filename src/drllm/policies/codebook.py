@@ -157,7 +157,7 @@ class Codebook(Policy):
             raise InputError(f"operating point {at} does not exist: this codebook has {len(self.points)}, counted from 0")
         view = copy.copy(self)
         view.at = at
-        view.guarantee = None  # promised for one point
+        view.promise = None  # promised for one point
         return view
 
     def operating_points(self) -> list[Policy]:

@@ -61,7 +61,7 @@ class RouteSource:
     about: ClassVar[str] = ""  # what its card says it is
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
-    guarantee: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.guarantee.Guarantee`), as plain values
+    promise: dict[str, Any] | None = None  # what `drllm train --calibrate` found (`drllm.stats.promise.Promise`), as plain values
     hidden_size: int = 0  # of the states it reads; 0 where any will do
     routes: Sequence[Route] = ()  # those it chooses from, where they are few, the base first
     adapters: Sequence[Adapter] = ()  # that its routes run under
@@ -114,7 +114,7 @@ class Policy(RouteSource, ABC):
     """
 
     def operating_points(self) -> list[Policy]:
-        """Ways to run it, from the one nearest the base to the policy as it is; the guarantee's test takes them in this order."""
+        """Ways to run it, from the one nearest the base to the policy as it is; the promise's test takes them in this order."""
         return [self]
 
     @abstractmethod

@@ -197,7 +197,7 @@ class Routers(Policy):
         if not -1 <= p <= 1:
             raise InputError(f"the control is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
         view = copy.copy(self)
-        view.guarantee = None  # promised for one setting of the control
+        view.promise = None  # promised for one setting of the control
         # The router itself by its logits: their softmax can round two of them to a tie.
         view.control = None if p == -0.5 else p
         return view

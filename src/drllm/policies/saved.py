@@ -36,7 +36,7 @@ class SavedPolicy:
     def unchecked(self) -> Policy:
         """The policy, whatever the base: for a process that serves a base that was checked before."""
         policy = policy_class(self.config.policy).load(self.folder)
-        policy.prompt_format, policy.guarantee = self.config.prompt_format, self.config.guarantee
+        policy.prompt_format, policy.promise = self.config.prompt_format, self.config.promise
         return policy
 
     def card(self, facts: CardFacts) -> str:
@@ -80,7 +80,7 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
         raise InputError(f"{folder} is a file, expected a folder to save the policy in")
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: file_digest(folder / name) for name in policy.save(folder)}
-    rest = {"prompt_format": policy.prompt_format, "files": files, "guarantee": policy.guarantee}
+    rest = {"prompt_format": policy.prompt_format, "files": files, "promise": policy.promise}
     SavedConfig(policy.name, *astuple(base), **rest).write(folder)
 
 

@@ -45,7 +45,7 @@ class SavedConfig:
     prompt_format: str | None
     files: dict  # the policy's own files, each with its SHA-256
     schema_version: int = SCHEMA_VERSION
-    guarantee: dict | None = None  # what `drllm train --calibrate` found, if it was calibrated
+    promise: dict | None = None  # what `drllm train --calibrate` found, if it was calibrated
 
     @property
     def base(self) -> BaseIdentity:
@@ -54,7 +54,7 @@ class SavedConfig:
 
     def write(self, folder: Path) -> None:
         """Into the policy's folder, last of its files: whatever a crash leaves in between is refused, never half old and half new."""
-        write_json(folder / CONFIG_FILE, {name: value for name, value in asdict(self).items() if name != "guarantee" or value is not None})
+        write_json(folder / CONFIG_FILE, {name: value for name, value in asdict(self).items() if name != "promise" or value is not None})
 
     def check_files(self, folder: Path) -> None:
         """Refuse a policy of which a file is missing or another one."""
@@ -72,12 +72,12 @@ def read_config(folder: Path) -> SavedConfig:
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")
     found = read_json(path, "train the policy again")
-    values: dict[str, Any] = {"guarantee": None} | found if isinstance(found, dict) else {}
+    values: dict[str, Any] = {"promise": None} | found if isinstance(found, dict) else {}
     if any(name not in values or not isinstance(values[name], kind) for name, kind in _KINDS.items()):
         raise ArtifactError(f"{path} is not the configuration of a drllm policy: {_NO_POLICY}")
-    promised = values["guarantee"]
+    promised = values["promise"]
     if promised is not None and not (promised.keys() >= _PROMISED and isinstance(promised["epsilon"], float)):
-        raise ArtifactError(f"{path} holds a guarantee that is none of `drllm train --calibrate`: calibrate the policy again")
+        raise ArtifactError(f"{path} holds a promise that is none of `drllm train --calibrate`: calibrate the policy again")
     if values["schema_version"] > SCHEMA_VERSION:
         raise ArtifactError(f"{path} has schema {values['schema_version']}, this drllm reads up to {SCHEMA_VERSION}: upgrade drllm")
     if unknown := sorted(values.keys() - _KINDS.keys()):

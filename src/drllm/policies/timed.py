@@ -17,7 +17,7 @@ class WrappedSource(RouteSource):
     def __init__(self, source: RouteSource):
         self.source = source
         self.n_layers, self.hidden_size = source.n_layers, source.hidden_size
-        self.prompt_format, self.guarantee, self.route = source.prompt_format, source.guarantee, source.route
+        self.prompt_format, self.promise, self.route = source.prompt_format, source.promise, source.route
         self.adapters = source.adapters
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:

@@ -17,7 +17,7 @@ from drllm.core.text import WIDTH, p_value, percent, points_lost
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
-from drllm.stats.guarantee import smaller_promise
+from drllm.stats.promise import smaller_promise
 from drllm.tasks.splits import DRAWN
 
 NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which says nothing
@@ -106,7 +106,7 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
         yield f"Not deployed: its gain is not sure{p}, and it does not save time for sure."
     if found.best and found.objective == "speed":
         lost = points_lost(found.epsilon)
-        yield f"Named on tune: the fewest passes among those that lose at most {lost} there (--gate-epsilon)."
+        yield f"Named on tune: the fewest passes among those that lose at most {lost} there (--promise-epsilon)."
     if row is not None and row.difference_high < 0:
         yield "It loses for sure: more questions would not change that."
         return
@@ -122,7 +122,7 @@ def _why_not(found: Recommendation, row: SummaryRow | None) -> Iterator[str]:
     if of is not None and not found.promised and found.objective != "speed":  # where the loss also chooses the policy
         less = smaller_promise(found.epsilon, found.delta, of.n, of.better, of.worse)
         if less is not None:
-            yield f"These {of.n:,} answers bear a smaller promise: the same command with --gate-epsilon {less:g}, in this --out."
+            yield f"These {of.n:,} answers bear a smaller promise: the same command with --promise-epsilon {less:g}, in this --out."
 
 
 def commands(found: Recommendation, out: str) -> list[str]:

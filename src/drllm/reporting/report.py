@@ -57,7 +57,7 @@ def report(run: str | Path) -> Path:
     need_extras()
     folder = RunFolder(loaded.folder).report
     bare = loaded.scan is not None and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
-    sections = (_provenance,) if bare else (_results, _labels, _training, _guarantees, _dropped, _provenance)
+    sections = (_provenance,) if bare else (_results, _labels, _training, _promises, _dropped, _provenance)
     parts = [part for section in (_scan, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
@@ -158,17 +158,17 @@ def _lost(run: Run, what: str) -> str:
     return f"This folder holds {what}, though run.json tells of {n_trained} trainings: what they left was not kept." if n_trained else ""
 
 
-def _guarantees(run: Run) -> Iterator[Part]:
-    yield Heading("Calibration and guarantee")
+def _promises(run: Run) -> Iterator[Part]:
+    yield Heading("Calibration and promise")
     if not run.policies:
         yield Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")
-    guarantees = {name: config.get("guarantee") for name, config in run.policies.items()}
+    promises = {name: config.get("promise") for name, config in run.policies.items()}
     tested = run.recommendation if run.recommendation is not None and not run.recommendation.promised else None
     if tested is not None and tested.promise:
         yield Paragraph(f"{tested.best} was calibrated, and nothing is promised of it: {tested.promise}")
-    if bare := ", ".join(name for name, found in guarantees.items() if not found and (tested is None or name != tested.best)):
+    if bare := ", ".join(name for name, found in promises.items() if not found and (tested is None or name != tested.best)):
         yield Paragraph(f"Not calibrated, so nothing is promised of them; the figures above are what was measured: {bare}.")
-    for name, found in guarantees.items():
+    for name, found in promises.items():
         if found:
             yield Paragraph(f"{name}: {found['sentence']}")
             header = ("operating point", "observed, points", "mean passes", "p", f"at delta {found['delta']:g}")

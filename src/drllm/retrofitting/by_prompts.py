@@ -64,7 +64,7 @@ def retrofit_prompts(
     Args:
         prompts: a file of prompts: plain lines, or `.jsonl` with messages, text, or requests that hold them.
         out: the run folder.
-        configs: by section: `retrofit` (minutes), `prompts`, `heal`, `gate` (delta of the promise), `resources`.
+        configs: by section: `retrofit` (minutes), `prompts`, `heal`, `promise` (delta of the promise), `resources`.
 
     Returns:
         What it came to, also in `out/agreement.json`; and report (a path), skipped (names of the stages that were done already).
@@ -91,7 +91,7 @@ class _ByPrompts:
         self.routed, self.folder = routed, run
         self.minutes: float = configs["retrofit"].minutes
         self.of: PromptsConfig = configs["prompts"]
-        self.delta: float = configs["gate"].delta
+        self.delta: float = configs["promise"].delta
         self.config: HealConfig = configs["heal"]
         check_targets(routed, self.config)
         if not self.config.new_tokens:
@@ -226,7 +226,7 @@ class _ByPrompts:
         if found.point is None:
             return result
         chosen = points[found.point]
-        chosen.guarantee = found.to_json()
+        chosen.promise = found.to_json()
         self._save(PROMISED, chosen)
         routes = taken[found.point]
         place = next((at for at, is_other in enumerate(differ[found.point]) if is_other), 0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from drllm.core.config import GuaranteeConfig, RetrofitConfig
+from drllm.core.config import PromiseConfig, RetrofitConfig
 from drllm.core.text import points_lost, table_text
 from drllm.retrofitting.sizes import Sizes, check_questions
-from drllm.stats.guarantee import fewest_questions, smaller_promise
+from drllm.stats.promise import fewest_questions, smaller_promise
 from drllm.tasks import SPLITS, LoadedTask, drop_overlaps, load_task
 from drllm.tasks.base import LETTERS
 from drllm.tasks.splits import DRAWN
@@ -45,7 +45,7 @@ def read_as(loaded: Mapping[str, LoadedTask], reward: str) -> Iterator[str]:
             yield f"{name}: every answer is a single letter: are the choices missing?"
 
 
-def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig) -> Iterator[str]:
+def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) -> Iterator[str]:
     """The questions as a table, and whether they can promise anything; `InputError` for too few to begin with."""
     rows = [(name, *(f"{of[split]:,}" for split in SPLITS)) for name, of in available.items()]
     yield table_text(("task", *SPLITS), rows)
@@ -59,7 +59,7 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: GuaranteeConfig
         less = smaller_promise(promise.epsilon, promise.delta, n)
         more = f"Bring about {least / share:,.0f} questions in all."
         if less is not None:
-            more += f" These {n:,} bear a smaller promise of a policy that changes no answer: --gate-epsilon {less:g}."
+            more += f" These {n:,} bear a smaller promise of a policy that changes no answer: --promise-epsilon {less:g}."
         yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
     elif n < likely:
         yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."

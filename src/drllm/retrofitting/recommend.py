@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from drllm.core.config import GuaranteeConfig, RetrofitConfig, RoutersConfig, ScanConfig, SearchConfig, to_dict
+from drllm.core.config import PromiseConfig, RetrofitConfig, RoutersConfig, ScanConfig, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.core.progress import say
 from drllm.core.route import Route
@@ -82,7 +82,7 @@ def recommend(
         routed: the model; its policy is not used, and stays what it was.
         tasks: task names.
         out: the run folder.
-        configs: by section: `retrofit`, `search`, `heal`, `resources`, `evaluate`, `gate` (epsilon and delta of the promise).
+        configs: by section: `retrofit`, `search`, `heal`, `resources`, `evaluate`, `promise` (epsilon and delta of the promise).
         data: a file or folder with the questions.
         argv: the command line, for `run.json`.
 
@@ -132,7 +132,7 @@ class _Tries:
 
     def _sizes(self) -> dict[str, Any]:
         available = questions_of(loaded_tasks(self.tasks, self.data))
-        for part in (part for line in counted(available, self.of["gate"]) for part in line.strip("\n").splitlines()):
+        for part in (part for line in counted(available, self.of["promise"]) for part in line.strip("\n").splitlines()):
             say(part)
         found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
         say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
@@ -150,8 +150,8 @@ class _Tries:
         summary = read_summary(self.run.summary(self._compare("tune", methods, n_tune)))
         self.compared = summary.pooled
         rows = [row for row in self.compared if row.method in tried]
-        best = best_on_tune(rows, self.asked.objective, self.limit, self.of["gate"].epsilon)
-        beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["gate"].epsilon)
+        best = best_on_tune(rows, self.asked.objective, self.limit, self.of["promise"].epsilon)
+        beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["promise"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
         write_recommendation(self.run.recommendation, found)
         written = self.stages.then(
@@ -262,11 +262,11 @@ class _Tries:
 
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that it has: they choose nothing."""
-        gate: GuaranteeConfig = self.of["gate"]
+        gate: PromiseConfig = self.of["promise"]
         policy = self.routed.load_policy(self.run.policy(best.method))
         ask = partial(self._left.calibrate_questions, decides=policy.route is None)
         limit = self.stages.then("calibrate questions", {"policy": best.method}, [], ask)
-        config = GuaranteeConfig("calibrate", gate.epsilon, gate.delta, limit)
+        config = PromiseConfig("calibrate", gate.epsilon, gate.delta, limit)
 
         def test() -> dict[str, Any]:
             chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, True, self.of["resources"])
@@ -301,7 +301,7 @@ class _Tries:
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
         about = {"model": self.routed.base_id, "objective": self.asked.objective, "tried": tried, "tune": best}
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
-        named |= {"epsilon": self.of["gate"].epsilon, "delta": self.of["gate"].delta, "out_of_time": self.out_of_time}
+        named |= {"epsilon": self.of["promise"].epsilon, "delta": self.of["promise"].delta, "out_of_time": self.out_of_time}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
         routes = {name: self.routed.load_policy(self.run.policy(name)).route for name in tried}
         return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))

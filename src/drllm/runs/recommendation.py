@@ -36,7 +36,7 @@ class Recommendation(Stored):
         available: calibrate questions that the files have, of which time may have left some unasked; 0: none was asked.
         dealt: right answers on tune where its own routes are dealt to other prompts; nan for one route for all.
         epsilon, delta: of the promise: the accuracy that may be lost (by speed, on tune too), and the chance that it fails.
-        promise: the sentence of the guarantee; empty where none was tested.
+        promise: the sentence of the promise; empty where none was tested.
         promised: whether it holds.
         route: of a policy that is one route for every prompt; else empty.
         is_chat: whether it was made for chat prompts.

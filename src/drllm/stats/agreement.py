@@ -1,7 +1,7 @@
 """The promise that needs no answer key: a policy's greedy answers differ from the base's on at most a share of prompts like these.
 
 Whether an answer differs is one verdict a prompt, on prompts that chose nothing, so the test is the exact binomial one. Operating points
-are tested in an order fixed beforehand, the surest first, up to the first that fails, as in `drllm.stats.guarantee`.
+are tested in an order fixed beforehand, the surest first, up to the first that fails, as in `drllm.stats.promise`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from drllm.stats.guarantee import Guarantee
+from drllm.stats.promise import Promise
 
 
 @dataclass(frozen=True)
-class Agreement(Guarantee):
+class Agreement(Promise):
     """With probability 1 - delta over calibration sets, answers differ on at most a share epsilon of prompts.
 
-    Whatever is judged by these answers alone is then at most epsilon below the base, so it is a guarantee, too. epsilon 0 asks for the
+    Whatever is judged by these answers alone is then at most epsilon below the base, so it is a promise, too. epsilon 0 asks for the
     smallest share that the prompts bear, of the first point.
 
     Attributes:

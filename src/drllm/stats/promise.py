@@ -1,4 +1,4 @@
-"""The guarantee: a policy is promised to be less than epsilon below the base, or the base is kept.
+"""The promise: a policy is promised to be less than epsilon below the base, or the base is kept.
 
 On questions that served neither training nor tuning, the null hypothesis of each operating point is "its accuracy is at least epsilon below
 the base's". Points are tested in an order fixed beforehand, the one surest to pass by the tune questions first, up to the first that fails
@@ -32,7 +32,7 @@ POWER_LEVEL = 0.8
 
 
 @dataclass(frozen=True)
-class Guarantee:
+class Promise:
     """What was tested, and what holds: with probability 1 - delta over calibration sets, the policy is less than epsilon below the base."""
 
     epsilon: float  # accuracy that may be lost, a fraction
@@ -114,9 +114,9 @@ def _tails(n: int, seen: int, shares_S: np.ndarray, epsilon: float) -> np.ndarra
     return np.clip(mass[:, sums >= seen].sum(1), 0, 1)
 
 
-def find_guarantee(
-    wanted: Guarantee, base: ArrayLike, points: Sequence[ArrayLike], passes: Sequence[float], n_layers: int, order: Sequence[int] = ()
-) -> Guarantee:
+def find_promise(
+    wanted: Promise, base: ArrayLike, points: Sequence[ArrayLike], passes: Sequence[float], n_layers: int, order: Sequence[int] = ()
+) -> Promise:
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
     Args:

@@ -1,4 +1,4 @@
-"""The guarantee keeps its promise: simulated, and against arithmetic done by hand."""
+"""The promise keeps its promise: simulated, and against arithmetic done by hand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from drllm import InputError
-from drllm.stats.guarantee import (
+from drllm.stats.promise import (
     SHARE_ERROR,
-    Guarantee,
+    Promise,
     _tails,
     exact_p,
     fewest_questions,
-    find_guarantee,
+    find_promise,
     p_of_counts,
     share_error_for,
     smallest_gain,
@@ -24,8 +24,8 @@ from drllm.stats.guarantee import (
 )
 
 
-def promise(n: int, epsilon: float, delta: float) -> Guarantee:
-    return Guarantee(epsilon, delta, n, {"t": n}, "calibrate")
+def promise(n: int, epsilon: float, delta: float) -> Promise:
+    return Promise(epsilon, delta, n, {"t": n}, "calibrate")
 
 
 def draw(rng, n: int, gain: float, changed: float) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def draw(rng, n: int, gain: float, changed: float) -> tuple[np.ndarray, np.ndarr
 @pytest.fixture
 def no_power(monkeypatch):
     """Without the simulated power, nine tenths of the work, which changes no verdict: three tests below are about it."""
-    monkeypatch.setattr("drllm.stats.guarantee.smallest_gain", lambda *_: None)
+    monkeypatch.setattr("drllm.stats.promise.smallest_gain", lambda *_: None)
 
 
 @pytest.mark.long
@@ -65,9 +65,9 @@ def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised(no_po
             return np.where(base == 1, draws >= lost, draws < won).astype(int)
 
         good, bad = point(0.02, 0.14), [point(0.16, 0.1398) for _ in range(6)]  # 6 points won; 1.01 lost
-        guarantee = find_guarantee(promise(n, 0.01, 0.05), base, [good, *bad], [30, *range(29, 23, -1)], 30)
-        wrong += guarantee.point not in (None, 0)
-        reached += len(guarantee.tested) > 1
+        found = find_promise(promise(n, 0.01, 0.05), base, [good, *bad], [30, *range(29, 23, -1)], 30)
+        wrong += found.point not in (None, 0)
+        reached += len(found.tested) > 1
         without_stopping += any(exact_p(verdicts, base, 0.01) <= 0.05 for verdicts in bad)
     assert reached > 900, "the good point passes, so that a bad one is tested"
     assert wrong <= 73
@@ -82,11 +82,11 @@ def test_tune_says_which_point_is_tested_first(no_power):
     assert order == [2, 1], "what changes nothing promises nothing; the better one first"
     assert surest_first(base, [base, base], 400, 0.01, 0.05) == [1]
     verdicts = [base[:400], worse[:400], better[:400]]
-    found = find_guarantee(promise(400, 0.01, 0.05), base[:400], verdicts, [30, 29, 28], 30, order)
+    found = find_promise(promise(400, 0.01, 0.05), base[:400], verdicts, [30, 29, 28], 30, order)
     assert [row["point"] for row in found.tested] == [2, 1]
     assert found.point == 2
     # In the order given, the base itself fails with 400 questions, and hides the good point.
-    assert find_guarantee(promise(400, 0.01, 0.05), base[:400], [base[:400], better[:400]], [30, 28], 30).point is None
+    assert find_promise(promise(400, 0.01, 0.05), base[:400], [base[:400], better[:400]], [30, 28], 30).point is None
 
 
 @pytest.mark.long
@@ -94,7 +94,7 @@ def test_the_power_is_that_of_the_chosen_point():
     base = np.arange(1000) % 2
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
     noisy = np.where(np.arange(1000) % 3 == 0, 1 - base, base)
-    found = find_guarantee(promise(1000, 0.01, 0.05), base, [better, noisy], [29, 28], 30)
+    found = find_promise(promise(1000, 0.01, 0.05), base, [better, noisy], [29, 28], 30)
     assert found.point == 0
     assert found.would_pass == smallest_gain(1000, 0.1, 0.01, 0.05)
 
@@ -172,12 +172,12 @@ def test_points_are_tested_in_order_up_to_the_first_failure(no_power):
     base = np.arange(1000) % 2
     worse = np.where(np.arange(1000) % 10 == 1, 0, base)
     better = np.where(np.arange(1000) % 10 == 0, 1, base)
-    found = find_guarantee(promise(1000, 0.02, 0.05), base, [base, better, worse, better], [30, 29, 28, 27], 30)
+    found = find_promise(promise(1000, 0.02, 0.05), base, [base, better, worse, better], [30, 29, 28, 27], 30)
     assert [row["passed"] for row in found.tested] == [True, True, False]
     assert found.point == 1, "the fewest passes among those that passed; what follows a failure is not looked at"
     assert found.n == 1000
     assert "less than 2 points below the base" in found.sentence
-    nothing = find_guarantee(promise(1000, 0.02, 0.05), base, [worse], [28], 30)
+    nothing = find_promise(promise(1000, 0.02, 0.05), base, [worse], [28], 30)
     assert nothing.point is None
     assert "the base is kept" in nothing.sentence
 
@@ -185,13 +185,13 @@ def test_points_are_tested_in_order_up_to_the_first_failure(no_power):
 def test_what_saves_nothing_takes_the_best_point(no_power):
     base = np.arange(2000) % 2
     better = np.where(np.arange(2000) % 10 == 0, 1, base)
-    assert find_guarantee(promise(2000, 0.02, 0.05), base, [base, better, better], [30, 30.5, 31], 30).point == 2
-    assert find_guarantee(promise(2000, 0.02, 0.05), base, [base, better, better], [29.9, 29, 29.5], 30).point == 1
+    assert find_promise(promise(2000, 0.02, 0.05), base, [base, better, better], [30, 30.5, 31], 30).point == 2
+    assert find_promise(promise(2000, 0.02, 0.05), base, [base, better, better], [29.9, 29, 29.5], 30).point == 1
 
 
 def test_a_small_delta_can_be_passed(no_power):
     base = np.arange(4000) % 2
-    assert find_guarantee(promise(4000, 0.02, 1e-5), base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30).point == 0
+    assert find_promise(promise(4000, 0.02, 1e-5), base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30).point == 0
 
 
 @pytest.mark.long
@@ -211,8 +211,8 @@ def counted(n: int, *points: tuple[int, int]) -> tuple[np.ndarray, list[np.ndarr
 
 def test_each_test_is_reported_and_the_report_is_plain_values(no_power):
     base, points = counted(400, (30, 5), (0, 8))
-    asked = Guarantee(0.02, 0.05, 400, {"t": 300, "u": 100}, "calibrate", dtype="float32", judged="acc")
-    found = find_guarantee(asked, base, points, [29, 28.5], 30)
+    asked = Promise(0.02, 0.05, 400, {"t": 300, "u": 100}, "calibrate", dtype="float32", judged="acc")
+    found = find_promise(asked, base, points, [29, 28.5], 30)
     p = [exact_p(point, base, 0.02) for point in points]
     assert p == [p_of_counts(400, 30, 5, 0.02), p_of_counts(400, 0, 8, 0.02)]
     assert found.tested == (
@@ -240,19 +240,19 @@ def test_a_p_value_of_just_delta_passes(no_power):
     base, points = counted(200, (8, 3))
     p = exact_p(points[0], base, 0.01)
     assert p > 0.05, "from here on delta does not change the p-value"
-    assert find_guarantee(promise(200, 0.01, p), base, [*points, *points], [29, 28], 30).point == 1
-    assert find_guarantee(promise(200, 0.01, p * (1 - 1e-9)), base, points, [29], 30).point is None
+    assert find_promise(promise(200, 0.01, p), base, [*points, *points], [29, 28], 30).point == 1
+    assert find_promise(promise(200, 0.01, p * (1 - 1e-9)), base, points, [29], 30).point is None
 
 
 def test_of_two_points_as_cheap_as_each_other_the_later_is_taken(no_power):
     base, points = counted(1000, (60, 5), (60, 5))
-    assert find_guarantee(promise(1000, 0.02, 0.05), base, points, [29, 29], 30).point == 1
+    assert find_promise(promise(1000, 0.02, 0.05), base, points, [29, 29], 30).point == 1
 
 
 def test_points_and_their_passes_must_match():
     for points, passes, found in (([[0, 1]], [29, 30], "got 2 for 1"), ([], [], "got 0 for 0"), ([], [30], "got 1 for 0")):
         with pytest.raises(ValueError, match=f"^expected one mean number of passes a point, {found}$"):
-            find_guarantee(promise(2, 0.01, 0.05), [0, 1], points, passes, 30)
+            find_promise(promise(2, 0.01, 0.05), [0, 1], points, passes, 30)
 
 
 def order(n: int, epsilon: float, delta: float, *points: tuple[int, int]) -> list[int]:
@@ -303,7 +303,7 @@ def test_the_share_s_error_is_a_small_part_of_delta():
 )
 def test_what_promises_nothing_is_refused(epsilon, delta, wanted):
     with pytest.raises(InputError, match=wanted):
-        find_guarantee(promise(2, epsilon, delta), [0, 1], [[0, 1]], [30], 30)
+        find_promise(promise(2, epsilon, delta), [0, 1], [[0, 1]], [30], 30)
 
 
 def test_impossible_verdicts_are_refused():
