@@ -141,11 +141,3 @@ def test_policies_decide_once_and_share_what_they_answer(tiny, ask, tmp_path, su
     next(iter(routers.tensors.values())).add_(1.0)
     bench.answers(ask, [routers], "another policy")
     assert len(folder_bytes(tmp_path / "decided")) == 2
-
-
-def test_a_store_is_found_from_anywhere(tiny, ask, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bench = asking_here(tiny, Path("run"))
-    bench.ensure([ask], "here")
-    monkeypatch.chdir("/")
-    assert bench.store.shards.table().num_rows == 48
