@@ -15,8 +15,8 @@ try "1. What it writes, each time below the base: 27 of the 30 blocks run, and a
 try "2. Its right answers beside the base's, on questions from which nothing was learned" \
 'drllm evaluate --model smollm2-135m-q4 --dtype float32 --tasks arc_easy,openbookqa --limit 150 --methods base,healed --out runs/demo'
 
-try "3. What it is, and what is promised of it" \
-'drllm info runs/demo/healed'
+try "3. What was promised of it when it was made" \
+'drllm info examples/smollm2-135m-27-of-30 | grep promise:'
 
 try "4. A plain checkpoint of it, and its seconds beside the base's, here and now" \
 'drllm export --policy runs/demo/healed --dtype float32 --clock --out runs/demo/merged'

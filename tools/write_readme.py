@@ -5,12 +5,15 @@ python tools/write_readme.py
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from drllm.core.text import with_interval
 from drllm_research.comparison.stored import Results
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +21,7 @@ BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL
 MIXED = (Results(ROOT / "results" / "policies-smollm2-135m-q4"), "mixed")
 IN_DOMAIN = "smollm2-135m-q4, 30 blocks: in domain: ARC and OpenBookQA together"
 SMALL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
+HEALED = ROOT / "results" / "healed-27-smollm2-135m-q4"
 # (the README's words, the section of docs/results.md, the row's first cell there): accuracy and seconds of one policy.
 POLICIES = (
     (f"{SMALL}: one route for all prompts (`static`); ARC, OpenBookQA", IN_DOMAIN, "static"),
@@ -26,7 +30,6 @@ POLICIES = (
         "smollm2-135m-q4, 30 blocks: mixed traffic: five kinds of prompts in six tasks, unlabelled",
         "codebook",
     ),
-    (f"{SMALL}: Dr.LLM's recipe (`routers`, a small network a block); ARC, OpenBookQA", IN_DOMAIN, "routers, preset paper"),
     (
         f"{LARGER}: `codebook` of nine tenths of the blocks; letters, texts and numbers",
         "qwen2.5-coder-1.5b-q4, 28 blocks: mixed traffic: prompts of seven tasks, letters, log-likelihoods and numbers, unlabelled",
@@ -35,16 +38,42 @@ POLICIES = (
 )
 COLUMNS = ("vs base, points", "vs base, mean over tasks", "passes", "prompt seconds, ratio (tune)")
 HEAD = (
-    "| policy | right answers against the base, points | the same, each task counting alike | blocks run | seconds |",
-    "|---|---|---|---|---|",
+    "| policy | right answers against the base, points | each task counting alike | blocks run | seconds | MB in bfloat16 |",
+    "|---|---|---|---|---|---|",
 )
+WEIGHTS = {SMALL: (28_312_896, 3_540_096), LARGER: (233_375_232, 46_797_824)}  # outside the blocks, and of a block
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing, paired 95 % intervals; first seed. Seconds: reading one short prompt, deciding included, on one "
-    "processor thread; the base's are 1.00. All of the second row's gain is {where}. Size: only one route for all stores fewer weights; no "
-    "table has size beside both yet, and none has a healed route. All rows, rivals, commands: [results](docs/results.md)."
+    "processor thread; the base's are 1.00, its size {sizes} MB. All of the third row's gain is {where}. The first row's policy is promised to "
+    "lose less than {promised} points ([heal](docs/heal.md)), and is ready to try: [examples](examples/README.md). All rows, rivals, commands: "
+    "[results](docs/results.md)."
 )
+
+
+def healed_row() -> str:
+    """The policy in `examples/`, on calibrate questions of the tasks it was healed on."""
+    rows = [row for row in read_json(HEALED / "calibrate.json")["rows"] if row["method"] == "healed"]
+    pooled, each = next(row for row in rows if row["task"] == "all"), [row for row in rows if row["task"] != "all"]
+    clock = read_json(HEALED / "clock.json")["prompt"]
+    words = f"{SMALL}: `healed`, one shorter route and an adapter merged into it; ARC-Easy, OpenBookQA"
+    points = with_interval(*(pooled[name] for name in ("difference", "difference_low", "difference_high")))
+    by_task = f"{100 * sum(row['difference'] for row in each) / len(each):+.1f}"
+    seconds = f"{clock['ratio']:.2f} ({clock['ratio_low']:.2f} to {clock['ratio_high']:.2f})"
+    passes = pooled["mean_passes"]
+    return f"| {words} | {points} | {by_task} | {passes:.2f} of {pooled['n_layers']} | {seconds} | {megabytes(SMALL, int(passes))} |"
+
+
+def megabytes(model: str, n_blocks: int) -> str:
+    """Of the weights that are stored, in bfloat16."""
+    rest, block = WEIGHTS[model]
+    return f"{2 * (rest + n_blocks * block) / 1e6:,.0f}"
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def row_of(page: str, section: str, name: str) -> dict[str, str]:
@@ -74,15 +103,18 @@ def where_the_gain_is(results: Results, setting: str, method: str, rival: str = 
 
 def table(results: str) -> str:
     """The README's table, as Markdown."""
-    lines = list(HEAD)
+    lines = [*HEAD, healed_row()]
     for words, section, name in POLICIES:
         row = row_of(results, section, name)
         points, by_task, passes, seconds = (row[column] for column in COLUMNS)
         if not all((points, by_task, passes, seconds)):
             raise SystemExit(f"docs/results.md lacks accuracy or seconds of {name!r} under {section!r}: name another row in POLICIES")
         n_blocks = re.findall(r"(\d+) blocks", section)[0]
-        lines.append(f"| {words} | {points} | {by_task} | {passes} of {n_blocks} | {seconds} |")
-    caveat = CAVEAT.format(where=where_the_gain_is(*MIXED, "codebook"))
+        stored = megabytes(words.partition(":")[0], int(float(passes) if name == "static" else float(n_blocks)))
+        lines.append(f"| {words} | {points} | {by_task} | {passes} of {n_blocks} | {seconds} | {stored} |")
+    promise = read_json(ROOT / "examples" / "smollm2-135m-27-of-30" / "drllm_config.json")["promise"]
+    sizes = " and ".join((megabytes(SMALL, 30), megabytes(LARGER, 28)))
+    caveat = CAVEAT.format(where=where_the_gain_is(*MIXED, "codebook"), sizes=sizes, promised=f"{100 * promise['epsilon']:g}")
     return "\n".join([*lines, "", textwrap.fill(caveat, 138, break_long_words=False, break_on_hyphens=False), ""])
 
 

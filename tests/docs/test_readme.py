@@ -27,6 +27,7 @@ def test_its_table_is_generated():
     gains = [float(row[1].partition(" ")[0]) for row in shown]
     assert max(gains) > 0 > min(gains), "a win and a loss"
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", row[4]) for row in shown), "seconds in every row"
+    assert all(re.fullmatch(r"[\d,]+", row[5]) for row in shown), "size in every row"
 
 
 def test_its_commands_can_be_pasted_as_they_stand():
