@@ -44,7 +44,7 @@ help:
 	@echo "make bench-http  what clients of a routed server wait, against plain vLLM (an hour or two)"
 	@echo "make soak       a routed server under load for 20 minutes"
 	@echo "make table-methods  docs/results.md and results/policies-*/tables.md, every method compared, from the stored verdicts"
-	@echo "make table-healed  docs/healed.md, healed routes beside what a team would do instead, from the stored verdicts"
+	@echo "make table-healed  healed.md of docs/, healed routes beside what a team would do instead, from the stored verdicts"
 	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make lint       ruff, import layers, types"
 	@echo "make clean      remove .venv and caches; runs/ is kept"
@@ -95,7 +95,7 @@ table-methods: $(VENV)/.installed
 	$(BIN)/python -m drllm_research.comparison table $(addprefix --out results/policies-,$(COMPARED)) \
 		$(addprefix --scan ,$(sort $(patsubst %/scan/scan.json,%,$(wildcard results/scan-*/scan/scan.json)))) $(addprefix --page ,$(sort $(wildcard results/paper-*/page*/report.md)))
 
-# docs/healed.md and its pictures; how the verdicts were made stands in research/drllm_research/healed.
+# healed.md of docs/ and its pictures; how the verdicts were made stands in research/drllm_research/healed.
 table-healed: $(VENV)/.installed
 	$(BIN)/python -m drllm_research.healed page $(addprefix --out ,$(sort $(wildcard results/healed-*)))
 

@@ -8,7 +8,7 @@ try() {
 mkdir -p runs/demo
 cp -r examples/smollm2-135m-27-of-30/. runs/demo/healed
 
-try "1. What it writes, each time below the base: 27 of the 30 blocks run, and an adapter brings them back to what the base says" \
+try "1. What it writes, below the base's: 27 of 30 blocks run, and an adapter brings them back to what the base says" \
 'drllm generate --policy runs/demo/healed --dtype float32 --chat --beside-base --max-new-tokens 40 \
   "What do plants need to grow?" "Why do we have seasons?" "Write one sentence about the sea."'
 
@@ -25,7 +25,8 @@ try "5. That checkpoint in transformers, without drllm" \
 'python -c "
 import transformers
 ask = transformers.pipeline(\"text-generation\", \"runs/demo/merged\")
-print(ask([{\"role\": \"user\", \"content\": \"What do plants need to grow?\"}], max_new_tokens=40, do_sample=False)[0][\"generated_text\"][-1][\"content\"])"'
+[answer] = ask([{\"role\": \"user\", \"content\": \"What do plants need to grow?\"}], max_new_tokens=40, do_sample=False)
+print(answer[\"generated_text\"][-1][\"content\"])"'
 
 printf '\nServe it: vllm serve runs/demo/merged'
 if ! command -v vllm > /dev/null; then printf ' (not installed here: make serve-env brings it, as .venv-serve/bin/vllm)'; fi

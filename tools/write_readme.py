@@ -47,7 +47,7 @@ TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing, paired 95 % intervals; first seed. Seconds: reading one short prompt, deciding included, on one "
     "processor thread; the base's are 1.00, its size {sizes} MB. All of the third row's gain is {where}. The first row's policy is promised to "
-    "lose less than {promised} points ([heal](docs/heal.md)), and is ready to try: [examples](examples/README.md). All rows, rivals, commands: "
+    "lose less than {promised} points ([heal](docs/heal.md)); it lies in [examples](examples/README.md). All rows, rivals, commands: "
     "[results](docs/results.md)."
 )
 
@@ -57,7 +57,7 @@ def healed_row() -> str:
     rows = [row for row in read_json(HEALED / "calibrate.json")["rows"] if row["method"] == "healed"]
     pooled, each = next(row for row in rows if row["task"] == "all"), [row for row in rows if row["task"] != "all"]
     clock = read_json(HEALED / "clock.json")["prompt"]
-    words = f"{SMALL}: `healed`, one shorter route and an adapter merged into it; ARC-Easy, OpenBookQA"
+    words = f"{SMALL}: `healed`, a shorter route, its adapter merged in; ARC-Easy, OpenBookQA"
     points = with_interval(*(pooled[name] for name in ("difference", "difference_low", "difference_high")))
     by_task = f"{100 * sum(row['difference'] for row in each) / len(each):+.1f}"
     seconds = f"{clock['ratio']:.2f} ({clock['ratio_low']:.2f} to {clock['ratio_high']:.2f})"

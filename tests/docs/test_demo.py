@@ -31,15 +31,15 @@ def test_the_picture_shows_what_the_page_prints():
 
 
 def test_the_page_prints_the_commands_of_the_script():
-    commands = [line.removeprefix("$ ") for line in PRINTED if line.startswith("$ ")]
+    commands = re.findall(r"\n'(.*?)'\n", SCRIPT, re.S)
     assert len(commands) == SCRIPT.count("\ntry ") == 5
     for command in commands:
-        assert command in SCRIPT
+        assert f"\n$ {command}\n" in "\n".join(PRINTED)
 
 
 def test_it_shows_the_policy_of_the_repository():
     said = json.loads((POLICY / "drllm_config.json").read_text(encoding="utf-8"))["promise"]["sentence"]
-    text = "\n".join(PRINTED)
+    text = " ".join(PRINTED)
     assert said in text
     route = json.loads((POLICY / "healed.json").read_text(encoding="utf-8"))["route"]
     assert f"[route {route}@" in text

@@ -1,1 +1,1 @@
-"""Healed routes beside what a team would do instead: `python -m drllm_research.healed`, whose page is docs/healed.md."""
+"""Healed routes beside what a team would do instead: `python -m drllm_research.healed`, whose page is healed.md of docs/."""

@@ -1,9 +1,9 @@
-"""Healed routes beside the base, the bare routes, and what a team would do instead: one table (docs/healed.md).
+"""Healed routes beside the base, the bare routes, and what a team would do instead: one table (healed.md of docs/).
 
     python -m drllm_research.healed run --model smollm2-135m-q4 --healing runs/heal-0.8 --healing runs/heal-0.9 --healing runs/heal-0.7 \\
-        --asked commonsenseqa,piqa,sciq,boolq --data DATA --run runs/healed --out results/healed-smollm2-135m-q4
+        --asked commonsenseqa,piqa,sciq,boolq --data DATA --run runs/healed --out OUT
     python -m drllm_research.healed run ... --split test     # once, when nothing is chosen any more
-    python -m drllm_research.healed page --out results/healed-smollm2-135m-q4
+    python -m drllm_research.healed page --out OUT
 
 Each --healing is the folder of a finished `drllm heal --tasks`; all of the same tasks and data. The first gives the route, the prompts and
 the settings of the adapters that are trained beside them. Adapters, verdicts and figures are kept in --run: the same command goes on where

@@ -1,4 +1,4 @@
-"""docs/healed.md, and a picture a model, from what `run` left in folders of results/ (`comparison/stored.py`, setting "healed")."""
+"""healed.md of docs/, and a picture a model, from what `run` left in folders of results/ (`comparison/stored.py`, setting "healed")."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drllm_research.comparison.stored import Results
 from drllm_research.comparison.table import compared, read
 
 SETTING = "healed"
-TEMPLATE = Path(__file__).parent / "page.md"  # the words of docs/healed.md
+TEMPLATE = Path(__file__).parent / "page.md"  # the words of healed.md of docs/
 DRAWN = {"skip": "skip alone", "healed": "healed", "instead": ""}  # by kind: a name in the picture, or each row's own
 PARTS = {"in": "tasks healed on", "out": "other tasks"}
 

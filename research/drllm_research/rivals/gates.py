@@ -88,16 +88,16 @@ class FlexiDepth(Gates):
             return torch.randn(n, *shape, generator=generator) / shape[0] ** 0.5
 
         gate = {"down": draw(hidden_size, rank), "up": torch.zeros(n, rank), "bias": torch.full((n,), OPEN)}
-        adapter = {"promise": draw(hidden_size, adapter_size), "in": draw(hidden_size, adapter_size)}
+        adapter = {"gate": draw(hidden_size, adapter_size), "in": draw(hidden_size, adapter_size)}
         tensors = gate | adapter | {"out": torch.zeros(n, adapter_size, hidden_size)}
         return cls(n_layers, hidden_size, first_block, tensors)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         n, size = self.n_layers - self.first_block, self.hidden_size
-        rank, width = self.tensors["down"].shape[-1], self.tensors["promise"].shape[-1]
+        rank, width = self.tensors["down"].shape[-1], self.tensors["gate"].shape[-1]
         gate = {"down": (n, size, rank), "up": (n, rank), "bias": (n,)}
-        return gate | {"promise": (n, size, width), "in": (n, size, width), "out": (n, width, size)}
+        return gate | {"gate": (n, size, width), "in": (n, size, width), "out": (n, width, size)}
 
     @staticmethod
     def spent(gates: Sequence[Tensor], real_BT: Tensor) -> Any:
@@ -129,14 +129,14 @@ class FlexiDepth(Gates):
         return out
 
     def _adapter(self, index: int, x: Tensor) -> Tensor:
-        gate, into, out = (self.of_block(name, index, x.device) for name in ("promise", "in", "out"))
+        gate, into, out = (self.of_block(name, index, x.device) for name in ("gate", "in", "out"))
         z = rms_normalize(x.float())
         return ((nn.functional.silu(z @ gate) * (z @ into)) @ out).to(x.dtype)
 
     def _count(self, block: Any, open_BT: Tensor, n_gate: int, step: Step) -> None:
         n_block = count(block.self_attn) + count(block.mlp)
         n_keys = count(block.self_attn.k_proj) + count(block.self_attn.v_proj)
-        n_adapter = sum(self.tensors[name][0].numel() for name in ("promise", "in", "out"))
+        n_adapter = sum(self.tensors[name][0].numel() for name in ("gate", "in", "out"))
         share_B = open_BT.float().sum(1) / step.real_BT.float().sum(1)
         step.used_B += (n_gate + n_keys + share_B * (n_block - n_keys) + (1 - share_B) * n_adapter) / n_block
 

@@ -262,11 +262,11 @@ class _Tries:
 
     def _promised(self, best: SummaryRow, tried: list[str]) -> Recommendation:
         """What calibrate questions say of the policy that tune named, at the operating point that it has: they choose nothing."""
-        gate: PromiseConfig = self.of["promise"]
+        asked: PromiseConfig = self.of["promise"]
         policy = self.routed.load_policy(self.run.policy(best.method))
         ask = partial(self._left.calibrate_questions, decides=policy.route is None)
         limit = self.stages.then("calibrate questions", {"policy": best.method}, [], ask)
-        config = PromiseConfig("calibrate", gate.epsilon, gate.delta, limit)
+        config = PromiseConfig("calibrate", asked.epsilon, asked.delta, limit)
 
         def test() -> dict[str, Any]:
             chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, True, self.of["resources"])
