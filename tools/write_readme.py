@@ -46,8 +46,8 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing, paired 95 % intervals; first seed. Seconds: reading one short prompt, deciding included, on one "
-    "processor thread; the base's are 1.00, its size {sizes} MB. All of the third row's gain is {where}. The first row's policy is promised to "
-    "lose less than {promised} points ([heal](docs/heal.md)); it lies in [examples](examples/README.md). All rows, rivals, commands: "
+    "processor thread; the base's are 1.00, its size {sizes} MB. All of the third row's gain is {where}. The first policy lies in "
+    "[examples](examples/README.md), promised to lose less than {promised} points ([heal](docs/heal.md)). All rows, rivals, commands: "
     "[results](docs/results.md)."
 )
 
