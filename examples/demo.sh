@@ -5,10 +5,11 @@ try() {
   printf '\n%s\n$ %s\n' "$1" "$2"
   eval "$2"
 }
-mkdir -p runs/demo
-cp -r examples/smollm2-135m-27-of-30/. runs/demo/healed
 
-try "1. What it writes, below the base's: 27 of 30 blocks run, and an adapter brings them back to what the base says" \
+try "0. A policy of this repository: 27 of SmolLM2's 30 blocks, and an adapter that brings them nearer to what the base says" \
+'mkdir -p runs/demo && cp -r examples/smollm2-135m-27-of-30/. runs/demo/healed'
+
+try "1. What it writes, each time below the base's answer" \
 'drllm generate --policy runs/demo/healed --dtype float32 --chat --beside-base --max-new-tokens 40 \
   "What do plants need to grow?" "Why do we have seasons?" "Write one sentence about the sea."'
 

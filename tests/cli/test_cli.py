@@ -259,6 +259,7 @@ def test_generate_prints_the_base_s_answer_above_each(folders, capsys):
     prompts, common = ["What is it?", "And another?"], ["--model", folders["model"], "--max-new-tokens", "5"]
     base, ours = (run(capsys, "generate", *prompts, "--route", route, *common)[1].splitlines() for route in ("1111", "1201"))
     both = run(capsys, "generate", *prompts, "--route", "1201", "--beside-base", *common)[1].splitlines()
+    base = [line.replace("[route 1111,", "[base,") for line in base]
     assert both == [*base[:2], *ours[:2], *base[2:], *ours[2:]]
 
 

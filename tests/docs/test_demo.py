@@ -32,7 +32,7 @@ def test_the_picture_shows_what_the_page_prints():
 
 def test_the_page_prints_the_commands_of_the_script():
     commands = re.findall(r"\n'(.*?)'\n", SCRIPT, re.S)
-    assert len(commands) == SCRIPT.count("\ntry ") == 5
+    assert len(commands) == SCRIPT.count("\ntry ") == 6
     for command in commands:
         assert f"\n$ {command}\n" in "\n".join(PRINTED)
 

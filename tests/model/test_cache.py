@@ -69,7 +69,7 @@ def test_families_without_a_slot_a_block_are_refused(monkeypatch):
     why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
     with pytest.raises(
         UnsupportedModelError,
-        match=rf"^model_type 'mamba2' keeps (?!NoneType)\w+ state, expected plain or sliding-window attention: {why}$",
+        match=rf"^model_type 'mamba2' keeps (?!NoneType)\w+ state, expected plain or sliding-window attention: {why}; see `drllm models`",
     ):
         new_slots(recurrent, 2)
     slots = new_slots(LLAMA, L)

@@ -529,4 +529,3 @@ def test_the_report_shows_the_maps_and_the_comparison(scanned):
         assert len(rows) == 1 + (9 if kind == "skip" else 10)
     assert "mean of the random spans" in text
     assert "plain forwards" in text
-    assert '"sides"' in page.read_text(encoding="utf-8")

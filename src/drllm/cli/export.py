@@ -70,9 +70,11 @@ def _clocked(routed: Any, folder: Path) -> str:
     from drllm.deploy.formats.checkpoint import load_written
     from drllm.evaluation.clock import model_ratio
     from drllm.model.equal_logits import random_ids
+    from drllm.model.shortened import plain_twin
 
     with said_if_slow("timing the checkpoint and the base in turn ..."):
-        found = model_ratio(load_written(routed, folder), routed.model, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
+        models = load_written(routed, folder), plain_twin(routed).eval()
+        found = model_ratio(*models, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
     seconds = f"{found['ratio']:.2f} of the base's seconds ({found['ratio_low']:.2f} to {found['ratio_high']:.2f})"
     return f"clock: {seconds} for {CLOCK_TOKENS} tokens behind {CLOCK_PROMPT}, in transformers, {CLOCK_ROUNDS} times in turn"
 

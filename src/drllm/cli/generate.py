@@ -67,13 +67,13 @@ def run(job: Job) -> Lines:
             base = routed.generate(together, policy=full, **how) if arguments.beside_base else []
         for place, output in enumerate(outputs):
             if base:
-                yield from _answer(base[place], routed.n_layers, arguments.chat)
-            yield from _answer(output, routed.n_layers, arguments.chat)
+                yield from _answer(base[place], "base", routed.n_layers, arguments.chat)
+            yield from _answer(output, f"route {output.route}", routed.n_layers, arguments.chat)
 
 
-def _answer(output: Any, n_layers: int, chat: bool) -> Lines:
+def _answer(output: Any, whose: str, n_layers: int, chat: bool) -> Lines:
     yield (output.text or "").strip() or f"(no text: the model ended at once{'' if chat else '; try --chat'})"
-    yield f"[route {output.route}, {output.route.n_passes} passes of {n_layers}, {output.n_new_tokens} tokens]"
+    yield f"[{whose}, {output.route.n_passes} passes of {n_layers}, {output.n_new_tokens} tokens]"
 
 
 def add_flags(parser: Parser) -> None:
