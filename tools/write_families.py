@@ -37,8 +37,8 @@ there; the real models that ran stand in [limits](limits.md#what-has-run-where).
 
 - *Some routes*: others are refused in one line, since the format or the other tool cannot hold them ([export](export.md)).
 - *Not tried*: no test. The tool runs what it made beside the model, and refuses what differs.
-- *heal*: trained on Llama; in the other three a trained adapter is merged and exported.
-- *gguf*: for a base that is a GGUF file. *Read*: by llama.cpp's code; SmolLM2 and Gemma 3 270M were run in llama.cpp.
+- *heal*: trained on Llama; in the other families with *yes* a trained adapter is merged and exported.
+- *gguf*: for a base that is a GGUF file. *Read*: from llama.cpp's code, not run; SmolLM2 and Gemma 3 270M were run in llama.cpp.
 - *serve*: `drllm serve` by route. One exported route runs in stock vLLM where vLLM takes the family.
 - An ending names a configuration: `-sliding` has sliding windows, `-tied` one matrix for embedding and head.
 
