@@ -59,6 +59,15 @@ def data(tmp_path_factory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", questions())
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data) -> Path:
+    """A run folder with a finished search."""
+    import runs
+    from drllm import search
+
+    return search(runs.model(), [runs.TASK], runs.SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """The byte tokenizer."""

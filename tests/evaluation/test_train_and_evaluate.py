@@ -41,12 +41,6 @@ def tiny() -> RoutedModel:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny, data) -> Path:
-    """A run folder with a finished search."""
-    return search(tiny, [TASK], SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
-
-
-@pytest.fixture(scope="module")
 def trained(run, tiny) -> Path:
     """The same folder with both methods trained and saved."""
     for method in ("static", "routers"):

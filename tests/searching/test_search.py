@@ -39,12 +39,6 @@ def tiny() -> RoutedModel:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny, data) -> Path:
-    """A run folder with a finished search."""
-    return search(tiny, [TASK], SEARCH, tmp_path_factory.mktemp("run"), data, ["drllm", "search"])
-
-
-@pytest.fixture(scope="module")
 def plain() -> Plain:
     return Plain()
 

@@ -12,7 +12,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
-from drllm.core.text import type_name
+from drllm.core.text import of_the_seconds, type_name
 
 CLOCK_PROMPT, CLOCK_TOKENS, CLOCK_ROUNDS = 64, 32, 10
 FORMATS = ("checkpoint", "peft", "gguf")
@@ -75,7 +75,7 @@ def _clocked(routed: Any, folder: Path) -> str:
     with said_if_slow("timing the checkpoint and the base in turn ..."):
         models = load_written(routed, folder), plain_twin(routed).eval()
         found = model_ratio(*models, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
-    seconds = f"{found['ratio']:.2f} of the base's seconds ({found['ratio_low']:.2f} to {found['ratio_high']:.2f})"
+    seconds = of_the_seconds(found["ratio"], found["ratio_low"], found["ratio_high"])
     return f"clock: {seconds} for {CLOCK_TOKENS} tokens behind {CLOCK_PROMPT}, in transformers, {CLOCK_ROUNDS} times in turn"
 
 

@@ -22,19 +22,8 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
-SHOWN = (
-    "policy",
-    "route",
-    "model",
-    "chat",
-    "file",
-    "max_new_tokens",
-    "beside_base",
-    "control",
-    "epsilon",
-    "dtype",
-    "any_format",
-)  # by --help
+# By --help.
+SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")
 
 
 def run(job: Job) -> Lines:

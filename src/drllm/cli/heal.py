@@ -64,7 +64,7 @@ def _promised(routed: Any, out: Path, policy: Any, promise: Any, argv: Any) -> s
     if found.point is not None:
         save_policy(promised, routed.identity, RunFolder(out).policy(POLICY))
         refresh_card(RunFolder(out).policy(POLICY))
-    return found.sentence.replace("he base is kept", "he policy promises nothing")
+    return found.told("the policy promises nothing")
 
 
 def add_flags(parser: Parser) -> None:

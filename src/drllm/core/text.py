@@ -53,6 +53,11 @@ def points(fraction: float) -> str:
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"
 
 
+def of_the_seconds(ratio: float, low: float, high: float) -> str:
+    """A ratio of seconds with its interval."""
+    return f"{ratio:.2f} of the base's seconds ({low:.2f} to {high:.2f})"
+
+
 def points_lost(epsilon: float) -> str:
     """An accuracy that may be lost, a fraction, in words: "1 point", "2 points"."""
     return f"{100 * epsilon:g} point{'s' * (epsilon != 0.01)}"

@@ -5,7 +5,8 @@ figure is the geometric mean of the rounds' ratios, with the t interval of their
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,8 @@ def model_ratio(model: Any, base: Any, ids_BT: Tensor, n_tokens: int, rounds: in
     length = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
     for round_ in range(rounds + 1):  # the first warms up
         for side, one in ((0, model), (1, base)) if round_ % 2 else ((1, base), (0, model)):
-            _wait(ids_BT.device)
-            started = time.perf_counter()
-            one.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **length)
-            _wait(ids_BT.device)
-            seconds[side].append(time.perf_counter() - started)
+            call = partial(one.generate, ids_BT, attention_mask=torch.ones_like(ids_BT), **length)
+            seconds[side].append(_timed(ids_BT.device, call)[0])
     return _ratio(seconds[0][1:], seconds[1][1:])
 
 
@@ -92,16 +90,13 @@ def plain_ms(routed: RoutedModel, tasks: Sequence[str], reward: Any, data: str |
         questions: list[Any] = _timed_questions(scorer, loaded)
         times = []
         for question in (questions[0], *questions):  # the first warms up
-            _wait(routed.device)
-            started = time.perf_counter()
             if isinstance(scorer, LoglikScorer):
-                base_logliks(routed, question.sequences, scorer.packed)
+                call = partial(base_logliks, routed, question.sequences, scorer.packed)
             else:
                 ids_BT = torch.tensor([question.context_ids], device=routed.device)
                 options = {"max_new_tokens": scorer.max_new_tokens, "do_sample": False, "pad_token_id": routed.pad_id}
-                routed.model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
-            _wait(routed.device)
-            times.append(time.perf_counter() - started)
+                call = partial(routed.model.generate, ids_BT, attention_mask=torch.ones_like(ids_BT), **options)
+            times.append(_timed(routed.device, call)[0])
         found.append(float(np.median(times[1:])))
     return 1000 * float(np.mean(found))
 
@@ -180,12 +175,18 @@ def _batch(routed: RoutedModel, prompts: Prompts, round_: int, size: int) -> tup
 
 
 def _generate(routed: RoutedModel, policy: Any, ids_BT: Tensor, mask_BT: Tensor, n_tokens: int) -> tuple[float, list[Any]]:
-    _wait(routed.device)
-    started = time.perf_counter()
     length: dict[str, Any] = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens}
-    outputs = routed.generate(input_ids=ids_BT, attention_mask=mask_BT, policy=policy, do_sample=False, **length)
-    _wait(routed.device)
-    return time.perf_counter() - started, outputs
+    call = partial(routed.generate, input_ids=ids_BT, attention_mask=mask_BT, policy=policy, do_sample=False, **length)
+    return _timed(routed.device, call)
+
+
+def _timed(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that a call takes, and its result."""
+    _wait(device)
+    started = time.perf_counter()
+    result = call()
+    _wait(device)
+    return time.perf_counter() - started, result
 
 
 def _wait(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import percent, table_text
+from drllm.core.text import of_the_seconds, percent, table_text
 from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import boxed
 from drllm.runs.agreement import TOLERATED, Agreed
@@ -30,7 +30,7 @@ def lines(found: Agreed) -> Iterator[str]:
     """The reasons, one sentence each."""
     if found.point >= 0:
         start = "It makes" if found.deploy else "The policy promised makes"
-        seconds = f"An answer takes {found.ratio:.2f} of the base's seconds ({found.ratio_low:.2f} to {found.ratio_high:.2f})."
+        seconds = f"An answer takes {of_the_seconds(found.ratio, found.ratio_low, found.ratio_high)}."
         yield f"{start} {found.passes:.1f} block passes a prompt, the base {found.n_layers}. {seconds}"
     yield f"{'Promise' if found.point >= 0 else 'No promise'}: {found.promise}"
     if found.point >= 0 and not found.deploy:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import WIDTH, p_value, percent, points_lost
+from drllm.core.text import WIDTH, of_the_seconds, p_value, percent, points_lost
 from drllm.reporting.parts import Bullets, Commands, Heading, Part
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
@@ -78,7 +78,7 @@ def _compared(found: Recommendation) -> str:
 def _seconds(found: Recommendation) -> str:
     if math.isnan(found.ratio):
         return ""
-    return f" An answer takes {found.ratio:.2f} of the base's seconds ({found.ratio_low:.2f} to {found.ratio_high:.2f})."
+    return f" An answer takes {of_the_seconds(found.ratio, found.ratio_low, found.ratio_high)}."
 
 
 def _questions(found: Recommendation) -> str:

@@ -25,7 +25,6 @@ PAGE_FILE, MARKDOWN_FILE = "report.html", "report.md"  # of a report or reproduc
 EXPORT_FILE = "drllm_export.json"  # in an exported checkpoint
 _SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE = "search", "paths", "train", "evaluate", "harness", "report", "reproduce"
 _SCAN, _VERDICTS, _DECIDED = "scan", "verdicts", "decided"
-RECORD_FOLDERS = (_SEARCH, _PATHS)  # where task folders lie
 # What else stands in a run folder, or did: no policy can be called so.
 TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCAN, _VERDICTS, _DECIDED, "checkpoint", "features")
 

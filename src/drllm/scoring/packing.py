@@ -81,32 +81,26 @@ class Batch:
     targets: Tensor  # (N,)
 
 
-def make_batch(
-    sequences: Sequence[PackedPrompt], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0, n_seen: int = 0
-) -> Batch:
-    """Pad sequences to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty.
-
-    The first `n_seen` tokens of each ran before, belong to its context and are in the cache: they are in the mask alone.
-    """
+def make_batch(sequences: Sequence[PackedPrompt], packed: bool, dtype: torch.dtype, device: torch.device, width: int = 0) -> Batch:
+    """Pad sequences to `width`, or to the longest one; a pad is seen by itself alone, so that no softmax is empty."""
     width = max(width, *map(len, sequences))
 
     def padded(rows: list[tuple[int, ...]], pad: int) -> Tensor:
         return torch.tensor([row + (pad,) * (width - len(row)) for row in rows])
 
     branches = padded([sequence.branches for sequence in sequences], -1)
-    inputs = {"input_ids": padded([sequence.tokens for sequence in sequences], 0)[:, n_seen:]}
-    prompt = padded([(1,) * sequence.n_context for sequence in sequences], 0)[:, n_seen:]
-    n_left = width - n_seen
-    scored = [index * n_left + source - n_seen for index, sequence in enumerate(sequences) for source in sequence.sources]
+    inputs = {"input_ids": padded([sequence.tokens for sequence in sequences], 0)}
+    prompt = padded([(1,) * sequence.n_context for sequence in sequences], 0)
+    scored = [index * width + source for index, sequence in enumerate(sequences) for source in sequence.sources]
     targets = [target for sequence in sequences for target in sequence.targets]
     mask: Tensor = (branches >= 0).long()
     if packed:
-        causal = torch.ones(width, width, dtype=torch.bool).tril()[n_seen:]
-        sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, n_seen:, None])
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        sees = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
         real = (branches >= 0)[:, None, :] & causal & sees
-        real |= torch.eye(width, dtype=torch.bool)[n_seen:]
+        real |= torch.eye(width, dtype=torch.bool)
         mask = torch.zeros(real.shape, dtype=dtype).masked_fill(~real, torch.finfo(dtype).min)[:, None]
-        inputs["position_ids"] = padded([sequence.positions for sequence in sequences], 0)[:, n_seen:]
+        inputs["position_ids"] = padded([sequence.positions for sequence in sequences], 0)
     inputs = {name: value.to(device) for name, value in (inputs | {"attention_mask": mask}).items()}
     return Batch(inputs, prompt.to(device), torch.tensor(scored, device=device), torch.tensor(targets, device=device))
 

@@ -54,6 +54,10 @@ class Promise:
     @property
     def sentence(self) -> str:
         """What may be said of the chosen policy."""
+        return self.told("the base is kept")
+
+    def told(self, otherwise: str) -> str:
+        """The sentence; `otherwise` is what follows where the test failed."""
         each = ", ".join(f"{n} of {task}" for task, n in self.tasks.items())
         by_task = f" ({each})" if len(self.tasks) > 1 else "".join(f" of {task}" for task in self.tasks)
         where = f"{self.n} {self.split} questions{by_task}, judged by {self.judged}"
@@ -65,8 +69,9 @@ class Promise:
         lost = points_lost(self.epsilon)
         if self.point is None:
             if self.n < (least := fewest_questions(self.epsilon, self.delta, 0.0)):
-                return f"{where} are too few: a promise of at most {lost} lost needs {least:,}, or a larger gain. The base is kept.{power}"
-            return f"the test failed on {where}: the base is kept.{power}"
+                found = f"{where} are too few: a promise of at most {lost} lost needs {least:,}, or a larger gain"
+                return f"{found}. {otherwise.capitalize()}.{power}"
+            return f"the test failed on {where}: {otherwise}.{power}"
         promise = f"with {100 * (1 - self.delta):g} % confidence less than {lost} below the base"
         return f"{promise} on prompts like those it was calibrated on, {where}.{power}"
 
