@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 import families
 from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
+from drllm.core.progress import Reporter, reporting_to
 
 # A busy machine is no fault of an example. Of a mutant (docs/mutants.md) it is asked whether a test fails, not on how small an example.
 TRIES_MUTANTS = "MUTANT_UNDER_TEST" in os.environ
@@ -42,6 +43,13 @@ def pytest_collection_finish() -> None:
 def one_thread():
     """Workers share two cores, and sums in one order can be compared byte for byte."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_reporter():
+    """`main` sets a reporter for the rest of its process: the tests that come after it, in whatever order, read the log again."""
+    with reporting_to(Reporter()):
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
