@@ -79,7 +79,7 @@ def made(tmp_path_factory) -> Path:
     tiny.unwrap().save_pretrained(place / "base")
     tiny.tokenizer.save_pretrained(place / "base")
     routed = RoutedModel.wrap(place / "base", dtype="float32")
-    drllm.heal(routed, place / "heal", tasks=["arc_easy"], data=data, config=replace(CONFIG, steps=30))
+    drllm.heal(routed, place / "heal", tasks=["arc_easy"], data=data, config=replace(CONFIG, steps=30, chat=True))
     return place
 
 

@@ -123,7 +123,7 @@ class Trainer:
     """Trains adapters beside finished healings, of which the first gives route, prompts and settings.
 
     Attributes:
-        config: the first healing's; out, fit: its prompts, held out and learned from; held_out, learned: what the base said of them.
+        config: the first healing's; out, fit: its prompts, held out and learned from; all: those that it could have learned from; held_out, learned: what the base said.
         plain: texts that none is trained on, `other` those that one is.
     """
 
@@ -141,12 +141,12 @@ class Trainer:
         asked: Any = {field.name: settings[field.name] for field in fields(HealConfig)}
         config = HealConfig(**(asked | {"targets": tuple(asked["targets"])}))
         self.tasks, self.config = settings["tasks"], replace(config, steps=self.steps or config.steps)
-        self.out, fit = split_prompts(self.routed, task_prompts(self.routed, self.tasks, self.data, config), config)
-        if fields_of([*self.out, *fit]) != settings["prompts"]:
+        self.out, self.all = split_prompts(self.routed, task_prompts(self.routed, self.tasks, self.data, config), config)
+        if fields_of([*self.out, *self.all]) != settings["prompts"]:
             raise ArtifactError(f"{first.root} was healed on other prompts than the fit questions of its tasks in {self.data}")
-        used = {index for step in training_steps([len(ids) + config.new_tokens for ids in fit], config) for index in step}
+        used = {index for step in training_steps([len(ids) + config.new_tokens for ids in self.all], config) for index in step}
         teacher = Teacher(self.routed, first.teacher, config.new_tokens, config.max_step_tokens)
-        self.fit = [fit[index] for index in sorted(used)]
+        self.fit = [self.all[index] for index in sorted(used)]
         self.held_out = teacher.texts(self.out, "what the base said of held-out prompts", "held-out")
         self.learned = teacher.texts(self.fit, "what the base said of prompts", "fit")
         texts = plain_texts(self.routed, self.data)
@@ -199,14 +199,15 @@ class Trainer:
 
     @cached_property
     def _labelled(self) -> tuple[list[Text], list[Text]]:
-        """The prompts of the healing with their right answers."""
+        """All questions of the healing's tasks with their right answers, as they will be asked: not as a chat message too."""
         asked, answers = EvaluateConfig(reward=self.config.reward, prompts=self.config.wording), dict[Ids, list[int]]()
         for name in self.tasks:
             loaded = load_task(name, self.data)
             scorer = scorer_of(self.routed, loaded.task, asked)
             questions, _ = askable(scorer, loaded.task, loaded.select("fit"))
             answers |= {question.context_ids: scorer.right_answer(question) for question in questions}
-        return [labelled(ids, answers[ids]) for ids in self.fit], [labelled(ids, answers[ids]) for ids in self.out]
+        learned, out = ([labelled(ids, answers[ids]) for ids in part if ids in answers] for part in (self.all, self.out))
+        return learned, out
 
     def _other(self) -> tuple[list[Text], list[Text]]:
         """Plain texts, as many as the steps take, and what the base says of them."""
