@@ -123,7 +123,8 @@ class Trainer:
     """Trains adapters beside finished healings, of which the first gives route, prompts and settings.
 
     Attributes:
-        config: the first healing's; out, fit: its prompts, held out and learned from; all: those that it could have learned from; held_out, learned: what the base said.
+        config: the first healing's; out, fit: its prompts, held out and learned from; held_out, learned: what the base said of them.
+        all: what it could have learned from.
         plain: texts that none is trained on, `other` those that one is.
     """
 
