@@ -41,6 +41,7 @@ from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.scorer import scorer_of
 from drllm.scoring.verdict import loglik_verdict
 from drllm.searching.presets import make_tree
+from drllm.searching.prior import random_routes
 from drllm.searching.worker import question_seed
 from drllm.tasks import load_task
 
@@ -305,6 +306,8 @@ class Part:
         self.reward, self.dtype, self.arguments = reward, dtype, arguments
         self.routed, self.bare = load(arguments.model, dtype)
         rows, self.paths = (found[: arguments.questions] for found in path_list(arguments.model, reward, arguments.data))
+        if arguments.matrix:
+            self.paths = [random_routes(self.routed.n_layers, arguments.matrix, SearchConfig(), 0)] * len(rows)
         self.task = load_task(TASKS[reward], arguments.data).task
         self.n_naive = arguments.naive if dtype == torch.float32 else 0
         if self.n_naive and reward != "loglik":
@@ -331,7 +334,7 @@ class Part:
             self.found, seconds = timed(self.scorer, self.questions, self.pairs, plain)
             runs.append(seconds / len(self.pairs))
         self.pf, self.cost, say = plain.mean(), statistics.median(runs), self.say
-        asked = f"{len(self.questions)} questions x {N_PATHS} paths"
+        asked = f"{len(self.questions)} questions x {len(self.paths[0])} paths"
         say("pf_ms", 1000 * self.pf, f"1 PF = {1000 * self.pf:.1f} ms ({plain.n} forwards in between), {asked}")
         tokens = statistics.mean(question.n_tokens for question in self.questions)
         say("tokens", tokens, f"{tokens:.1f} tokens a question")
@@ -445,6 +448,7 @@ def main() -> None:
     parser.add_argument(
         "--naive", type=int, default=64, help="questions that the naive scorer repeats in float32; an eighth of it when decoding"
     )
+    parser.add_argument("--matrix", type=int, default=0, help="each question under the same N routes of one to three edits, not the lists")
     parser.add_argument("--small-cache", type=int, default=2**26)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--make-paths", nargs="*", choices=list(TASKS), help="write these path lists anew (none named: all)")

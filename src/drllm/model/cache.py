@@ -203,7 +203,7 @@ class PrefilledCache(RoutedCache):
             why = f"{self._config.model_type!r}: its attention keeps more than keys and values"
             raise UnsupportedModelError(f"generated rewards cannot be searched on {why}; use reward loglik")
         kept = private.kept_tokens(layers[block], width)
-        keys, values = (torch.stack([_right_align(part, kept) for part in parts]) for parts in zip(*pairs, strict=True))
+        keys, values = (_right_aligned(parts, kept, private.room(layers[block])) for parts in zip(*pairs, strict=True))
         private.fill(layers[block], keys, values, width)
 
     def select(self, indices: Sequence[int]) -> None:
@@ -219,6 +219,12 @@ class PrefilledCache(RoutedCache):
             self._visits[block] = [self._visits[block][index] for index in indices]
 
 
-def _right_align(part: Tensor, width: int) -> Tensor:
-    """(heads, T, size) cut or zero-padded on the left to (heads, width, size)."""
-    return torch.nn.functional.pad(part, (0, 0, width - part.shape[1], 0))
+def _right_aligned(parts: Sequence[Tensor], width: int, room: int) -> Tensor:
+    """Some (heads, T, size), each cut or zero-padded on the left, as (N, heads, width + room, size); nothing is written to the room."""
+    n_heads, _, size = parts[0].shape
+    whole = parts[0].new_empty((len(parts), n_heads, width + room, size))
+    for of_one, part in zip(whole, parts, strict=True):
+        n_pads = max(0, width - part.shape[1])
+        of_one[:, :n_pads] = 0
+        of_one[:, n_pads:width] = part[:, n_pads - width :]
+    return whole

@@ -62,9 +62,11 @@ def kept_tokens(slot: Any, n_seen: int) -> int:
 
 
 def fill(slot: Any, keys_BHTS: Tensor, values_BHTS: Tensor, n_seen: int) -> None:
-    """Put keys and values of `n_seen` tokens, those that it keeps, into an empty slot."""
+    """Put keys and values of `n_seen` tokens, those that it keeps, into an empty slot; behind them room, where the slot has some."""
     slot.lazy_initialization(keys_BHTS, values_BHTS)
     slot.keys, slot.values = keys_BHTS, values_BHTS
+    if isinstance(slot, RoomySlot):
+        slot.take((keys_BHTS, values_BHTS), n_seen)
     if is_window(slot):
         slot.cumulative_length = n_seen
 
@@ -79,28 +81,34 @@ def select_sequences(slot: Any, places: Sequence[int]) -> None:
     slot.batch_select_indices(torch.tensor(places, dtype=torch.long, device=slot.keys.device))
 
 
+def room(slot: Any) -> int:
+    """Tokens that the slot is filled with room for."""
+    return RoomySlot.ROOM if isinstance(slot, RoomySlot) else 0
+
+
 class RoomySlot(DynamicLayer):
     """A plain slot with room for the tokens to come: growing by one token otherwise copies all keys and values, every step anew."""
 
     ROOM = 16  # tokens
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._roomy: tuple[Tensor, ...] | None = None  # `keys` and `values` are the front of these
+    def take(self, roomy: tuple[Tensor, ...], n_tokens: int) -> tuple[Tensor, Tensor]:
+        """Hold keys and values of so many tokens, and what room there is behind them."""
+        self._roomy = roomy
+        keys, values = (whole[..., :n_tokens, :] for whole in roomy)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        held: Any = (self.keys, self.values)
-        start, n_new = held[0].shape[-2], key_states.shape[-2]
-        if self._roomy is None or self._roomy[0].shape[-2] < start + n_new:
-            self._roomy = tuple(torch.nn.functional.pad(part, (0, 0, 0, n_new + self.ROOM)) for part in held)
+        start, n_new = self.get_seq_length(), key_states.shape[-2]
+        if self._roomy[0].shape[-2] < start + n_new:
+            room = 0, 0, 0, n_new + self.ROOM
+            self._roomy = tuple(torch.nn.functional.pad(whole[..., :start, :], room) for whole in self._roomy)
         for whole, part in zip(self._roomy, (key_states, value_states), strict=True):
             whole[..., start : start + n_new, :] = part
-        self.keys, self.values = (whole[..., : start + n_new, :] for whole in self._roomy)
-        return self.keys, self.values
+        return self.take(self._roomy, start + n_new)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._roomy = None
+        self.take(tuple(whole[indices] for whole in self._roomy), self.get_seq_length())
 
 
 def cache_argument(forward: Any) -> str:
