@@ -44,6 +44,7 @@ def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
     assert set(run.healed.seconds) == {"base", "route", "training"}
     assert run.routed.policy is None
     card = (run.folder / "healed" / "README.md").read_text(encoding="utf-8")
+    assert "prompts of the fit questions of arc_easy, without answers" in card
     assert f"without and with the adapter: {run.healed.kl_before:.3f}, {run.healed.kl_after:.3f}\n" in card
 
 

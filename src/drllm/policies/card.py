@@ -81,7 +81,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
         *([f"- loops: {'; '.join(looped)}"] if looped else []),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
-        f"- tasks: {', '.join(tasks) or 'none evaluated yet'}",
+        f"- evaluated on: {', '.join(tasks) or 'nothing yet'}",
         f"- promise: {promise['sentence']}",
         *(f"- {note}" for note in facts.notes),
         "",
@@ -99,7 +99,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
 
 def _how_to_use() -> list[str]:
     code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
-    return ["```python", "from drllm import RoutedModel", code, "```", ""]
+    return ["```python", "from drllm import RoutedModel", "", code, "```", ""]
 
 
 def _prompts(prompt_format: str | None, route: Route | None) -> str:

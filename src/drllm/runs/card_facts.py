@@ -51,6 +51,9 @@ def _of_healing(run: RunFolder, folder: Path) -> Iterator[str]:
     """How near to the base a healing brought this very route."""
     found, name = _read(run.healing.report, dict), _read(folder / "healed.json", dict).get("adapter")
     if name and found.get("route", "").endswith(f"@{name}"):
+        tasks = _read(run.healing.settings, dict).get("tasks", [])
+        of = f"the fit questions of {', '.join(tasks)}" if tasks else "a file"
+        yield f"healed on {found['n_prompts']} prompts of {of}, without answers; on other tasks it may do worse"
         where = f"on {found['n_held_out']} held-out prompts (they also chose when to stop), without and with the adapter"
         yield f"KL to the base, nats a token, {where}: {found['kl_before']:.3f}, {found['kl_after']:.3f}"
         yield f"the same most likely next token as the base, {where}: {found['same_before']:.1%}, {found['same_after']:.1%}"
