@@ -17,7 +17,8 @@ from test_report import run as run
 
 from drllm.core.files import write_json
 from drllm.reporting import report
-from drllm.reporting.chart import Chart, Front, Spot
+from drllm.reporting.chart import Chart, colour, marker
+from drllm.reporting.drawing import draw
 from drllm.reporting.figures import accuracy_chart, usage_map
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Folded, Paragraph, Table
@@ -76,7 +77,8 @@ def test_a_method_looks_the_same_in_every_picture_and_a_baseline_has_its_colour(
     for rows in (summary.rows, some):
         chart = accuracy_chart(replace(summary, rows=rows))
         assert isinstance(chart, Chart)
-        looks.append({mark.name: (mark.colour, mark.marker) for mark in chart.marks if isinstance(mark, Spot)})
+        drawn = {shown.get_label(): shown.lines[0] for shown in draw(chart).axes[0].containers}
+        looks.append({name: (line.get_color(), line.get_marker()) for name, line in drawn.items()})
     assert len(set(looks[0].values())) == len(looks[0])
     assert looks[1].items() <= looks[0].items()
     colours = {name: colour for name, (colour, _) in looks[1].items()}
@@ -85,8 +87,7 @@ def test_a_method_looks_the_same_in_every_picture_and_a_baseline_has_its_colour(
 
 
 def test_no_two_methods_look_alike_before_the_57th():
-    marks = [Spot(index=index, x=0, y=0, low=0, high=0) for index in range(56)]
-    assert len({(mark.colour, mark.marker) for mark in marks}) == 56
+    assert len({(colour(index), marker(index)) for index in range(56)}) == 56
 
 
 def test_one_sentence_leads_and_the_others_are_folded(full: Path):
@@ -156,7 +157,7 @@ def test_a_single_best_method_has_no_front(full: Path):
     for given, fronts in ((better, 1), (worse, 0)):
         chart = accuracy_chart(given)
         assert isinstance(chart, Chart)
-        assert len(chart.of(Front)) == fronts
+        assert sum(line.get_label() == "Pareto front" for line in draw(chart).axes[0].lines) == fronts
 
 
 def test_many_trainings_are_tabled(full: Path):
