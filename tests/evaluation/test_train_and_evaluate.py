@@ -16,7 +16,6 @@ from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, se
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, DrllmError
 from drllm.evaluation.baselines import baseline_routes
-from drllm.methods.static import StaticConfig
 from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.answers import read_answers
@@ -100,7 +99,7 @@ def test_training_leaves_the_base_alone(trained, tiny):
 
 
 def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, tiny, data, plain):
-    """Its accuracies are those of a computation without drllm; a route is taken only where it gains; without a test, the best one is."""
+    """Its accuracies are those of a computation without drllm; a route is taken only where it gains."""
     table = {row["route"]: row for row in json.loads((run / "train" / "static" / "candidates.json").read_text())["candidates"]}
     fit, full = load_task(TASK, data).examples["fit"], Route.full(L)
     found = collections.defaultdict(dict)
@@ -116,10 +115,7 @@ def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, t
         assert row["gain"] == pytest.approx(np.mean(0.5 * np.clip(margins / spread, -1, 1) + 0.5 * turned), abs=1e-6)
     route = json.loads((trained / "static" / "policy.json").read_text())["route"]
     assert route == "1" * L or table[route]["gain"] > 0
-    untested = train(tiny, run, StaticConfig(steps=1, confirm=0)).route
-    assert untested is not None
-    assert not untested.is_full, "on a random model some route gains: the test can fail"
-    assert table[str(untested)]["gain"] > 0
+    assert any(row["gain"] > 0 for row in table.values()), "on a random model some route gains: the test can fail"
 
 
 def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
