@@ -696,9 +696,7 @@ def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
 
 def test_too_few_questions_for_a_budget_are_named(tiny, data, tmp_path):
     search(tiny, [TASK], dataclasses.replace(SEARCH, limit=8), tmp_path, data)
-    with pytest.raises(
-        InputError, match=r"^no route of at most 3\.0 passes, the budget, was tried on 10 fit questions"
-    ):
+    with pytest.raises(InputError, match=r"^no route of at most 3\.0 passes, the budget, was tried on 10 fit questions"):
         train(tiny, tmp_path, StaticConfig(budget=0.75))
 
 
