@@ -48,9 +48,7 @@ from drllm.runs.answers import read_answers
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.merge import merge_runs
-from drllm.runs.records import RouteRecord, read_records, read_shard, write_shard
-from drllm.runs.store import Store as RunStore
-from drllm.runs.store import Verdict
+from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
@@ -638,35 +636,6 @@ def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     n_looped = sum(not route.is_in_place for route in right)
     said = f"routers decide one action a block: {n_looped} of {len(right)} right routes, which have loops, are left out"
     assert [record.message for record in caplog.records].count(said) == 1
-
-
-def test_routers_with_nothing_but_loops_to_learn_from_get_one_line(tiny, data, tmp_path):
-    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=8), tmp_path, data)
-    (path,) = (tmp_path / "search" / TASK).glob("shard-*.parquet")
-    looped = Route.full(L).loop(1, 2)
-    records = read_shard(path)
-    path.unlink()
-    for record in records:  # of each but the base and a right loop
-        routes = (record.routes[0], looped)
-        verdicts = {routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)}
-        about = (dataclasses.replace(record.conditions, prompts="made"), [(record.asked, *pair) for pair in verdicts.items()])
-        RunStore(tmp_path / "verdicts").write(f"made-{record.id}", *about)
-    made = [
-        dataclasses.replace(
-            record,
-            conditions=dataclasses.replace(record.conditions, prompts="made"),
-            routes=(record.routes[0], looped),
-            chosen=looped,
-            control_routes=(),
-            verdicts={record.routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)},
-        )
-        for record in records
-    ]
-    write_shard(path.parent, 0, made)
-    for preset in ("paper", "default"):
-        with pytest.raises(InputError, match=r"all 8 right routes have loops, which routers do not decide: search without") as caught:
-            train(tiny, tmp_path, dataclasses.replace(TRAIN, preset=preset))
-        assert "\n" not in str(caught.value)
 
 
 def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):

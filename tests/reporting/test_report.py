@@ -214,16 +214,6 @@ def test_an_evaluation_without_routers_says_so(tmp_path: Path):
     assert "Baselines:" not in text
 
 
-def test_a_search_that_kept_nothing_is_reported(tmp_path: Path):
-    folder = tmp_path / "search" / "piqa"
-    check_manifest(folder, Manifest.of({"task": "piqa", "model": "tiny"}))
-    lost = record("piqa", base=0.0, others=())
-    write_verdicts(tmp_path, [lost])
-    write_shard(folder, 0, [lost])
-    text = markdown_of(tmp_path)
-    assert "| piqa | 1 | 0 | 0 | 1.0 | 1 | 0.0 |  |  | 0 / 0 / 0 |  |" in text
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -341,12 +331,6 @@ def test_a_long_name_cuts_no_figure(tmp_path: Path):
     assert any(line.split()[0] == name and "4 / 0" in line for line in text.splitlines() if line.strip())
 
 
-def test_pictures_are_refused_by_name_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match="needs matplotlib"):
-        drawing.need_extras()
-
-
 def test_the_report_is_of_the_latest_evaluation_of_a_split(run: Path):
     """An earlier call's answers stay in the file; to show them again, evaluate them together, which asks nothing anew."""
     write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
@@ -367,11 +351,12 @@ def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
 
 
 def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map():
-    """That it takes the base's route there is a finding; a method that does so everywhere is no row."""
-    rows = {("tune", "routers", "piqa"): [{"route": "1111"}], ("tune", "routers", "arc_easy"): [{"route": "1011"}]}
-    chart = usage_map(rows | {("tune", "static", "piqa"): [{"route": "1111"}]}, "tune")
+    """That it takes the base's route there is a finding; a method that does so everywhere is no row, and is named."""
+    asked = {("routers", "piqa"): "1111", ("routers", "arc_easy"): "1011", ("static", "piqa"): "1111", ("base", "piqa"): "1111"}
+    chart = usage_map({("tune", *place): [{"route": route}] for place, route in asked.items()}, "tune")
     assert isinstance(chart, Chart)
     assert {(row[0], row[1]) for row in chart.rows} == {("routers", "piqa"), ("routers", "arc_easy")}
+    assert chart.caption.endswith("The base's route on every prompt: static.")
 
 
 LOOPING = BEHAVIOUR | {

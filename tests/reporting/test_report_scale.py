@@ -19,7 +19,7 @@ from drllm.core.files import write_json
 from drllm.reporting import report
 from drllm.reporting.chart import Chart, colour, marker
 from drllm.reporting.drawing import draw
-from drllm.reporting.figures import accuracy_chart, usage_map
+from drllm.reporting.figures import accuracy_chart
 from drllm.reporting.glossary import glossary
 from drllm.reporting.parts import Folded, Paragraph, Table
 from drllm.runs.answers import read_answers, write_answers
@@ -130,20 +130,18 @@ def test_a_search_without_a_finished_question_has_begun(tmp_path: Path):
     assert "| arc_easy | 6 |" in text
 
 
-def test_missing_answers_are_named(run: Path):
-    (run / "evaluate" / "tune" / "answers.parquet").unlink()
-    text = markdown_of(run)
-    assert text.count("Answers of the tune split are not in this folder (of base, static, routers, shuffled)") == 1
-    assert "No passes by block" not in text
-
-
-def test_one_missing_set_of_answers_is_named(run: Path):
+@pytest.mark.parametrize(
+    ("gone", "named"), [((), "base, static, routers, shuffled"), (("routers", "piqa"), "routers")], ids=["all of them", "of one task"]
+)
+def test_missing_answers_are_named(run: Path, gone, named):
     path = run / "evaluate" / "tune" / "answers.parquet"
     answers = read_answers(path)
     path.unlink()
-    write_answers(path, {place: found for place, found in answers.items() if place != ("routers", "piqa")})
+    if gone:
+        write_answers(path, {place: found for place, found in answers.items() if place != gone})
     text = markdown_of(run)
-    assert "Answers of the tune split are not in this folder (of routers)" in text
+    assert text.count(f"Answers of the tune split are not in this folder (of {named})") == 1
+    assert "No passes by block" not in text
 
 
 def test_a_single_best_method_has_no_front(full: Path):
@@ -193,14 +191,3 @@ def test_rows_of_sentences_are_cards_on_a_phone_and_figures_are_not(run: Path):
     assert '<table class="cards">' in text
     assert 'data-name="meaning"' in text
     assert 'data-name="accuracy, %"' not in text
-
-
-def test_a_method_that_keeps_the_base_is_named_beside_the_map():
-    asked = {
-        ("tune", "routers", "t"): [{"route": "1101"}],
-        ("tune", "codebook", "t"): [{"route": "1111"}],
-        ("tune", "base", "t"): [{"route": "1111"}],
-    }
-    drawn = usage_map(asked, "tune")
-    assert isinstance(drawn, Chart)
-    assert drawn.caption.endswith("The base's route on every prompt: codebook.")
