@@ -52,7 +52,7 @@ def draw(chart: Chart) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, chart.height), layout="constrained")
-    panels = figure.subplots(chart.panels, 1, sharex=True, squeeze=False)[:, 0]
+    panels = list(figure.subplots(chart.panels, 1, sharex=True, squeeze=False)[:, 0])
     chart.draw(panels)
     # Of several panels with one legend the title is the figure's too.
     if len(panels) > 1 and chart.legend:
