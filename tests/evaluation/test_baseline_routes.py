@@ -29,6 +29,17 @@ def test_passes_and_loops_stay_and_their_blocks_do_not(text):
     assert baseline_routes("random", [route], "a") == baseline_routes("random", [route], "a")
 
 
+def test_every_prompt_gets_another_s_route():
+    routes = [Route.parse(text) for text in ("0111", "1011", "1101", "1110", "2011", "0221", "1111")]
+    found = [baseline_routes("shuffled", routes, str(seed)) for seed in range(10)]
+    for shuffled in found:
+        assert sorted(map(str, shuffled)) == sorted(map(str, routes))
+        assert all(ours != own for ours, own in zip(shuffled, routes, strict=True))
+    assert found[0] == baseline_routes("shuffled", routes, "0")
+    for name in ("shuffled", "random"):
+        assert len({tuple(baseline_routes(name, routes, str(seed))) for seed in range(10)}) > 5
+
+
 def test_a_path_that_finds_no_place_is_an_error_not_a_hang(monkeypatch):
     monkeypatch.setattr(baselines, "MAX_THROWS", 0)
     with pytest.raises(InputError, match=r"^the loops of route .* find no random place among 6 blocks: evaluate it without the random"):

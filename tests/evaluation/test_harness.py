@@ -296,13 +296,10 @@ def test_summary_figures():
         assert 0 < figures["router_seconds"] < figures["seconds"]
 
 
-def test_consensus_of_one_prompt_is_none():
-    assert consensus([Route.full(4)]) is None
-    assert consensus([Route.parse("1111"), Route.parse("1201")]) == 0.5
-
-
 def test_consensus_counts_loops_and_strengths_as_differences():
     full = Route.full(4)
+    assert consensus([full]) is None
+    assert consensus([full, Route.parse("1201")]) == 0.5
     assert consensus([full, full.loop(1, 2)]) == 0.75, "another visit of block 2"
     assert consensus([full.loop(1, 2), full.loop(1, 2, 0.5)]) == 0.75
     assert consensus([full.loop(1, 2), full.loop(1, 2)]) == 1

@@ -137,15 +137,6 @@ def test_a_finished_method_is_read_back_and_other_options_have_a_folder_of_their
     assert sample["arguments"][0][0].count("Question:") == 3
 
 
-def test_any_policy_of_the_run_folder_is_a_method(place):
-    routed = RoutedModel.wrap(str(place / "model"))
-    routed.policy = Route.parse("1101")
-    routed.save_pretrained(place / "run" / "my-route")
-    assert cli(place, "--methods", "my-route", "--tasks", "drllm_mmlu", "--limit", "3") == 0
-    results = json.loads(results_of(place, "drllm_mmlu", "my-route", "tune-first-3").read_text())
-    assert results["config"]["drllm"]["tasks"]["drllm_mmlu"]["mean_passes"] == 3
-
-
 def test_shots_are_never_questions_that_are_asked(place):
     assert cli(place, "--methods", "base", "--tasks", "drllm_arc_easy", "--split", "fit", "--harness-args=--num_fewshot 1") == 0
     (folder,) = (place / "run" / "harness" / "fit").iterdir()

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,9 +23,7 @@ from drllm.model.process_pool import processes
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
-from drllm.scoring import asking, jobs
-from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.route_prediction import decide_routes
+from drllm.scoring import asking
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, matrix, model
 from worker_processes import replicas
 
@@ -159,27 +156,6 @@ PLACE = f"evaluate/{EVALUATE.folder}"
 def trained(compared, single, tmp_path) -> Path:
     """The same run before it was compared."""
     return copy_run(single, copy_run(compared, tmp_path / "run", "static", "routers"), "search", "verdicts")
-
-
-def test_what_was_asked_before_is_looked_up(saved, data, compared, trained, monkeypatch):
-    """A second comparison asks and decides nothing, and one of fewer methods keeps the others' answers."""
-    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data)
-    assert folder_bytes(trained / PLACE) == folder_bytes(compared / PLACE)
-    monkeypatch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
-    decided: list[Any] = []
-
-    def decide(routed, policies, prompts, max_step_tokens):
-        decided.append(policies)
-        return decide_routes(routed, policies, prompts, max_step_tokens)
-
-    monkeypatch.setattr(jobs, "decide_routes", decide)
-    before = folder_bytes(trained / PLACE)
-    evaluate(saved, METHODS, [TASK], trained, EVALUATE, data)
-    assert folder_bytes(trained / PLACE) == before
-    assert all(policy is None or policy.route is not None for policies in decided for policy in policies)
-    summary = evaluate(saved, ["static"], [TASK], trained, EVALUATE, data)
-    assert [row.method for row in summary.rows] == ["base", "static"]
-    assert (trained / PLACE / "answers.parquet").read_bytes() == before["answers.parquet"]
 
 
 @pytest.mark.long

@@ -15,8 +15,6 @@ import torch
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.evaluation.baselines import baseline_routes
-from drllm.methods.static import StaticConfig
 from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.answers import read_answers
@@ -100,7 +98,7 @@ def test_training_leaves_the_base_alone(trained, tiny):
 
 
 def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, tiny, data, plain):
-    """Its accuracies are those of a computation without drllm; a route is taken only where it gains; without a test, the best one is."""
+    """Its accuracies are those of a computation without drllm; a route is taken only where it gains."""
     table = {row["route"]: row for row in json.loads((run / "train" / "static" / "candidates.json").read_text())["candidates"]}
     fit, full = load_task(TASK, data).examples["fit"], Route.full(L)
     found = collections.defaultdict(dict)
@@ -116,10 +114,7 @@ def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, t
         assert row["gain"] == pytest.approx(np.mean(0.5 * np.clip(margins / spread, -1, 1) + 0.5 * turned), abs=1e-6)
     route = json.loads((trained / "static" / "policy.json").read_text())["route"]
     assert route == "1" * L or table[route]["gain"] > 0
-    untested = train(tiny, run, StaticConfig(steps=1, confirm=0)).route
-    assert untested is not None
-    assert not untested.is_full, "on a random model some route gains: the test can fail"
-    assert table[str(untested)]["gain"] > 0
+    assert any(row["gain"] > 0 for row in table.values()), "on a random model some route gains: the test can fail"
 
 
 def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
@@ -163,8 +158,6 @@ def test_records_of_other_weights_are_not_trained_on(run):
 
 
 def test_what_cannot_be_trained_on_gets_one_line(run, tiny, tmp_path):
-    with pytest.raises(ArtifactError, match="holds no search records"):
-        train(tiny, tmp_path, TRAIN)
     copy_run(run, tmp_path, "search")
     for text, message in (
         ("{", "not readable JSON"),
@@ -235,37 +228,6 @@ def test_controls_keep_what_they_claim_to_keep(summary, trained):
     assert routes["shuffled"] != routes["routers"]
     assert [sorted(route) for route in routes["random"]] == [sorted(route) for route in routes["routers"]]
     assert routes["random"] != routes["routers"]
-
-
-def test_baseline_routes_by_hand():
-    routes = [Route.parse(text) for text in ("0111", "1011", "1101", "1110", "2011", "0221", "1111")]
-    for seed in map(str, range(10)):
-        shuffled, moved = baseline_routes("shuffled", routes, seed), baseline_routes("random", routes, seed)
-        assert collections.Counter(shuffled) == collections.Counter(routes)
-        assert all(ours != own for ours, own in zip(shuffled, routes, strict=True)), "every prompt gets another's route"
-        assert [sorted(route) for route in moved] == [sorted(route) for route in routes]
-        assert baseline_routes("shuffled", routes, seed) == shuffled
-    assert len({tuple(baseline_routes("shuffled", routes, str(seed))) for seed in range(10)}) > 5
-    assert len({tuple(baseline_routes("random", routes, str(seed))) for seed in range(10)}) > 5
-
-
-def test_random_baselines_keep_passes_loops_and_strengths():
-    """The same numbers of skips and repeats, loops of the same lengths and strengths, elsewhere; digits of before are drawn as before."""
-    full = Route.full(9)
-    routes = [full.loop(2, 4), full.loop(2, 4, 0.5), full.edit(7, 0).loop(0, 2).loop(4, 5, 0.25), full.edit(1, 2), full]
-    n_moved = 0
-    for seed in map(str, range(30)):
-        moved = baseline_routes("random", routes, seed)
-        for ours, own in zip(moved, routes, strict=True):
-            assert (len(ours), ours.n_passes) == (len(own), own.n_passes)
-            assert sorted(ours.in_place_actions) == sorted(own.in_place_actions)
-        assert moved[4] == full
-        (at, span) = moved[0].loops[0]
-        assert (span.last, span.last - span.first) == (at, 2)
-        assert [span.strength for _, span in moved[1].loops] == [0.5]
-        n_moved += moved[0] != routes[0]
-        assert moved == baseline_routes("random", routes, seed)
-    assert n_moved > 20
 
 
 def test_the_summary_follows_from_the_verdicts(summary, trained, tiny):

@@ -21,7 +21,6 @@ from drllm.cli.main import main
 from drllm.core.config import PromiseConfig
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
-from drllm.healing import heal as healing
 from drllm.runs.training_questions import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
@@ -118,7 +117,8 @@ def test_questions_in_a_file_of_prompts_judge_nothing(tmp_path):
 
 
 @pytest.mark.gpu
-def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
+def test_answers_are_those_of_the_merged_model(run, tmp_path):
+    """Compared and written ones."""
     from drllm.deploy.export import export
     from drllm.scoring.scorer import askable, scorer_of
 
@@ -127,31 +127,20 @@ def test_verdicts_are_those_of_the_merged_model(run, tmp_path):
     export(routed, run.policy.route, tmp_path / "merged")
     plain = RoutedModel.wrap(str(tmp_path / "merged"), device=families.DEVICE)
     loaded = load_task(runs.TASK, run.data)
-    margins = []
-    for model, route in ((routed, run.policy.route), (plain, Route.full(3)), (routed, run.policy.route.bare)):
-        scorer = scorer_of(model, loaded.task, EVALUATE)
-        questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
-        margins.append(torch.tensor([verdict.margin for [verdict] in scorer.score_all(questions, [route])]))
-    assert torch.allclose(margins[0], margins[1], atol=1e-4)
-    assert (margins[0] - margins[2]).abs().max() > 1e-2
-
-
-def test_generated_answers_are_those_of_the_merged_model(run, tmp_path):
-    from drllm.deploy.export import export
-    from drllm.scoring.scorer import askable, scorer_of
-
-    routed = runs.model()
-    routed.as_source(run.policy)
-    export(routed, run.policy.route, tmp_path / "merged")
-    plain = RoutedModel.wrap(str(tmp_path / "merged"), device=families.DEVICE)
-    loaded, texts = load_task(runs.TASK, run.data), []
+    margins, texts = [], []
     for model, routes in ((routed, [run.policy.route, Route.full(4), run.policy.route.bare]), (plain, [Route.full(3)])):
-        scorer = scorer_of(model, loaded.task, replace(EVALUATE, reward="letter", max_new_tokens=6))
-        questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
-        found = scorer.score_all(questions, routes)
-        texts.append([[verdict.text for verdict in of_route] for of_route in zip(*found, strict=True)])
-    assert texts[0][0] == texts[1][0]
-    assert texts[0][0] != texts[0][2]
+        for judged in (EVALUATE, replace(EVALUATE, reward="letter", max_new_tokens=6)):
+            scorer = scorer_of(model, loaded.task, judged)
+            questions, _ = askable(scorer, loaded.task, loaded.select("tune"))
+            by_route = list(zip(*scorer.score_all(questions, routes), strict=True))
+            if judged is EVALUATE:
+                margins += [torch.tensor([verdict.margin for verdict in found]) for found in by_route]
+            else:
+                texts += [[verdict.text for verdict in found] for found in by_route]
+    healed, _, bare, merged = margins
+    assert torch.allclose(healed, merged, atol=1e-4)
+    assert (healed - bare).abs().max() > 1e-2
+    assert texts[0] == texts[3] != texts[2]
 
 
 @pytest.mark.long
@@ -245,23 +234,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch, caps
     base = runs.model()
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
-    how = [
-        "--steps",
-        "8",
-        "--held-out",
-        "8",
-        "--step-tokens",
-        "300",
-        "--new-tokens",
-        "0",
-        "--choose-on",
-        "4",
-        "--budget",
-        "0.75",
-        "--lr",
-        "0.01",
-    ]
-    command = ["heal", "--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "lines.txt"), *how]
+    how = "--steps 8 --held-out 8 --step-tokens 300 --new-tokens 0 --choose-on 4 --budget 0.75 --lr 0.01"
+    command = ["heal", "--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "lines.txt"), *how.split()]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     out = capsys.readouterr().out
     assert "KL to the base, nats a token" in out
@@ -305,7 +279,3 @@ def test_the_command_line_refuses_what_is_no_healing(run, tmp_path, capsys):
     ):
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
-
-
-def test_the_public_name(run):
-    assert drllm.heal is healing.heal

@@ -36,7 +36,7 @@ from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.prompt_reading import Read, reach_of
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
-from drllm.methods.static import StaticConfig, combine, confirmed
+from drllm.methods.static import StaticConfig, confirmed
 from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
 from drllm.methods.training_data import TrainingData
 from drllm.policies import policy as policies
@@ -48,9 +48,7 @@ from drllm.runs.answers import read_answers
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.merge import merge_runs
-from drllm.runs.records import RouteRecord, read_records, read_shard, write_shard
-from drllm.runs.store import Store as RunStore
-from drllm.runs.store import Verdict
+from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.prior import sweep_routes
@@ -66,7 +64,6 @@ ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
 OPTIONS = {
     "routers": TRAIN,
     "codebook": CodebookConfig(block=1, n_routes=4),
-    "static": StaticConfig(candidates=3, confirm=0),
 }
 
 
@@ -533,26 +530,6 @@ def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
         search(tiny, [TASK], dataclasses.replace(splits, limit=5), parts, data, routes=ROUTES[:2])
 
 
-# --- static routes
-
-
-def test_routes_combine_where_they_edit_different_blocks():
-    assert combine(Route.parse("1121"), Route.parse("1011")) == Route.parse("1021")
-    assert combine(Route.parse("1121"), Route.parse("1101")) is None
-    assert combine(Route.parse("1121"), Route.full(4)) is None
-
-
-def test_loops_combine_where_no_block_is_edited_by_both():
-    full = Route.full(8)
-    assert combine(full.loop(1, 3), full.edit(6, 0)) == full.edit(6, 0).loop(1, 3)
-    assert combine(full.loop(1, 3, 0.5), full.loop(5, 6)) == full.loop(1, 3, 0.5).loop(5, 6)
-    assert combine(full.loop(1, 3), full.edit(2, 2)) is None, "block 2 is looped"
-    assert combine(full.edit(2, 0), full.loop(1, 3)) is None
-    swapped = Route.parse("0-2,4,3,5-7")
-    assert combine(swapped, full.edit(3, 2)) is None, "each block runs once, but not at its own place"
-    assert combine(swapped, full.edit(6, 0)) == Route.parse("0-2,4,3,5,7")
-
-
 def test_loops_share_what_their_visits_have_in_common_at_their_beginning():
     full = Route.full(8)
     assert served_passes([full, full.loop(1, 3)]) == 8 + 3
@@ -563,7 +540,7 @@ def test_loops_share_what_their_visits_have_in_common_at_their_beginning():
     assert served_passes([full.edit(2, 0), full.edit(2, 2)]) == 8 + 1
 
 
-# --- loops: what methods make of a list that has them
+# --- loops and static routes: what methods make of a list that has them
 
 LOOPS = [Route.full(L), Route.parse("1101"), Route.full(L).loop(1, 2), Route.full(L).loop(2, 3), Route.full(L).loop(1, 2, 0.5)]
 
@@ -618,8 +595,7 @@ def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
 
 
 def test_static_takes_loops(tiny, loop_run, data):
-    for options in (StaticConfig(use_tune=True), StaticConfig(confirm=0, steps=2)):
-        assert train(tiny, loop_run, options).route in TrainingData(tiny, loop_run).matrix().routes or options.steps > 1
+    assert train(tiny, loop_run, StaticConfig(budget=0.9)).route == LOOPS[1], "the only shorter one"
     best = train(tiny, loop_run, StaticConfig(use_tune=True))
     gains = np.concatenate([TrainingData(tiny, loop_run).matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
     lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
@@ -662,51 +638,17 @@ def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     assert [record.message for record in caplog.records].count(said) == 1
 
 
-def test_routers_with_nothing_but_loops_to_learn_from_get_one_line(tiny, data, tmp_path):
-    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=8), tmp_path, data)
-    (path,) = (tmp_path / "search" / TASK).glob("shard-*.parquet")
-    looped = Route.full(L).loop(1, 2)
-    records = read_shard(path)
-    path.unlink()
-    for record in records:  # of each but the base and a right loop
-        routes = (record.routes[0], looped)
-        verdicts = {routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)}
-        about = (dataclasses.replace(record.conditions, prompts="made"), [(record.asked, *pair) for pair in verdicts.items()])
-        RunStore(tmp_path / "verdicts").write(f"made-{record.id}", *about)
-    made = [
-        dataclasses.replace(
-            record,
-            conditions=dataclasses.replace(record.conditions, prompts="made"),
-            routes=(record.routes[0], looped),
-            chosen=looped,
-            control_routes=(),
-            verdicts={record.routes[0]: Verdict(False, acc=False, acc_norm=False), looped: Verdict(True, 1.0, True, True)},
-        )
-        for record in records
-    ]
-    write_shard(path.parent, 0, made)
-    for preset in ("paper", "default"):
-        with pytest.raises(InputError, match=r"all 8 right routes have loops, which routers do not decide: search without") as caught:
-            train(tiny, tmp_path, dataclasses.replace(TRAIN, preset=preset))
-        assert "\n" not in str(caught.value)
-
-
 def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):
-    """On a dense matrix alone the first step computes nothing; nor does a second training, whatever its steps are."""
+    """On a dense matrix nothing is computed: its own verdicts rank and judge the most promising routes."""
     search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
-    with monkeypatch.context() as patch:
-        patch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
-        looked_up = train(tiny, tmp_path, StaticConfig(candidates=100, steps=1, confirm=0))
+    monkeypatch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
+    train(tiny, tmp_path, "static")
     table = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())["candidates"]
     matrix = TrainingData(tiny, tmp_path).matrix()
     gains = dict(zip(map(str, matrix.routes), matrix.mixed_gains(0.5).mean(0), strict=True))
-    assert {row["route"] for row in table} == gains.keys()
+    assert len(table) == 1 + len(ROUTES)
+    assert table[0]["route"] == "1" * L
     assert all(row["gain"] == pytest.approx(gains[row["route"]]) for row in table)
-    assert looked_up.route is not None
-    twice = train(tiny, tmp_path, StaticConfig(candidates=4, steps=3, confirm=0))
-    with monkeypatch.context() as patch:
-        patch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
-        assert train(tiny, tmp_path, StaticConfig(candidates=4, steps=3, confirm=0)).route == twice.route
 
 
 def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
@@ -723,7 +665,7 @@ def test_a_tuned_static_route_is_the_best_of_fit_and_tune_together(tiny, run):
 
 def test_too_few_questions_for_a_budget_are_named(tiny, data, tmp_path):
     search(tiny, [TASK], dataclasses.replace(SEARCH, limit=8), tmp_path, data)
-    with pytest.raises(InputError, match=r"^no shorter route was tried on 10 of the fit questions that choose: search more questions"):
+    with pytest.raises(InputError, match=r"^no route of at most 3\.0 passes, the budget, was tried on 10 fit questions"):
         train(tiny, tmp_path, StaticConfig(budget=0.75))
 
 
@@ -750,13 +692,12 @@ def test_gains_mix_margin_and_verdict():
     np.testing.assert_allclose(mixed_gain(np.full((1, 2), np.nan), np.array([[False, True]]), 1.0, 0.5), [[0, 1]])
 
 
-def test_a_step_needs_questions_that_did_not_choose_it():
+def test_a_route_needs_questions_that_did_not_choose_it():
     rng = np.random.default_rng(0)
     good, noise = rng.normal(0.5, 1, 200), rng.normal(0, 1, 200)
     assert confirmed(good, good, 0.9)
     assert not confirmed(good, noise - noise.mean(), 0.9)
     assert not confirmed(-good, good, 0.9)
-    assert confirmed(good, -good, 0), "no test wanted"
 
 
 def test_a_budget_is_kept(tiny, run):

@@ -18,7 +18,6 @@ from test_report_scale import full as full
 from drllm import ArtifactError
 from drllm.core.files import write_json
 from drllm.reporting import report
-from drllm.reporting.chart import Axis
 from drllm.reporting.drawing import write_charts
 from drllm.reporting.figures import pareto_front
 from drllm.reporting.page import to_html, write_page
@@ -191,7 +190,7 @@ def test_the_page_in_a_browser(asked: Path, tmp_path: Path, width: int, scheme):
     title, words = "A figure of the paper with a title", "A caption."
     parts = [
         Heading("Figures", 1),
-        charts.curves("losses", title, words, (Axis("loss"), "points over the base, 95 %"), {"routers": losses, "others": losses}),
+        charts.curves("losses", title, words, ("loss", "points over the base, 95 %"), {"routers": losses, "others": losses}),
         charts.histogram("shares", title, words, "probability", some),
         charts.boxes("boxes", title, words, "passes a block", {"early blocks (0 to 9)": many, "late blocks (20 to 29)": many}),
         charts.usage("usage", title, words, {name: [1.0] * 30 for name in FULL_TASKS}),

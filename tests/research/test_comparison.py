@@ -18,6 +18,7 @@ from drllm.tasks import Example, LoadedTask, get_task
 from drllm_research.comparison import asked as asked_questions
 from drllm_research.comparison import pages, table
 from drllm_research.comparison.__main__ import best_longer, fit, read_before
+from drllm_research.comparison.candidates import combine
 from drllm_research.comparison.rows import ROWS, SETTINGS, wanted_rows
 from drllm_research.comparison.stored import Results
 from drllm_research.comparison.told import routes_by_task
@@ -347,6 +348,18 @@ def test_the_frontier_has_a_mark_a_budget(tmp_path):
     low, high = axes.get_ylim()
     assert low < min(float(row[4]) for row in chart.rows)
     assert high > max(float(row[5]) for row in chart.rows), "intervals that are drawn aside are inside the picture"
+
+
+def test_routes_combine_where_no_block_is_edited_by_both():
+    assert combine(Route.parse("1121"), Route.parse("1011")) == Route.parse("1021")
+    assert combine(Route.parse("1121"), Route.parse("1101")) is None
+    assert combine(Route.parse("1121"), Route.full(4)) is None
+    full, swapped = Route.full(8), Route.parse("0-2,4,3,5-7")
+    assert combine(full.loop(1, 3, 0.5), full.loop(5, 6)) == full.loop(1, 3, 0.5).loop(5, 6)
+    assert combine(full.loop(1, 3), full.edit(2, 2)) is None, "block 2 is looped"
+    assert combine(full.edit(2, 0), full.loop(1, 3)) is None
+    assert combine(swapped, full.edit(3, 2)) is None, "each block runs once, but not at its own place"
+    assert combine(swapped, full.edit(6, 0)) == Route.parse("0-2,4,3,5,7")
 
 
 def test_what_is_learned_from_is_apart_from_what_is_asked_elsewhere():

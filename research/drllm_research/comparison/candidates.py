@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from drllm import Route, SearchConfig
-from drllm.methods.static import combine
+from drllm.core.span import in_place
 from drllm.runs.manifest import path_manifests, read_manifest
 from drllm.runs.records import read_matrix
 from drllm.searching.edits import EditSpace
@@ -111,6 +111,20 @@ def mixed(run: Path, budget: float, n_random: int, seed: int, of_task: int) -> l
     blind = random_routes(n_layers, 4 * n_random, SearchConfig(), seed)
     take({route: -float(place) for place, route in enumerate(blind)}, n_random)
     return chosen
+
+
+def combine(one: Route, other: Route) -> Route | None:
+    """The first route with the second's edits added; None where both edit a block, or nothing is added."""
+    if other.is_full or edited_blocks(one) & edited_blocks(other):
+        return None
+    both = zip(one.visits, other.visits, strict=True)
+    return Route.of_visits([b if a == in_place(block, 1) else a for block, (a, b) in enumerate(both)])
+
+
+def edited_blocks(route: Route) -> set[int]:
+    """Blocks that do not run once, each at its own place; of a loop, all that it runs and the one that it stands behind."""
+    as_base = enumerate(zip(route, route.visits, strict=True))
+    return {block for block, (n_passes, visit) in as_base if n_passes != 1 or visit != in_place(block, 1)}
 
 
 def combined(run: Path, tasks: list[str], n: int, budget: float) -> list[Route]:

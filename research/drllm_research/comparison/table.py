@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drllm.core.text import with_interval
-from drllm.reporting.chart import Axis, Chart, Level, Mark, Spot, number
+from drllm.reporting.chart import Chart, number
+from drllm.reporting.drawing import level, spot
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from drllm_research.comparison.mixture import best_mixture
 from drllm_research.comparison.stored import Results
@@ -412,15 +413,15 @@ def gap_share(ours: Verdicts, blind: Verdicts, oracle: Verdicts, base: Verdicts)
 
 def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
     """Points over the base against passes: the best single routes and policies a prompt of every budget, means over seeds; None of few."""
-    base, marks, rows = mean_of(found["base"]), list[Mark](), []
+    base, spots, rows = mean_of(found["base"]), list[dict[str, Any]](), []
     for index, method in enumerate(("static_tuned", "codebook", "codebook_by_task", "polar")):
         for place in [one for one in found if one.partition("@")[0] == method]:
             ours, passes = mean_of(found[place]), float(np.mean([run["passes"].mean() for run in found[place]])) / n_layers
             less = compared(ours, base)
-            spot: dict[str, Any] = {"x": passes, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
-            marks.append(Spot(name=method, index=index, aside=0.05 * (index - 1.5), **spot))
+            place_of = {"x": passes, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
+            spots.append({"name": method, "index": index, "aside": 0.05 * (index - 1.5)} | place_of)
             rows.append((place, len(base["correct"]), *map(number, (passes, *less))))
-    if len(marks) < SEVERAL:
+    if len(spots) < SEVERAL:
         return None
     at = sorted(float(row[2]) for row in rows)
     header = ("policy", "questions", "passes", "points", "low", "high")
@@ -430,8 +431,15 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
         "overlap."
     )
     title = f"Points over the base against passes, {len(base['correct'])} questions"
-    x = Axis("passes, share of the base's", limits=(at[0] - 0.02, at[-1] + 0.02))
-    return Chart(name, title, caption, header, tuple(rows), (Level(y=0), *marks), x, (Axis("points over the base"),), legend=3)
+
+    def draw(panels: Sequence[Any]) -> None:
+        (axes,) = panels
+        level(axes, 0)
+        for one in spots:
+            spot(axes, **one)
+        axes.set(xlim=(at[0] - 0.02, at[-1] + 0.02), xlabel="passes, share of the base's", ylabel="points over the base")
+
+    return Chart(name, title, caption, header, tuple(rows), draw, legend=3)
 
 
 def mean_of(runs: Sequence[Verdicts]) -> Verdicts:

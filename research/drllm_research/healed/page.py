@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import Axis, Chart, Level, Spot
+from drllm.reporting.chart import Chart
 from drllm.stats.paired import paired_bootstrap
 from drllm_research.comparison.pages import markdown
 from drllm_research.comparison.stored import Results
@@ -88,9 +88,9 @@ class _Section:
         """Points less the base against seconds, as SVG for the width of a phone; without controls."""
         import matplotlib.style
 
-        from drllm.reporting.drawing import draw
+        from drllm.reporting.drawing import draw, level, spot
 
-        every, marks, instead = [task for of in self.tasks.values() for task in of], list[Spot](), 0
+        every, spots, instead = [task for of in self.tasks.values() for task in of], list[dict[str, Any]](), 0
         for row in (row for row in self.rows if row["kind"] in DRAWN):
             less, x = self._less(row, every), 1.0  # of a whole model, whose maps have the base's shapes
             if row["clock"]:
@@ -99,15 +99,22 @@ class _Section:
                 continue
             instead += row["kind"] == "instead"
             index = 1 + instead if row["kind"] == "instead" else row["kind"] == "healed"
-            look = {"name": DRAWN[row["kind"]] or row["name"], "index": index}
-            spot: dict[str, Any] = {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
+            look: dict[str, Any] = {"name": DRAWN[row["kind"]] or row["name"], "index": index}
+            look |= {"x": x, "y": less.points, "low": less.points - less.low, "high": less.high - less.points}
             aside = -0.04 if row["kind"] == "skip" else 0.04 if row["kind"] == "healed" else 0.09 * (instead - 1)
-            marks.append(Spot(**look, **spot, aside=aside))
-        xs = [1.0, *(mark.x for mark in marks)]
-        x = Axis("seconds of a prompt, of the base's", limits=(min(xs) - 0.1, max(xs) + 0.2))
+            spots.append(look | {"aside": aside})
+        xs = [1.0, *(one["x"] for one in spots)]
+
+        def drawn(panels: Sequence[Any]) -> None:
+            (axes,) = panels
+            level(axes, 0)
+            for one in spots:
+                spot(axes, **one)
+            axes.set(xlim=(min(xs) - 0.1, max(xs) + 0.2), ylabel="right answers less the base's, points")
+            axes.set_xlabel("seconds of a prompt, of the base's")
+
         title = f"{self.about['model']}, {len(self.right['base']['id'])} questions"
-        y = Axis("right answers less the base's, points")
-        chart = Chart("healed", title, "", (), (), (Level(y=0), *marks), x, (y,), legend=1)
+        chart = Chart("healed", title, "", (), (), drawn, legend=1)
         buffer, fixed = io.BytesIO(), {"svg.hashsalt": "healed", "font.size": 9}
         with matplotlib.style.context(["default", fixed]):
             figure = draw(chart)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.route import Action
 from drllm.core.text import percent
-from drllm.reporting.chart import Axis, Chart, number
+from drllm.reporting.chart import Chart, number
 from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
 from drllm.reporting.summary_table import verdict
@@ -100,7 +100,7 @@ class Sweep:
         """The policies' accuracy over the base."""
         title = f"Routers by {self.x}, tune split, n = {self.n(bench)} questions"
         caption = f"Accuracy against the base, which is the dotted line, by {self.x}; intervals that overlap tell nothing apart."
-        return charts.curves(name, title, caption, (Axis(self.x), DIFFERENCE), series, base=0)
+        return charts.curves(name, title, caption, (self.x, DIFFERENCE), series, base=0)
 
     def n(self, bench: Bench) -> int:
         """How many questions they are compared on."""
@@ -242,7 +242,7 @@ def _fig8(bench: Bench) -> list[Part]:
     caption = "Accuracy against the base (the dotted line), mean over tasks, by the loss that the routers were trained with."
     (points,) = LOSSES.over_base(bench).values()
     scored = " F1 is on held-back questions along the label path, where any were held back."
-    chart = charts.curves("losses", title, caption, (Axis("loss"), DIFFERENCE), {"routers": points}, base=0)
+    chart = charts.curves("losses", title, caption, ("loss", DIFFERENCE), {"routers": points}, base=0)
     judged = Bullets((weighed("focal loss is best", LOSSES.against_others(bench)),))
     return [chart, LOSSES.table(bench, MACRO_F1 | EACH_F1, scored), judged]
 
@@ -262,8 +262,8 @@ def _fig10(bench: Bench) -> list[Part]:
         f"Labels of the search, n = {sum(map(len, kept.values()))} kept routes",
         "By task, on a log scale.",
     )
-    x, y = Axis("action of the kept route at a block"), "labels (blocks x questions), log scale"
-    return [replace(charts.curves("label_distribution", title, caption, (x, y), series), ys=(Axis(y, is_log=True),))]
+    labels = "action of the kept route at a block", "labels (blocks x questions), log scale"
+    return [charts.curves("label_distribution", title, caption, labels, series, is_log=True)]
 
 
 def _fig11(bench: Bench) -> list[Part]:

@@ -30,8 +30,13 @@ def fit_policy(
     policy = train(routed, run, method, config, argv, tasks, name)
     if promise is not None and promise.calibrate:
         policy, _ = calibrate(routed, run, policy, promise, argv, tasks)
+    return save_as(routed, policy, RunFolder(run).policy(name or method))
+
+
+def save_as(routed: RoutedModel, policy: RouteSource, folder: Path) -> Path:
+    """Save a policy with its card; the model's own stays what it was."""
     with under_policy(routed, policy):
-        return routed.save_pretrained(RunFolder(run).policy(name or method))
+        return routed.save_pretrained(folder)
 
 
 @contextmanager

@@ -16,21 +16,7 @@ from drllm.runs.layout import POINTS_FILE
 Answered = Sequence[tuple[Sequence[Any], Sequence[Any]]]  # of each point, verdicts and routes of the questions
 
 if TYPE_CHECKING:
-    from drllm.methods.base import Policy, TrainingData
-
-
-def choose_point(
-    policy: Policy, points: Sequence[Policy], training_data: TrainingData, n_questions: int, budget: float, folder: Path
-) -> Policy:
-    """The point that is best on `n_questions` tune questions a task within the budget; equal ones: the first of them.
-
-    The table goes to `folder/knob.json`. Without tune questions, or with `n_questions` 0, the policy as it is.
-    """
-
-    def answer(ask: Any) -> Answered:
-        return training_data.bench.answers(ask, points, "choose the operating point")
-
-    return choose(policy, points, answer, training_data, n_questions, budget, folder)
+    from drllm.methods.base import TrainingData
 
 
 def choose(
@@ -42,7 +28,11 @@ def choose(
     budget: float,
     folder: Path,
 ) -> Any:
-    """As `choose_point`, of anything that `answer` gives verdicts and passes of."""
+    """The point that is best on `n_questions` tune questions a task within the budget, by the verdicts and routes that `answer` gives; the
+    first of equal ones.
+
+    The table goes to `folder/knob.json`. Without tune questions, or with `n_questions` 0, what was made, as it is.
+    """
     (folder / POINTS_FILE).unlink(missing_ok=True)  # of an earlier training
     tune = training_data.tune(n_questions) if n_questions else []
     if not tune:

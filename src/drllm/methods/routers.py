@@ -19,12 +19,12 @@ import numpy as np
 
 from drllm.core.config import RoutersConfig
 from drllm.core.digest import digest
-from drllm.core.errors import ArtifactError, InputError
+from drllm.core.errors import ArtifactError
 from drllm.core.files import write_text
 from drllm.core.progress import Progress, say
 from drllm.core.route import Action, Route
 from drllm.methods.base import Method
-from drllm.methods.operating_point import choose_point
+from drllm.methods.operating_point import choose
 from drllm.runs.layout import METRICS_FILE, RunFolder
 
 if TYPE_CHECKING:
@@ -50,13 +50,9 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     wanted = [route for _, record in training_data.fit_records for route in (_right(record) if is_soft else [record.chosen]) if route]
     if n_looped := sum(not route.has_digits for route in wanted):
         say(f"routers decide one action a block: {n_looped} of {len(wanted)} right routes, which have loops, are left out")
-    if not kept and n_looped:
-        raise InputError(
-            f"all {n_looped} right routes have loops, which routers do not decide: search without --max-loop-span, or train static"
-        )
     if not kept:
-        why = "no question was answered rightly on any path"
-        raise ArtifactError(f"the search kept no route ({why}): search more questions or another task")
+        why = f"all {n_looped} right ones have loops" if n_looped else "no question was answered rightly on any path"
+        raise ArtifactError(f"the search kept no route that routers decide ({why}): search more questions, or another task")
     prompt_format = training_data.prompt_format
     along = "base" if is_soft else "kept" if config.teacher_forcing else "unforced"
     features = _features(routed, training_data, kept, config.n_windows, along)
@@ -87,7 +83,11 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
         return policy
     cheaper = [policy.with_control(control) for control in BELOW] if config.budget < 1 else []
     points = [*policy.operating_points(), *cheaper]
-    return choose_point(policy, points, training_data, config.tune_questions, config.budget, folder)
+
+    def answer(ask: Any) -> Any:
+        return training_data.bench.answers(ask, points, "choose the operating point")
+
+    return choose(policy, points, answer, training_data, config.tune_questions, config.budget, folder)
 
 
 def kept_features(routed: RoutedModel, training_data: TrainingData, n_windows: int) -> Features:

@@ -1,8 +1,8 @@
 """One route for every prompt of a task mix: the baseline that learned routing has to beat.
 
 TALE (arXiv 2510.22767) deletes blocks greedily by validation accuracy; here repeats are allowed too, margins select, which are steadier
-than verdicts, and a step is taken only if questions that did not choose it confirm it: the best of many single edits, chosen and judged on
-the same questions, gains nothing on others.
+than verdicts, and a route is taken only if questions that did not choose it confirm it: the best of many, chosen and judged on the same
+questions, gains nothing on others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import Options, option
 from drllm.core.route import Route
-from drllm.core.span import in_place
 from drllm.methods.base import Method, pass_limit
 from drllm.methods.matrix import mixed_gain
 from drllm.runs.layout import CANDIDATES_FILE
@@ -30,55 +29,34 @@ if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
 
 MIN_EVALUATIONS = 10  # a route seen on fewer questions has too wide an interval to rank
+CANDIDATES = 8  # routes scored on every fit question, the most promising of those tried
+CONFIDENCE = 0.9  # one-sided, with which held-back fit questions must confirm the best
 
 
 @dataclass(frozen=True)
 class StaticConfig(Options):
     """One route for every prompt."""
 
-    candidates: int = option(8, "routes scored on every fit question at each step, the most promising of those tried so far", ge=1)
-    steps: int = option(2, "steps at most: the first takes a route, each further one adds another's edits to it", ge=1, le=20)
-    confirm: float = option(0.9, "one-sided confidence with which held-back fit questions must confirm a step; 0: no test", ge=0, le=0.9999)
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
-    use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together, in one step")
+    use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together")
     budget: float = option(1.0, "passes to spend at most, as a share of the base's; below 1 the best such route is taken", ge=0.1, le=1)
 
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, folder: Path) -> Policy:
-    """Take steps while they are confirmed; every route scored stands in `folder/candidates.json`."""
-    full = Route.full(routed.n_layers)
+    """The best route within the budget, the base's where it is not confirmed; every route scored stands in `folder/candidates.json`."""
     if config.use_tune:
         return training_data.constant(_best_of_matrix(training_data, config))
-    ranked = rank_candidates(training_data, full, config)
-    held_back = np.array([is_held_back(prompt) for prompt in training_data.prompts])
-    scored: dict[Route, np.ndarray] = {}
-    limit = pass_limit(config.budget, routed.n_layers)
-    current = full
-    for _ in range(config.steps):
-        options = list(dict.fromkeys(route for other in ranked if (route := combine(current, other)) is not None))
-        needed = current.n_passes > limit
-        within = [route for route in options if route.n_passes <= limit]
-        if needed and not within:  # one step to the budget where there is one, else as many as it takes
-            within = [route for route in options if route.n_passes < current.n_passes]
-        options = within[: config.candidates]
-        if not options:
-            break
-        gains = gains_of(training_data, list(dict.fromkeys([full, current, *options])), config.margin_weight)
-        scored |= gains
-        _write(folder / CANDIDATES_FILE, scored)
-        # Questions are held back only from a step that they are to confirm.
-        choosing = np.ones_like(held_back) if needed or not config.confirm else ~held_back
-        best = max(options, key=lambda route: lower_mean(gains[route][choosing] - gains[current][choosing]))
-        change = gains[best] - gains[current]
-        if not needed and not confirmed(change[choosing], change[held_back], config.confirm):
-            break
-        current = best
-    if current.n_passes > limit:
-        if not any(route.n_passes < routed.n_layers for route in ranked):
-            seen = f"no shorter route was tried on {MIN_EVALUATIONS} of the fit questions that choose"
-            raise InputError(f"{seen}: search more questions, or let those that confirm choose, too (--confirm 0)")
-        raise InputError(f"{config.steps} steps end at {current.n_passes} passes, above the budget of {limit:.1f}: raise steps or budget")
-    return training_data.constant(current)
+    full, limit, shortens = Route.full(routed.n_layers), pass_limit(config.budget, routed.n_layers), config.budget < 1
+    held_back = np.array([is_held_back(prompt) and not shortens for prompt in training_data.prompts])
+    options = [route for route in rank_candidates(training_data, full, config) if route.n_passes <= limit][:CANDIDATES]
+    if not options and shortens:
+        seen = f"no route of at most {limit:.1f} passes, the budget, was tried on {MIN_EVALUATIONS} fit questions"
+        raise InputError(f"{seen}: search more questions, or a list with shorter routes (--paths)")
+    gains = gains_of(training_data, [full, *options], config.margin_weight)
+    _write(folder / CANDIDATES_FILE, gains)
+    best = max(options, key=lambda route: lower_mean(gains[route][~held_back]), default=full)
+    is_taken = shortens or confirmed(gains[best][~held_back], gains[best][held_back], CONFIDENCE)
+    return training_data.constant(best if is_taken else full)
 
 
 def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
@@ -101,29 +79,15 @@ def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], 
     return fit.routes[max(places, key=lambda place: lower_mean(gains[:, place]))] if len(places) else None
 
 
-def combine(one: Route, other: Route) -> Route | None:
-    """The first route with the second's edits added; None where both edit a block, or nothing is added."""
-    if other.is_full or edited_blocks(one) & edited_blocks(other):
-        return None
-    both = zip(one.visits, other.visits, strict=True)
-    return Route.of_visits([b if a == in_place(block, 1) else a for block, (a, b) in enumerate(both)])
-
-
-def edited_blocks(route: Route) -> set[int]:
-    """Blocks that do not run once, each at its own place; of a loop, all that it runs and the one that it stands behind."""
-    as_base = enumerate(zip(route, route.visits, strict=True))
-    return {block for block, (n_passes, visit) in as_base if n_passes != 1 or visit != in_place(block, 1)}
-
-
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:
     """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
 
-    Questions that are to confirm a step have no say in which routes are tried.
+    Questions that are to confirm one have no say in which are ranked; a budget needs none.
     """
     gains: dict[Route, list[float]] = defaultdict(list)
     for task in training_data.tasks if training_data.search_manifests else ():
         for question, record in zip(task.questions, task.records, strict=True):
-            if config.confirm and is_held_back(question.context_ids):
+            if config.budget == 1 and is_held_back(question.context_ids):
                 continue
             margins, right = np.array(record.margins), np.array(record.rewards) > 0.5
             values = mixed_gain(margins, right, training_data.margin_spread[record.task], config.margin_weight)
@@ -132,7 +96,7 @@ def rank_candidates(training_data: TrainingData, full: Route, config: StaticConf
     if training_data.path_manifests:
         matrix = training_data.matrix()
         spread = np.array([training_data.margin_spread.get(task, 1.0) for task in matrix.tasks])[:, None]
-        choosing = np.array([not (config.confirm and is_held_back(prompt)) for prompt in matrix.prompts])
+        choosing = np.array([not (config.budget == 1 and is_held_back(prompt)) for prompt in matrix.prompts])
         values = mixed_gain(matrix.margins, matrix.correct, spread, config.margin_weight)
         for place, route in enumerate(matrix.routes):
             gains[route] += values[choosing, place].tolist()
@@ -141,7 +105,7 @@ def rank_candidates(training_data: TrainingData, full: Route, config: StaticConf
 
 
 def is_held_back(prompt: Sequence[int]) -> bool:
-    """Whether a fit question only confirms steps; by its tokens, so that equal questions stand on one side."""
+    """Whether a fit question only confirms a route; by its tokens, so that equal questions stand on one side."""
     return int(json_digest(list(prompt))[:2], 16) % 2 == 1
 
 
@@ -160,13 +124,11 @@ def _write(path: Path, scored: dict[Route, np.ndarray]) -> None:
 
 
 def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
-    """Whether a step gains where it was chosen and, with one-sided confidence, where it was not."""
+    """Whether a route gains where it was chosen and, with one-sided confidence, where it was not."""
     from scipy import stats
 
     if chosen_on.mean() <= 0:
         return False
-    if not confidence:
-        return True
     return len(held_back) > 1 and float(held_back.mean()) > float(stats.norm.ppf(confidence)) * _standard_error(held_back)
 
 
@@ -180,5 +142,5 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
 
 
-ABOUT = "one route for every prompt, each edit confirmed on held-back questions"
+ABOUT = "one route for every prompt, confirmed on held-back questions"
 METHOD = Method("static", ABOUT, "after TALE, arXiv 2510.22767", StaticConfig, fit)

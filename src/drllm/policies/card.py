@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.route import Route
 from drllm.core.route_words import in_words
-from drllm.core.text import p_value, percent, points
 
 if TYPE_CHECKING:
     from drllm.policies.policy import RouteSource
@@ -20,37 +19,12 @@ _LOOPED = "rys"  # "repeat yourself": the tag under which people look for looped
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A method beside the base on the same questions of a task: shares, and their difference with its 95 % interval."""
-
-    method: str
-    task: str
-    metric: str
-    n: int
-    base: float
-    value: float
-    difference: float
-    low: float
-    high: float
-    p: float | None  # McNemar's, where answers are right or wrong
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One evaluation of a policy."""
-
-    place: str  # "test split"
-    tasks: Sequence[str]
-    rows: Sequence[Figure]
-    mean_passes: float | None  # of the policy, over all tasks; None where it was not measured
-
-
-@dataclass(frozen=True)
 class CardFacts:
     """What a run knows of a policy."""
 
     method: str = ""  # its name in the run
-    comparisons: Sequence[Comparison] = ()  # evaluations of these very files
+    tasks: Sequence[str] = ()  # that these very files were evaluated on
+    figures: Sequence[str] = ()  # lines of Markdown: what the evaluations found
     commands: Sequence[str] = ()  # the command lines that made the run
     notes: Sequence[str] = ()  # what else was measured of these very files
 
@@ -66,7 +40,6 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     route, routes = policy.route, policy.routes
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
-    tasks = list(dict.fromkeys(task for comparison in facts.comparisons for task in comparison.tasks))
     looped = [f"`{found}` ({in_words(found)})" for found in ([route] if route else routes) if not found.bare.has_digits]
     lines = ["---", "library_name: drllm", f"{_TAGS}, {_LOOPED}]" if looped else f"{_TAGS}]"]
     if config["base_id"].count("/") == 1 and not Path(config["base_id"]).exists():
@@ -81,17 +54,14 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
         *([f"- loops: {'; '.join(looped)}"] if looped else []),
         f"- prompts: {_prompts(config['prompt_format'], route)}",
-        f"- evaluated on: {', '.join(tasks) or 'nothing yet'}",
+        f"- evaluated on: {', '.join(facts.tasks) or 'nothing yet'}",
         f"- promise: {promise['sentence']}",
         *(f"- {note}" for note in facts.notes),
         "",
         "## Figures",
         "",
     ]
-    if not facts.comparisons:
-        lines += ["None yet for these files: `drllm evaluate` measures them beside the base and the baselines.", ""]
-    for comparison in facts.comparisons:
-        lines += _figures(comparison, name)
+    lines += facts.figures or ["None yet for these files: `drllm evaluate` measures them beside the base and the baselines.", ""]
     if facts.commands:
         lines += ["## Commands", "", "```", *facts.commands, "```", ""]
     return "\n".join(lines)
@@ -112,17 +82,3 @@ def _prompts(prompt_format: str | None, route: Route | None) -> str:
 def is_card(text: str) -> bool:
     """Whether a README is one that `render_card` made."""
     return text.startswith(f"---\nlibrary_name: drllm\n{_TAGS}")
-
-
-def _figures(comparison: Comparison, method: str) -> list[str]:
-    """One table: the method and, beside it, its baselines and rivals in the same evaluation."""
-    lines = [f"Against the base, question by question, {comparison.place}; in brackets 95 % intervals:", ""]
-    lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
-    for row in comparison.rows:
-        p = "" if row.p is None else p_value(row.p)
-        shown = f"**{method}**" if row.method == method else row.method
-        interval = f"{points(row.difference)} ({points(row.low)} to {points(row.high)})"
-        lines.append(f"| {shown} | {row.task} | {row.metric} | {row.n} | {percent(row.base)} | {percent(row.value)} | {interval} | {p} |")
-    if comparison.mean_passes is None:
-        return [*lines, ""]
-    return [*lines, "", f"It runs {comparison.mean_passes:.2f} block passes a prompt.", ""]

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from drllm.core.route import Route, Span
-from drllm.reporting.chart import COLOURS, Axis, Chart, Front, Heat, Level, Mark, Spot, number
+from drllm.reporting.chart import COLOURS, Chart, number
+from drllm.reporting.drawing import level, spot, usage_colours, whole
 from drllm.reporting.parts import Paragraph
 from drllm.runs.names import BASE, owner_of
 from drllm.runs.summary import POOLED, Summary
@@ -15,6 +16,7 @@ SHIFTED = 24  # points: how far apart methods of one cost are drawn in all
 NARROW = 8  # methods whose names fit four columns of a legend
 MAPPED = 42  # rows of a heat map by method and task; of more, tasks are pooled
 KNOWN = (BASE, "static", "looped", "codebook", "routers", "healed", "promised")  # one for each colour
+FRAME = "#1b1f24"  # around the blocks of a loop
 SCALE = "1 is the base, below 1 prompts skip the block, above 1 they repeat it."
 INTERVALS = "The intervals are of single methods, not of differences; methods of equal cost stand side by side."
 FRONT = "Blind baselines and upper bounds are not on the Pareto front, and a point on it need not be better than its neighbours for sure."
@@ -24,46 +26,40 @@ Questions = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]  # rows o
 
 
 def accuracy_chart(summary: Summary) -> Chart | Paragraph:
-    """Accuracy of each method with its Wilson interval against what it costs: passes a prompt."""
-    split, rows = summary.split, summary.pooled
+    """Accuracy of each method with its Wilson interval against what it costs, passes a prompt; and the Pareto front."""
+    split, rows, tasks = summary.split, summary.pooled, summary.tasks
     if not rows:
         return Paragraph(f"No accuracy against passes on the {split} split: no method was evaluated.")
-    label = f"mean passes a prompt (the base makes {rows[0].n_layers})"
-    return _accuracy(summary, f"accuracy_{split}", [row.mean_passes for row in rows], label)
+    costs, looks = [row.mean_passes for row in rows], _looks([row.method for row in rows])
+    front = pareto_front((row.mean_passes, 100 * row.accuracy) for row in rows if not owner_of(row.method))
 
+    def draw(panels: Sequence[Any]) -> None:
+        (axes,) = panels
+        if len(front) > 1:
+            axes.step(*zip(*front, strict=True), where="post", color="grey", linewidth=1, linestyle="--", label="Pareto front", zorder=0)
+        for row, aside in zip(rows, _side_by_side(costs), strict=True):
+            y, low, high = (100 * value for value in (row.accuracy, row.wilson_low, row.wilson_high))
+            spot(axes, row.method, looks[row.method], row.mean_passes, y, max(y - low, 0), max(high - y, 0), aside)
+            if row.method == summary.reference:
+                level(axes, y)
+        axes.set_ylim(100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2)
+        axes.set_ylabel("accuracy (%), 95 % Wilson interval")
+        # The marks that stand aside do not count for matplotlib's own limits.
+        room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
+        axes.set_xlim(min(costs) - room, max(costs) + room)
+        axes.set_xlabel(f"mean passes a prompt (the base makes {rows[0].n_layers})")
 
-def _accuracy(summary: Summary, name: str, costs: Sequence[float], label: str) -> Chart:
-    """Accuracy against passes, with the Pareto front."""
-    rows, tasks = summary.pooled, summary.tasks
-    room = max(0.15 * (max(costs) - min(costs)), max(costs) / 60)
-    marks: list[Mark] = []
-    judged: list[tuple[float, float]] = []
-    numbers = []
-    looks = _looks([row.method for row in rows])
-    for row, cost, aside in zip(rows, costs, _side_by_side(costs), strict=True):
-        accuracy = 100 * row.accuracy
-        low, high = max(accuracy - 100 * row.wilson_low, 0), max(100 * row.wilson_high - accuracy, 0)
-        marks.append(Spot(name=row.method, index=looks[row.method], x=cost, y=accuracy, low=low, high=high, aside=aside))
-        numbers.append((row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, cost))))
-        if row.method == summary.reference:
-            marks.append(Level(y=accuracy))
-        if not owner_of(row.method):
-            judged.append((cost, accuracy))
-    xs, ys = zip(*pareto_front(judged), strict=True)
-    marks = [Front(name="Pareto front", xs=xs, ys=ys), *marks] if len(xs) > 1 else marks
     sizes = sorted({row.n for row in rows})
     n = " to ".join(map(str, sizes[:: max(len(sizes) - 1, 1)]))
     columns = 4 if len(rows) <= NARROW else 3
     listed = ", ".join(tasks) if len(tasks) <= TITLED else f"{len(tasks)} tasks"
-    title = f"Accuracy against passes: {listed}, {summary.split} split, n = {n} questions"
-    caption = f"{INTERVALS} {FRONT}"
+    title = f"Accuracy against passes: {listed}, {split} split, n = {n} questions"
     header = ("method", "task", "n", "accuracy", "wilson_low", "wilson_high", "passes")
-    # The marks that stand aside do not count for matplotlib's own limits.
-    x = Axis(label, limits=(min(costs) - room, max(costs) + room))
-    limits = 100 * min(row.wilson_low for row in rows) - 2, 100 * max(row.wilson_high for row in rows) + 2
-    y = Axis("accuracy (%), 95 % Wilson interval", limits=limits)
+    numbers = [
+        (row.method, row.task, row.n, *map(number, (row.accuracy, row.wilson_low, row.wilson_high, row.mean_passes))) for row in rows
+    ]
     height = 4.5 + 0.2 * max(0, len(rows) // columns - 2)
-    return Chart(name, title, caption, header, tuple(numbers), tuple(marks), x, (y,), height, columns)
+    return Chart(f"accuracy_{split}", title, f"{INTERVALS} {FRONT}", header, tuple(numbers), draw, height=height, legend=columns)
 
 
 def _looks(methods: Sequence[str]) -> dict[str, int]:
@@ -122,8 +118,20 @@ def usage_map(questions: Questions, split: str) -> Chart | Paragraph:
     caption += " A frame stands around the commonest loop of a row." if loops else ""
     header = ("method", "task", "block", "n", "mean_passes")
     rows = tuple((*place, block, len(taken[place]), number(mean)) for place, found in means.items() for block, mean in enumerate(found))
-    marks, x = (Heat(values=list(means.values()), labels=labels, loops=loops),), Axis("block (0 is the first)", is_whole=True)
-    return Chart(f"usage_{split}", title, caption, header, rows, marks, x, (Axis(),), height=1.6 + 0.36 * len(names))
+
+    def draw(panels: Sequence[Any]) -> None:
+        from matplotlib.patches import Rectangle
+
+        (axes,) = panels
+        shown = axes.imshow(list(means.values()), aspect="auto", vmin=0, vmax=2, cmap=usage_colours())
+        for row, first, last in loops:
+            axes.add_patch(Rectangle((first - 0.45, row - 0.4), last - first + 0.9, 0.8, fill=False, edgecolor=FRAME, linewidth=2))
+        axes.set_yticks(range(len(labels)), labels)
+        axes.figure.colorbar(shown, ax=axes, label="mean passes a prompt", ticks=[0, 1, 2])
+        whole(axes.xaxis)
+        axes.set_xlabel("block (0 is the first)")
+
+    return Chart(f"usage_{split}", title, caption, header, rows, draw, height=1.6 + 0.36 * len(names))
 
 
 def _routes_taken(questions: Questions, split: str) -> dict[tuple[str, str], list[Route]]:

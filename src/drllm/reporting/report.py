@@ -69,8 +69,7 @@ def _opening(run: Run) -> list[Part]:
     audits = run.scan is not None and not (run.scan.sizes or run.summaries or run.manifests)
     named = f"Adaptive depth on {model}" if model else "Adaptive depth"
     parts: list[Part] = [Heading(f"Audit of {model or 'a model in memory'}" if audits else named, 1)]
-    parts += opening(run.recommendation, run.folder.as_posix()) if run.recommendation is not None else []
-    parts += headline(run)
+    parts += opening(run.recommendation, run.folder.as_posix()) if run.recommendation is not None else headline(run)
     if pages := sorted(page.relative_to(run.folder).as_posix() for page in RunFolder(run.folder).reproduction.glob(f"*/{PAGE_FILE}")):
         text = "The paper's tables and figures on this model, each with its comparison, stand in a page of their own"
         parts.append(Paragraph(f"{text}: {', '.join(f'`{page}`' for page in pages)}."))

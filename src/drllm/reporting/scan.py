@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from drllm.core.text import p_value, points, table_text, with_interval
-from drllm.reporting.chart import Axis, Chart, Squares, number
+from drllm.reporting.chart import Chart, number
+from drllm.reporting.drawing import usage_colours, whole
 from drllm.reporting.parts import Bullets, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
@@ -162,22 +164,37 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
         f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
         f"{', '.join(map(str, sizes))}. The first questions are those that the base is least sure of: there spans differ most."
     )
-    places = {size: (place + 2) / (len(sizes) + 1) for place, size in enumerate(sizes)}
-    squares = Squares(
-        xs=[cell.first for cell in cells],
-        ys=[cell.last for cell in cells],
-        values=[100 * cell.score for cell in cells],
-        sides=[places[cell.questions] for cell in cells],
-        limit=limit,
-        label="score minus the base's, points",
-        sizes=[(f"{size} questions", side) for size, side in places.items()],
-    )
     header = ("kind", "first", "last", "route", "questions", "score", "accuracy")
     rows = tuple((c.kind, c.first, c.last, c.route, c.questions, number(c.score), number(c.accuracy)) for c in cells)
-    ends = (-0.6, result.n_layers - 0.4)
-    x = Axis("first block of the span", limits=ends, is_whole=True)
-    y = Axis("last block of the span", limits=ends, is_whole=True)
-    return Chart(f"scan_{kind}", title, caption, header, rows, (squares,), x, (y,), height=6.4)
+
+    def draw(panels: Sequence[Any]) -> None:
+        from matplotlib.collections import PatchCollection
+        from matplotlib.patches import Rectangle
+
+        def square(x: float, y: float, side: float, **look: Any) -> Rectangle:
+            return Rectangle((x - side / 2, y - side / 2), side, side, **look)
+
+        (axes,) = panels
+        sides = {size: (place + 2) / (len(sizes) + 1) for place, size in enumerate(sizes)}
+        edge: dict[str, Any] = {"edgecolor": "0.75", "linewidth": 0.4}
+        drawn = PatchCollection([square(c.first, c.last, sides[c.questions]) for c in cells], cmap=usage_colours(), **edge)
+        drawn.set_array([100 * cell.score for cell in cells])
+        drawn.set_clim(-limit, limit)
+        axes.add_collection(drawn)
+        axes.set_aspect("equal")
+        right = max(cell.first for cell in cells)
+        for row, (size, side) in enumerate(sides.items()):  # in the lower right corner, where a map of spans has no square
+            x, y = 0.65 * right, right / 18 * (len(sides) - row)
+            axes.add_patch(square(x, y, side, facecolor="0.6", **edge))
+            axes.text(x + 1, y, f"{size} questions", verticalalignment="center", fontsize="small")
+        axes.figure.colorbar(drawn, ax=axes, label="score minus the base's, points", extend="both", shrink=0.8)
+        for axis, set_limits in ((axes.yaxis, axes.set_ylim), (axes.xaxis, axes.set_xlim)):
+            whole(axis)
+            set_limits(-0.6, result.n_layers - 0.4)
+        axes.set_ylabel("last block of the span")
+        axes.set_xlabel("first block of the span")
+
+    return Chart(f"scan_{kind}", title, caption, header, rows, draw, height=6.4)
 
 
 def _limit(cells: Sequence[Cell]) -> float:

@@ -25,7 +25,7 @@ from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
-from drllm.evaluation.fit import under_policy
+from drllm.evaluation.fit import save_as
 from drllm.healing.apart import answer_kls, greedy_answers
 from drllm.healing.heal import Healing
 from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, in_order, most_tokens, parted
@@ -169,7 +169,7 @@ class _ByPrompts:
         def work() -> dict[str, Any]:
             healing = Healing(self.routed, self.folder.nested(share), config, list(prompts[:held_out]), list(prompts[held_out:]))
             adapter, found = healing.run(None)
-            self._save(name, HealedPolicy(adapter))
+            save_as(self.routed, HealedPolicy(adapter), self.folder.policy(name))
             kept = ("kl_before", "kl_after", "same_before", "same_after", "steps")
             return {"route": found.route, "passes": found.n_passes} | {key: getattr(found, key) for key in kept}
 
@@ -189,7 +189,7 @@ class _ByPrompts:
 
     def _selected(self, nearest: Nearest, prompts: Sequence[Ids], kls_NK: np.ndarray) -> list[dict[str, float]]:
         """Save the selector; what each operating point is worth beside its baselines."""
-        self._save(SELECTOR, nearest.policy)
+        save_as(self.routed, nearest.policy, self.folder.policy(SELECTOR))
         losses = np.concatenate([np.zeros((len(prompts), 1)), kls_NK], 1)
         passes = np.array([float(route.n_passes) for route in nearest.policy.routes])
         kinds = np.array([self.kinds[ids] for ids in prompts])
@@ -227,7 +227,7 @@ class _ByPrompts:
             return result
         chosen = points[found.point]
         chosen.promise = found.to_json()
-        self._save(PROMISED, chosen)
+        save_as(self.routed, chosen, self.folder.policy(PROMISED))
         routes = taken[found.point]
         place = next((at for at, is_other in enumerate(differ[found.point]) if is_other), 0)
         text = self.routed.tokenizer.decode
@@ -236,7 +236,3 @@ class _ByPrompts:
 
     def _policy(self, name: str) -> Policy:
         return self.routed.load_policy(self.folder.policy(name))
-
-    def _save(self, name: str, policy: Policy) -> None:
-        with under_policy(self.routed, policy):
-            self.routed.save_pretrained(self.folder.policy(name))

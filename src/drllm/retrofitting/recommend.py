@@ -22,7 +22,7 @@ from drllm.core.errors import ArtifactError, BudgetError, InputError, Unsupporte
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
-from drllm.evaluation.fit import fit_policy, under_policy
+from drllm.evaluation.fit import fit_policy, save_as
 from drllm.evaluation.run import evaluate
 from drllm.healing.heal import heal
 from drllm.healing.prompts import task_prompts
@@ -32,7 +32,6 @@ from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
 from drllm.model.executors import threads_here
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
@@ -242,11 +241,7 @@ class _Tries:
         looped = [route for route in self.routes if route.loops]
         if not looped:
             raise BudgetError("no span that runs once more is among the scan's best")
-        self._save("looped", TrainingData(self.routed, self.run.root, self.tasks).constant(looped[0]))
-
-    def _save(self, name: str, policy: Policy) -> None:
-        with under_policy(self.routed, policy):
-            self.routed.save_pretrained(self.run.policy(name))
+        save_as(self.routed, TrainingData(self.routed, self.run.root, self.tasks).constant(looped[0]), self.run.policy("looped"))
 
     def _compare(self, split: Any, methods: Sequence[str], limit: int) -> str:
         """Name of the evaluation's folder, whose summary is that of the last comparison there."""
@@ -272,7 +267,7 @@ class _Tries:
             chosen, found = calibrate(self.routed, self.run.root, policy, config, self.argv, self.tasks, True, self.of["resources"])
             shutil.rmtree(self.run.policy(PROMISED), ignore_errors=True)  # of another promise
             if found.point is not None:
-                self._save(PROMISED, chosen)
+                save_as(self.routed, chosen, self.run.policy(PROMISED))
             return {"promise": found.sentence, "promised": found.point is not None}
 
         tested = self.stages.then(

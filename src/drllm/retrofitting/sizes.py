@@ -131,22 +131,3 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
         most_tuned=most["tune"],
     )
-
-
-def tuned_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int) -> int:
-    """Tune questions a task that compare the policies, within the time left but for the promise's share; `sizes.tuned` at least.
-
-    The list has answered its own for most policies; others cost every policy a forward.
-    """
-    forwards = seconds_left / (seconds_a_forward * n_tasks)
-    known = min(sizes.listed, int(forwards / KNOWN))
-    return max(sizes.tuned, min(sizes.most_tuned, known + max(0, int((forwards - KNOWN * sizes.listed) / UNKNOWN))))
-
-
-def calibrated_of(sizes: Sizes, seconds_left: float, seconds_a_forward: float, n_tasks: int, decides: bool) -> int:
-    """Calibrate questions a task that the time left bears, as fast as the list was answered; what was set out to be asked at most.
-
-    Base and policy answer them; a policy that `decides` by prompt reads them first. Single routes fill steps worse than the list did.
-    """
-    fitting = (seconds_left - ENDING_S) / (seconds_a_forward * SLOWER * n_tasks * (ON_CALIBRATE + decides))
-    return min(sizes.calibrated, max(FEWEST, int(fitting)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from drllm.core.progress import say
-from drllm.retrofitting.sizes import CALIBRATE, Sizes, calibrated_of, list_cost, tuned_of
+from drllm.retrofitting.sizes import CALIBRATE, ENDING_S, FEWEST, KNOWN, ON_CALIBRATE, SLOWER, UNKNOWN, Sizes, list_cost
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.stages import Stages
@@ -32,8 +32,9 @@ class TimeLeft:
 
     @cached_property
     def pace(self) -> float:
-        """Seconds of a plain forward."""
-        return forward_seconds(self.run, self.stages.took[LISTED], self.n_routes)
+        """Seconds of a plain forward, by what it took to answer the list."""
+        n_questions = sum(len(manifest.ids) for manifest in path_manifests(self.run.root).values())
+        return self.stages.took[LISTED] / (n_questions * list_cost(self.n_routes))
 
     @property
     def seconds(self) -> float:
@@ -46,18 +47,18 @@ class TimeLeft:
         return self.seconds - CALIBRATE * 60 * self.minutes
 
     def tune_questions(self) -> int:
-        """Of a task, at most, to compare the policies on."""
-        return self._said(tuned_of(self.sizes, self.before_the_promise, self.pace, self.n_tasks), "tune")
+        """Of a task, to compare the policies on, `sizes.tuned` at least: the list has answered its own for most, others cost a forward."""
+        forwards, sizes = self.before_the_promise / (self.pace * self.n_tasks), self.sizes
+        more = max(0, int((forwards - KNOWN * sizes.listed) / UNKNOWN))
+        return self._said(max(sizes.tuned, min(sizes.most_tuned, min(sizes.listed, int(forwards / KNOWN)) + more)), "tune")
 
     def calibrate_questions(self, decides: bool) -> int:
-        """Of a task, at most, to test the promise of a policy on that decides by prompt, or does not."""
-        return self._said(calibrated_of(self.sizes, self.seconds, self.pace, self.n_tasks, decides), "calibrate")
+        """Of a task, to test the promise on: `sizes.calibrated` at most. Base and policy answer them; one that decides by prompt reads them
+        first, and single routes fill steps worse than the list did.
+        """
+        fitting = (self.seconds - ENDING_S) / (self.pace * SLOWER * self.n_tasks * (ON_CALIBRATE + decides))
+        return self._said(min(self.sizes.calibrated, max(FEWEST, int(fitting))), "calibrate")
 
     def _said(self, found: int, split: str) -> int:
         say(f"{found} {split} questions a task, {max(0, self.seconds):.0f} seconds are left")
         return found
-
-
-def forward_seconds(run: RunFolder, seconds: float, n_routes: int) -> float:
-    """Seconds of a plain forward, by what it took to answer the list: so many routes beside the base, every question of it."""
-    return seconds / (sum(len(manifest.ids) for manifest in path_manifests(run.root).values()) * list_cost(n_routes))

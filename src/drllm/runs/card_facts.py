@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json
-from drllm.policies.card import CardFacts, Comparison, Figure
+from drllm.core.text import p_value, percent, with_interval
+from drllm.policies.card import CardFacts
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.layout import RunFolder
 from drllm.runs.provenance import typed_commands
@@ -24,8 +25,10 @@ def card_facts(folder: Path) -> CardFacts:
     run = RunFolder(folder.parent)
     if not run.jobs.is_file():
         return CardFacts()
-    commands = typed_commands(_read(run.jobs, list))
-    return CardFacts(folder.name, tuple(_comparisons(run, folder.name, policy_digest(folder))), commands, tuple(_of_healing(run, folder)))
+    found = list(_evaluations(run, folder.name, policy_digest(folder)))
+    tasks = dict.fromkeys(task for of, _ in found for task in of)
+    figures = [line for _, lines in found for line in lines]
+    return CardFacts(folder.name, tuple(tasks), figures, typed_commands(_read(run.jobs, list)), tuple(_of_healing(run, folder)))
 
 
 def refresh_card(folder: Path) -> SavedPolicy:
@@ -37,14 +40,14 @@ def refresh_card(folder: Path) -> SavedPolicy:
     return saved
 
 
-def _comparisons(run: RunFolder, method: str, digest: str) -> Iterator[Comparison]:
-    """Every evaluation of these very files; a torn or foreign file is no evaluation of them."""
+def _evaluations(run: RunFolder, method: str, digest: str) -> Iterator[tuple[list[str], list[str]]]:
+    """(tasks, Markdown) of every evaluation of these very files; a torn or foreign file is no evaluation of them."""
     for path in [*run.summaries(), *run.harness_summaries()]:
         found = _read(path, dict)
         if found.get("policies", {}).get(method) != digest:
             continue
         with contextlib.suppress(ArtifactError):
-            yield _in_harness(found) if "routing" in found else _compared(Summary.of(found, path), method)
+            yield found["tasks"], _in_harness(found, method) if "routing" in found else _compared(Summary.of(found, path), method)
 
 
 def _of_healing(run: RunFolder, folder: Path) -> Iterator[str]:
@@ -59,31 +62,48 @@ def _of_healing(run: RunFolder, folder: Path) -> Iterator[str]:
         yield f"the same most likely next token as the base, {where}: {found['same_before']:.1%}, {found['same_after']:.1%}"
 
 
-def _compared(summary: Summary, method: str) -> Comparison:
+def _compared(summary: Summary, method: str) -> list[str]:
     base = {row.task: row.accuracy for row in summary.rows if row.method == summary.reference}
     rows = [
-        Figure(
-            *(row.method, row.task, "accuracy", row.n, base[row.task], row.accuracy),
-            *(row.difference, row.difference_low, row.difference_high, row.mcnemar_p),
-        )
+        (row.method, row.task, "accuracy", row.n, base[row.task], row.accuracy, row.change, row.mcnemar_p)
         for row in summary.rows
         if row.method != summary.reference
     ]
-    passes = [row.mean_passes for row in summary.pooled if row.method == method]
-    return Comparison(f"{summary.split} split", summary.tasks, rows, passes[0] if passes else None)
+    passes = [f"It runs {row.mean_passes:.2f} block passes a prompt." for row in summary.pooled if row.method == method]
+    return [*_table(f"{summary.split} split", method, rows), *passes[:1], ""]
 
 
-def _in_harness(summary: dict[str, Any]) -> Comparison:
+def _in_harness(summary: dict[str, Any], method: str) -> list[str]:
     """Of lm-evaluation-harness, whose tasks have metrics of their own."""
     rows = [
-        Figure(
-            *(row["method"], row["task"], row["metric"], row["n"], row["reference"], row["value"]),
-            *(row["difference"], row["difference_low"], row["difference_high"], row["mcnemar_p"]),
+        (
+            *(row[name] for name in ("method", "task", "metric", "n", "reference", "value")),
+            with_interval(row["difference"], row["difference_low"], row["difference_high"]),
+            row["mcnemar_p"],
         )
         for row in summary["rows"]
         if row["method"] != summary["reference"]
     ]
-    return Comparison(f"in lm-evaluation-harness, {summary['split']} split", summary["tasks"], rows, None)
+    return _table(f"in lm-evaluation-harness, {summary['split']} split", method, rows)
+
+
+def _table(place: str, method: str, rows: Iterable[tuple[Any, ...]]) -> list[str]:
+    """The method and, beside it, its baselines and rivals in the same evaluation."""
+    lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
+    lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
+    for name, task, metric, n, base, value, change, p in rows:
+        shown = (
+            f"**{name}**" if name == method else name,
+            task,
+            metric,
+            n,
+            percent(base),
+            percent(value),
+            change,
+            "" if p is None else p_value(p),
+        )
+        lines.append(f"| {' | '.join(map(str, shown))} |")
+    return [*lines, ""]
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -36,9 +36,11 @@ def means(groups: Mapping[str, Sequence[Candidate]], verdicts: Verdicts, tasks: 
     for name, ours, base in ((WINNER, WINNER, ""), (RANDOM, RANDOM, ""), (LEAD, WINNER, RANDOM)):
         found: dict[bool, Difference] = {}
         for fresh in (False, True):
-            pair = [_mean_of(verdicts, group, fresh) for group in (ours, base)] if base else _with_base(verdicts, ours, fresh)
-            if all(values is not None for values in pair):
-                found[fresh] = difference(*pair, tasks[fresh], config)  # type: ignore[arg-type]
+            parts = [verdicts[group, fresh].astype(float) for group in (ours, base or ours) if (group, fresh) in verdicts]
+            if len(parts) == 2 and all(part.shape[1] > 1 for part in parts):
+                ours_QR, base_QR = parts
+                against_Q = base_QR[:, 1:].mean(1) if base else base_QR[:, 0]
+                found[fresh] = difference(ours_QR[:, 1:].mean(1), against_Q, tasks[fresh], config)
         if found:
             passes = [one.route.n_passes for one in groups[ours]]
             rows.append(Measured(group=name, passes=float(np.mean(passes)), raced=found.get(False), fresh=found.get(True)))
@@ -65,18 +67,6 @@ def by_chance(verdicts_QR: np.ndarray, margins_QR: np.ndarray, kinds: Sequence[s
         gains.append(float((signs_Q @ right_QC[:, best]).mean() / len(signs_Q)))
     low, high = np.quantile(gains, (0.025, 0.975))
     return Difference(n=len(score_QC), mean=float(np.mean(gains)), low=float(low), high=float(high))
-
-
-def _mean_of(verdicts: Verdicts, group: str, fresh: bool) -> np.ndarray | None:
-    """The mean verdict over a group's routes on each question (Q,); None where it was not measured."""
-    found = verdicts.get((group, fresh))
-    return None if found is None or found.shape[1] < 2 else found[:, 1:].mean(1)
-
-
-def _with_base(verdicts: Verdicts, group: str, fresh: bool) -> list[np.ndarray | None]:
-    """As `_mean_of`, and the base's verdicts."""
-    mean = _mean_of(verdicts, group, fresh)
-    return [mean, None if mean is None else verdicts[group, fresh][:, 0].astype(float)]
 
 
 def difference(ours: np.ndarray, base: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> Difference:
