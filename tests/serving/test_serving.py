@@ -25,11 +25,11 @@ from drllm import Route, RoutedModel
 from drllm.cli.job import Job
 from drllm.cli.main import main
 from drllm.cli.options import CommonConfig
-from drllm.cli.serve import who_reaches
+from drllm.cli.serve import is_this_machine
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
-from drllm.deploy.serving.launch import Server, check_address, check_extra, check_supported, checkpoint_of, environment, launch, make_spec
+from drllm.deploy.serving.launch import Server, check_address, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.constant import RoutePolicy
@@ -112,9 +112,6 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
         make_spec(one, "p", tiny, repeatable="all")
     size = 2 * tiny.hidden_size
     routes = [Route.full(n), Route.full(n).edit(n - 1, 2)]
-    twice = str(routes[1])
-    beside = make_spec(RoutePolicy(routes[1]), "p", tiny, with_base=True)
-    assert beside == ServeSpec("routes", n, "p", repeatable=(n - 1,), routes=("1" * n, twice))
     codebook = Codebook(routes, TextSelector([(1,)], torch.zeros(1, 1), torch.zeros(1), 1.0), [Point(0.0)])
     codebook.prompt_format = "raw"
     known = tuple(map(str, routes))
@@ -137,8 +134,6 @@ def test_how_each_policy_is_served(tiny: RoutedModel):
             make_spec(None, "", tiny, repeatable=flag)
     routers = Routers(RouterConfig(n, tiny.hidden_size))
     assert make_spec(routers, "p", tiny) == ServeSpec("engine", n, "p", repeatable=tuple(range(n)))
-    with pytest.raises(InputError, match="--with-base is for a policy of one route"):
-        make_spec(routers, "p", tiny, with_base=True)
     with pytest.raises(InputError, match="may repeat blocks 3, so --repeatable none cannot"):
         make_spec(codebook, "p", tiny, repeatable="none")
     with pytest.raises(InputError, match="may repeat any block, so --repeatable none cannot"):
@@ -159,7 +154,7 @@ def test_the_command_line_of_a_server():
     codebook = of(SPEC, extra=["--seed", "3"])
     assert json.loads(codebook[codebook.index("--additional-config") + 1]) == SPEC.to_config()
     assert json.loads(codebook[codebook.index("--hf-overrides") + 1]) == {"architectures": ["DrllmLlamaForCausalLM"]}
-    assert codebook[-2:] == ["--seed", "3"]
+    assert codebook.index("--seed") < codebook.index("--model"), "of a flag that comes twice vLLM takes the last: ours"
     secret = launch(SPEC, replace(SERVER, api_key="the-key"))
     assert "the-key" not in " ".join(secret.argv), "every user of the machine can read a command line"
     assert secret.env["VLLM_API_KEY"] == "the-key"
@@ -201,60 +196,29 @@ def test_a_host_that_no_name_can_be(host: str):
     ("words", "mode", "flag"),
     [
         ("--worker-cls auto", "routes", "--worker-cls"),
-        ("--worker_cls=auto", "static", "--worker-cls"),
-        ("--seed 1 --worker-c auto", "routes", "--worker-cls"),
+        ("--seed 1 --worker_cls=auto", "static", "--worker-cls"),
         ("--hf-overrides.architectures x", "routes", "--hf-overrides"),
-        ("--hf_overrides={}", "routes", "--hf-overrides"),
-        ("--additional-config {}", "engine", "--additional-config"),
         ("--additional_config.drllm+ x", "routes", "--additional-config"),
-        ("--model other", "routes", "--model"),
-        ("--model=other", "routes", "--model"),
-        ("--host 0.0.0.0", "routes", "--host"),
         ("--port=1", "routes", "--port"),
         ("--api-key secret", "routes", "--api-key"),
-        ("--dtype float16", "static", "--dtype"),
-        ("--served-model-name x", "routes", "--served-model-name"),
         ("--config f.yaml", "routes", "--config"),
-        ("--uds /tmp/socket", "routes", "--uds"),
-        ("--api-server-count=2", "routes", "--api-server-count"),
         ("-asc 2", "routes", "-asc"),
-        ("--offload-backend uva", "routes", "--offload-backend"),
-        ("--cpu-offload-gb 1", "routes", "--cpu-offload-gb"),
-        ("--enable-chunked-prefill", "engine", "--enable-chunked-prefill"),
         ("--enable_prefix_caching", "engine", "--enable-prefix-caching"),
-        ("--async-scheduling", "engine", "--async-scheduling"),
+        ("--no-async-scheduling", "engine", "--async-scheduling"),
     ],
 )
 def test_flags_that_would_undo_the_routing(words: str, mode: str, flag: str):
     """However vLLM's parser lets them be written."""
-    with pytest.raises(InputError, match=rf"--vllm-args has {flag}, "):
-        check_extra(words.split(), mode)
+    spec = ServeSpec("static", L, "policy", "1021") if mode == "static" else ServeSpec(mode, L, "policy")
+    with pytest.raises(InputError, match=rf"--vllm-args has {flag}, which drllm serve (sets itself|was not tested with): leave it out"):
+        launch(spec, replace(SERVER, extra=words.split()))
+    others = ["--seed", "1", "--model-loader-extra-config", "{}", "--enable-prefix-caching", "-O3", "--config-format", "auto", "--", "-"]
+    launch(SPEC, replace(SERVER, extra=others))
 
 
-def test_flags_of_vllm_that_may_be_given():
-    check_extra([], "engine")
-    check_extra(["--seed", "1", "--model-loader-extra-config", "{}", "--no-enable-prefix-caching", "-O3", "--", "-"], "engine")
-    check_extra(["--config-format", "auto", "--uvicorn-log-level", "error"], "static")
-    check_extra(["--revision=v2", "--enable-chunked-prefill", "--async-scheduling", "--enable-prefix-caching"], "routes")
-
-
-@pytest.mark.parametrize(
-    ("host", "who"),
-    [
-        ("127.0.0.1", ""),
-        ("localhost", ""),
-        ("::1", ""),
-        ("127.8.8.8", ""),
-        ("0.0.0.0", "any address"),
-        ("::", "any address"),
-        ("", "any address"),
-        ("10.0.0.7", "10.0.0.7"),
-        ("gpu-3", "gpu-3"),
-    ],
-)
-def test_who_reaches_an_address(host: str, who: str):
-    assert bool(who_reaches(host)) == bool(who)
-    assert who in who_reaches(host)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0", "::", "", "10.0.0.7", "gpu-3"])
+def test_who_reaches_an_address(host: str):
+    assert is_this_machine(host) == (host in ("127.0.0.1", "localhost", "::1"))
 
 
 def test_families_that_can_be_served(tiny: RoutedModel):
@@ -334,7 +298,7 @@ def test_serve_prints_its_command(monkeypatch, capsys, tiny: RoutedModel, tmp_pa
     first, command = capsys.readouterr().out.strip().split("\n")
     assert first == f"serving base: one route, 10{'1' * (routed.n_layers - 2)}"
     words = shlex.split(command)
-    assert words[-2:] == ["--max-num-seqs", "4"]
+    assert words[words.index("--max-num-seqs") + 1] == "4"
     assert words[words.index("--model") + 1] == str(tmp_path / "base")
     spec = ServeSpec.from_config(json.loads(words[words.index("--additional-config") + 1]))
     assert spec == ServeSpec("static", routed.n_layers, str(tmp_path / "policy"), str(routed.policy.route))
@@ -382,7 +346,7 @@ def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, tiny: RoutedMod
         return capsys.readouterr().err
 
     warned = said("--host", "0.0.0.0")
-    assert warned.startswith("drllm: warning: whoever reaches any address of this machine can use this server without a key")
+    assert warned.startswith("drllm: warning: whoever reaches 0.0.0.0 can use this server without a key")
     assert warned.count("\n") == 1
     assert said() == said("--host", "0.0.0.0", "--api-key", "k") == ""
     monkeypatch.setenv("VLLM_API_KEY", "k")

@@ -35,13 +35,8 @@ INSTALL = (
     "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, "
     "then `.venv-serve/bin/drllm serve ...` (docs/serve.md)"
 )
-# Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
-# what would cut the prompts of a policy that decides in the engine.
-ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
-OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
-UNSEEN = ("--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc")
-OFFLOAD = ("--cpu-offload-gb", "--cpu-offload-params", "--offload-backend")
-CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
+# Flags of vLLM's that `--vllm-args` may not have, beside those that drllm sets: what passes by the routes, or was not tested with them.
+UNTESTED = ("--api-key", "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc", "--cpu-offload-gb", "--offload-backend")
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Server:
         device: "cpu" or "cuda".
         context: longest prompt and answer together, in tokens.
         eager: compile nothing.
-        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
+        extra: more of vLLM's own flags.
     """
 
     checkpoint: str
@@ -98,7 +93,6 @@ def make_spec(
     routed: RoutedModel,
     repeatable: str = "auto",
     any_format: bool = False,
-    with_base: bool = False,
 ) -> ServeSpec:
     """How a policy is served.
 
@@ -109,7 +103,6 @@ def make_spec(
             "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
             without a policy.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
-        with_base: of one route for all, keep every block, so that requests may ask for the base, too.
     """
     n_layers = routed.n_layers
     if policy is None:
@@ -119,12 +112,7 @@ def make_spec(
             raise InputError("the policy's route runs no block: there is nothing to serve")
         if repeatable != "auto":
             raise InputError(f"--repeatable is {repeatable}, but this policy is one route for all prompts and requests: leave it out")
-        if with_base:
-            both = (str(Route.full(n_layers)), str(policy.route))
-            return ServeSpec("routes", n_layers, folder, repeatable=_again(policy.route.actions), routes=both)
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
-    if with_base:
-        raise InputError("--with-base is for a policy of one route: with this one any request may ask for the base already, leave it out")
     routes = policy.routes
     mode = "engine" if policy.routes_for([]) is None else "routes"
     most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
@@ -161,15 +149,13 @@ def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     return tuple(block for block, n in sorted(most.items()) for _ in range(n - 1))
 
 
-def merged(routed: RoutedModel, cache: Path, with_base: bool) -> RoutedModel:
+def merged(routed: RoutedModel, cache: Path) -> RoutedModel:
     """The plain model that a healed policy comes to, from a checkpoint under `cache`: its adapter costs nothing there."""
     from drllm.model.routed import RoutedModel as Model
 
     assert routed.policy is not None
     if routed.policy.route is None:
         raise InputError("this policy chooses among healed routes, and the server holds no adapter: serve one of them (OUT/healed-0.9)")
-    if with_base:
-        raise InputError("a healed route is served merged, as a model of fewer blocks: it has no base beside it, leave --with-base out")
     plain = Model.wrap(checkpoint_of(routed, cache, routed.policy.route), dtype=routed.model.dtype, device=routed.device)
     plain.policy = Route.full(plain.n_layers)
     return plain
@@ -212,26 +198,20 @@ def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
     return {"hf_overrides": {"architectures": [arch]}, "additional_config": spec.to_config(), "worker_cls": worker}
 
 
-def check_extra(extra: Sequence[str], mode: str) -> None:
-    """`InputError` for flags of vLLM's that would undo, unseen, what `launch` starts; `mode` as in `ServeSpec`.
+def check_extra(extra: Sequence[str], ours: Iterable[str]) -> None:
+    """`InputError` for flags of vLLM's that `ours` have already, or that routes were not tested with.
 
-    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value`, and the beginning of a flag where no other begins so.
+    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value` and `--no-flag`. It takes the beginning of a flag, too: ours come
+    last, and win.
     """
-    why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
-    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there (--name for --served-model-name)")
-    why |= dict.fromkeys(UNSEEN + OFFLOAD, "which drllm serve cannot check or has not been tested with: leave it out")
-    if mode == "engine":
-        why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
-    for word in extra:
-        for flag in why:
-            if _is_flag(word, flag):
-                raise InputError(f"--vllm-args has {flag}, {why[flag]}")
+    refused = {_flag(word) for word in (*ours, *UNTESTED) if word.startswith("-")}
+    if found := [name for word in extra if (name := _flag(word)) in refused]:
+        why = "sets itself" if found[0] not in UNTESTED else "was not tested with"
+        raise InputError(f"--vllm-args has {found[0]}, which drllm serve {why}: leave it out; see `drllm serve --help-all`")
 
 
-def _is_flag(word: str, flag: str) -> bool:
-    """Whether a word of a command line is this flag of vLLM's, as its parser reads it."""
-    name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
-    return name not in ("", "-", "--") and (flag == name or (name.startswith("--") and flag.startswith(name)))
+def _flag(word: str) -> str:
+    return re.split("[=.]", word, maxsplit=1)[0].replace("_", "-").replace("--no-", "--")
 
 
 def launch(spec: ServeSpec, server: Server) -> Launch:
@@ -241,7 +221,7 @@ def launch(spec: ServeSpec, server: Server) -> Launch:
     flags |= {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
     for name, value in engine_options(spec, server.arch, server.device).items():
         flags[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
-    argv = [sys.executable, "-m", ENTRY, *(word for flag in flags.items() for word in flag)]
+    argv = [word for flag in flags.items() for word in flag]
     if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
         argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
         argv += ["--max-num-batched-tokens", str(max(server.context, 2048))]
@@ -249,7 +229,8 @@ def launch(spec: ServeSpec, server: Server) -> Launch:
         argv.append("--enforce-eager")
     # Not on the command line, which every user of the machine can read.
     key = {"VLLM_API_KEY": server.api_key} if server.api_key else {}
-    return Launch([*argv, *server.extra], environment(server.device) | key)
+    check_extra(server.extra, argv)
+    return Launch([sys.executable, "-m", ENTRY, *server.extra, *argv], environment(server.device) | key)
 
 
 def environment(device: str) -> dict[str, str]:
