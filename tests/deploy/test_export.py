@@ -69,7 +69,7 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     assert main(["export", "--model", str(checkpoint), "--route", route, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "5 blocks" in printed
-    assert re.search(r"weights: [\d.]+ [MK]B in float32, of which [\d.]+ [MK]B are second copies", printed)
+    assert re.search(r"weights in float32: [\d.]+ [MK]B, of which [\d.]+ MB are second copies", printed)
     done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "out"), str(tmp_path / "got.pt")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     logits, generated = torch.load(tmp_path / "got.pt")
