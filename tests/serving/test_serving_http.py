@@ -37,24 +37,7 @@ pytestmark = [
 FULL = "1" * 30
 ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", "0-16,14-27,27-29"]  # the last: 14-16 again, 27 twice
 DAMPED = "0-16,(14-16)*0.5,17-29"
-TOPICS = [
-    "plants",
-    "iron",
-    "the Moon",
-    "a whale",
-    "rust",
-    "sound",
-    "glass",
-    "yeast",
-    "a comet",
-    "salt",
-    "rain",
-    "coal",
-    "bees",
-    "gravity",
-    "a magnet",
-    "lava",
-]
+TOPICS = "plants,iron,the Moon,a whale,rust,sound,glass,yeast,a comet,salt,rain,coal,bees,gravity,a magnet,lava".split(",")
 PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
 KEY = "a-key"
 RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
@@ -136,28 +119,6 @@ def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
     with client(server) as asked:
         made = asked.completions.create(prompt=prompt, **options)
     return made.choices[0].text, made.model_extra["drllm"]
-
-
-def test_mixed_requests_equal_the_same_requests_alone(server, routed, codebook):
-    """32 at once, and one after the other: the same routes and the same answers; the routes are those of transformers."""
-    alone = [answer(server, prompt) for prompt in PROMPTS]
-    most = 0.0
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        asked = [pool.submit(answer, server, prompt) for prompt in PROMPTS]
-        while not all(one.done() for one in asked):
-            most = max(most, _count(server, RUNNING))
-            time.sleep(0.05)
-    together = [one.result() for one in asked]
-    assert most > 1, "some step held several requests"
-    assert [text for text, _ in together] == [text for text, _ in alone]
-    routes = [told[0]["route"] for _, told in together]
-    assert routes == [told[0]["route"] for _, told in alone]
-    ids = [routed.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
-    assert routes == [str(route) for route in routed.policy.routes_for(ids)]
-    assert len(set(routes)) == 4
-    for place in range(0, 32, 8):  # and the answers those of transformers
-        (output,) = routed.generate([PROMPTS[place]], max_new_tokens=24)
-        assert (output.text, str(output.route)) == (together[place][0], routes[place])
 
 
 def test_what_an_answer_carries(server):
@@ -360,8 +321,14 @@ def test_a_codebook_as_users_start_it(codebook, routed, capsys):
     served = Server([str(codebook), "--dtype", "float32", "--max-model-len", "1024", "--any-format"])
     try:
         alone = [answer(served, prompt) for prompt in PROMPTS[:16]]
+        most = 0.0
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:16]))
+            asked = [pool.submit(answer, served, prompt) for prompt in PROMPTS[:16]]
+            while not all(one.done() for one in asked):
+                most = max(most, _count(served, RUNNING))
+                time.sleep(0.05)
+        together = [one.result() for one in asked]
+        assert most > 1, "some step held several requests"
         assert [text for text, _ in together] == [text for text, _ in alone]
         ids = [routed.tokenizer(text)["input_ids"] for text in PROMPTS[:16]]
         policy = RoutedModel.from_pretrained(codebook, base=routed).policy
