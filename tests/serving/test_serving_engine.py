@@ -153,9 +153,7 @@ LOOPED_BOOK = ["111111", "0-3,2-5", "0-3,(2-3)*0.5,4-5", "111001", "0-3,2-3,2-3,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_routes_run_in_compiled_segments(models, family: str, book: list[str], forced: list[str]):
     """A codebook's routes, alone and mixed, beside routes that are not in it: other repeats, a strength and a span of their own."""
-    asked = [
-        request | {"arrives": place // together * (4 if together == 5 else 1)} for place, request in enumerate(asked_along(forced, 12))
-    ]
+    asked = [request | {"arrives": 2 * (place // 4)} for place, request in enumerate(asked_along(forced, 12))]
     options = {"enforce_eager": False, "max_num_batched_tokens": 64, "enable_chunked_prefill": True}
     done = run_engine(models[family], WIDE | {"routes": book}, asked, **options)
     check_all(in_transformers(models[family]), asked, done)

@@ -37,7 +37,10 @@ pytestmark = [
 FULL = "1" * 30
 ROUTES = [FULL, f"{FULL[:16]}000{FULL[19:]}", f"{FULL[:14]}000000{FULL[20:]}", "0-16,14-27,27-29"]  # the last: 14-16 again, 27 twice
 DAMPED = "0-16,(14-16)*0.5,17-29"
-TOPICS = "plants,iron,the Moon,a whale,rust,sound,glass,yeast,a comet,salt,rain,coal,bees,gravity,a magnet,lava".split(",")
+TOPICS = [
+    *("plants", "iron", "the Moon", "a whale", "rust", "sound", "glass", "yeast"),
+    *("a comet", "salt", "rain", "coal", "bees", "gravity", "a magnet", "lava"),
+]
 PROMPTS = [f"Question: {start} {topic}?\nAnswer:" for topic in TOPICS for start in ("What do we know about", "Who first wrote about")]
 KEY = "a-key"
 RUNNING = f'vllm:num_requests_running{{engine="0",model_name="{MODEL}"}}'  # requests in the engine's last step
@@ -102,7 +105,7 @@ def codebook(routed, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(codebook, tmp_path_factory) -> Iterator[Server]:
     """The codebook's server, with a key."""
-    arguments = [str(codebook), "--dtype", "float32", "--eager", "--api-key", KEY, "--max-model-len", "1024"]
+    arguments = [str(codebook), "--dtype", "float32", "--vllm-args=--enforce-eager", "--api-key", KEY, "--max-model-len", "1024"]
     started = Server(arguments)
     yield started
     started.stop()

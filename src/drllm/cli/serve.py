@@ -20,7 +20,7 @@ from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 from drllm.deploy.serving.spec import ServeSpec
 
-SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "any_format", "max_model_len", "eager", "vllm_args", "print")  # by --help
+SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "any_format", "max_model_len", "vllm_args", "print")  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -60,9 +60,9 @@ def run(job: Job) -> Lines:
     context = arguments.max_model_len or min(limit, 8192)
     if not 0 < context <= limit:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
-    dtype, device = type_name(routed.model.dtype), routed.device.type
-    more = context, arguments.eager, arguments.api_key, extra
-    started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
+    flags = {"--model": checkpoint, "--served-model-name": name, "--dtype": type_name(routed.model.dtype)}
+    flags |= {"--host": arguments.host, "--port": arguments.port, "--max-model-len": context}
+    argv, env = launching.launch(spec, arch, routed.device.type, flags, arguments.api_key, extra)
     del routed
     yield f"serving {name}: {_said(spec)}"
     if arguments.print:
@@ -70,15 +70,15 @@ def run(job: Job) -> Lines:
             launching.check_installed()
         except InputError as error:
             warnings.warn(f"this command cannot run as it is: {error}", stacklevel=2)
-        shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
-        yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *started.argv])
+        shown = env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
+        yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *argv])
         return
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     where = f"http://{host}:{arguments.port}"
     yield f"ready when {where}/health answers; API: {where}/v1"
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(started.argv[0], started.argv, os.environ | started.env)
+    os.execve(argv[0], argv, os.environ | env)
 
 
 def _said(spec: ServeSpec) -> str:
@@ -112,8 +112,8 @@ def add_flags(parser: Parser) -> None:
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
     context = "longest prompt and answer together (default: the model's context, at most 8192)"
     add("--max-model-len", type=int, default=0, metavar="N", help=context)
-    add("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
-    add("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
+    more = "more of vLLM's own flags, as one text: --vllm-args='--enforce-eager' starts sooner and decodes slower"
+    add("--vllm-args", default="", metavar="'...'", help=more)
     shown = "print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)"
     add("--print", action="store_true", help=shown)
     add_common(parser, "model", "dtype", "device")

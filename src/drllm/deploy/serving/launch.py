@@ -9,10 +9,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -37,40 +36,6 @@ INSTALL = (
 )
 # Flags of vLLM's that `--vllm-args` may not have, beside those that drllm sets: what passes by the routes, or was not tested with them.
 UNTESTED = ("--api-key", "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc", "--cpu-offload-gb", "--offload-backend")
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where and how a server runs, beside what it serves.
-
-    Attributes:
-        checkpoint: what `checkpoint_of` gave.
-        arch: what `check_supported` gave.
-        name: under which clients ask for it.
-        device: "cpu" or "cuda".
-        context: longest prompt and answer together, in tokens.
-        eager: compile nothing.
-        extra: more of vLLM's own flags.
-    """
-
-    checkpoint: str
-    arch: str
-    name: str
-    dtype: str
-    device: str
-    host: str
-    port: int
-    context: int
-    eager: bool = False
-    api_key: str = ""
-    extra: Sequence[str] = ()
-
-
-class Launch(NamedTuple):
-    """What to execute: a command line, and the environment variables to add."""
-
-    argv: list[str]
-    env: dict[str, str]
 
 
 def check_installed() -> str:
@@ -214,23 +179,30 @@ def _flag(word: str) -> str:
     return re.split("[=.]", word, maxsplit=1)[0].replace("_", "-").replace("--no-", "--")
 
 
-def launch(spec: ServeSpec, server: Server) -> Launch:
-    """The command line and environment of a server."""
-    flags = {"--model": server.checkpoint, "--served-model-name": server.name, "--dtype": server.dtype, "--host": server.host}
-    flags |= {"--port": str(server.port), "--max-model-len": str(server.context)}
-    flags |= {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
-    for name, value in engine_options(spec, server.arch, server.device).items():
-        flags[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
-    argv = [word for flag in flags.items() for word in flag]
+def launch(
+    spec: ServeSpec, arch: str, device: str, flags: Mapping[str, Any], api_key: str = "", extra: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of a server, and the environment variables to add.
+
+    Args:
+        arch: what `check_supported` gave.
+        device: "cpu" or "cuda".
+        flags: vLLM's --model, --served-model-name, --dtype, --host, --port and --max-model-len.
+        extra: more of vLLM's own flags.
+    """
+    given = dict(flags) | {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
+    for name, value in engine_options(spec, arch, device).items():
+        given[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
+    argv = [str(word) for flag in given.items() for word in flag]
     if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
         argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
-        argv += ["--max-num-batched-tokens", str(max(server.context, 2048))]
-    if server.eager or (server.device != "cpu" and spec.mode != "static"):
+        argv += ["--max-num-batched-tokens", str(max(flags["--max-model-len"], 2048))]
+    check_extra(extra, argv)
+    if device != "cpu" and spec.mode != "static":
         argv.append("--enforce-eager")
     # Not on the command line, which every user of the machine can read.
-    key = {"VLLM_API_KEY": server.api_key} if server.api_key else {}
-    check_extra(server.extra, argv)
-    return Launch([sys.executable, "-m", ENTRY, *server.extra, *argv], environment(server.device) | key)
+    key = {"VLLM_API_KEY": api_key} if api_key else {}
+    return [sys.executable, "-m", ENTRY, *extra, *argv], environment(device) | key
 
 
 def environment(device: str) -> dict[str, str]:
