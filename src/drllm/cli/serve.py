@@ -107,7 +107,7 @@ def add_flags(parser: Parser) -> None:
     add("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     add("--name", default="", help="the model's name in requests (default: the base's)")
     add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
-    repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
+    repeatable = "blocks with a cache for a second pass: all, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
     context = "longest prompt and answer together (default: the model's context, at most 8192)"

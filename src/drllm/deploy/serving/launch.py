@@ -64,9 +64,8 @@ def make_spec(
     Args:
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
-        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", of up to three passes
-            "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
-            without a policy.
+        repeatable: blocks with keys and values for a second pass: "all", numbers such as "3,17", of up to three passes "3:3,17" or
+            "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none without one.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
     """
     n_layers = routed.n_layers
@@ -93,10 +92,7 @@ def _again(passes: Iterable[int]) -> tuple[int, ...]:
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     """Each block once for every pass beyond its first that `--repeatable` or the policy (`auto`) makes room for."""
-    if text == "none" and auto:
-        blocks = "any block" if len(set(auto)) == n_layers else f"blocks {', '.join(map(str, dict.fromkeys(auto)))}"
-        raise InputError(f"the policy's routes may repeat {blocks}, so --repeatable none cannot serve it: use auto")
-    if text in ("auto", "none"):
+    if text == "auto":
         return auto
     most = {block: 1 + auto.count(block) for block in auto}
     try:
@@ -105,9 +101,7 @@ def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
             for block in range(n_layers) if name == "all" else (int(name),):
                 most[block] = max(most.get(block, 1), int(n_passes or 2))
     except ValueError:
-        expected = (
-            "all, none, auto, or block numbers such as 3,17, with a colon and the passes where there are more than two: 3:3,17 or all:3"
-        )
+        expected = "all, auto, or block numbers such as 3,17, with a colon and the passes where there are more than two: 3:3,17 or all:3"
         raise InputError(f"--repeatable is {text!r}, expected {expected}") from None
     if wrong := [n for n in most.values() if not 1 < n <= MAX_PASSES]:
         raise InputError(f"--repeatable is {text!r}, which asks for {wrong[0]} passes of a block, expected 2 to {MAX_PASSES}")
