@@ -143,7 +143,7 @@ LOOPED_BOOK = ["111111", "0-3,2-5", "0-3,(2-3)*0.5,4-5", "111001", "0-3,2-3,2-3,
 
 
 @pytest.mark.parametrize(
-    ("book", "forced"),
+    ("known", "forced"),
     [
         (BOOK, [*BOOK, "101101", *BOOK, "111112", "221111", BOOK[1]]),
         (LOOPED_BOOK, [*LOOPED_BOOK, "0-3,(2-3)*0.25,4-5", *LOOPED_BOOK, "0-4,2-5"]),
@@ -151,11 +151,11 @@ LOOPED_BOOK = ["111111", "0-3,2-5", "0-3,(2-3)*0.5,4-5", "111001", "0-3,2-3,2-3,
     ids=["digits", "loops"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_known_routes_run_in_compiled_segments(models, family: str, book: list[str], forced: list[str]):
+def test_known_routes_run_in_compiled_segments(models, family: str, known: list[str], forced: list[str]):
     """A codebook's routes, alone and mixed, beside routes that are not in it: other repeats, a strength and a span of their own."""
     asked = [request | {"arrives": 2 * (place // 4)} for place, request in enumerate(asked_along(forced, 12))]
     options = {"enforce_eager": False, "max_num_batched_tokens": 64, "enable_chunked_prefill": True}
-    done = run_engine(models[family], WIDE | {"routes": book}, asked, **options)
+    done = run_engine(models[family], WIDE | {"routes": known}, asked, **options)
     check_all(in_transformers(models[family]), asked, done)
     assert done["stats"]["segment_steps"] > 0
     assert done["stats"]["routed_steps"] > done["stats"]["segment_steps"], "the unknown routes ran block by block"

@@ -146,7 +146,7 @@ def write_copy(reader: GGUFReader, path: Path, changed: Mapping[str, Entry], ten
     writer.data_alignment = reader.alignment
     fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.") and len(field.data)}
     kept = {name: Entry(field.contents(), field.types[0], field.types[-1]) for name, field in fields.items() if name not in changed}
-    for name, entry in (kept | changed).items():
+    for name, entry in (kept | dict(changed)).items():
         if name != "general.architecture":
             writer.add_key_value(name, entry.value, entry.kind, entry.item if entry.kind == GGUFValueType.ARRAY else None)
     for name, kind, data in tensors:
