@@ -93,8 +93,7 @@ def main() -> None:
         "soak",
         "--max-model-len",
         "1024",
-        "--vllm-args=--disable-uvicorn-access-log",
-        *(["--eager"] if given.eager else []),
+        f"--vllm-args=--disable-uvicorn-access-log{' --enforce-eager' if given.eager else ''}",
     ]
     with serving(command, port) as server:
         result = soak(server, given)

@@ -69,7 +69,7 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     assert main(["export", "--model", str(checkpoint), "--route", route, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "5 blocks" in printed
-    assert re.search(r"weights: [\d.]+ [MK]B in float32, of which [\d.]+ [MK]B are second copies", printed)
+    assert re.search(r"weights in float32: [\d.]+ [MK]B, of which [\d.]+ MB are second copies", printed)
     done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "out"), str(tmp_path / "got.pt")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     logits, generated = torch.load(tmp_path / "got.pt")
@@ -212,11 +212,19 @@ def test_what_export_refuses(tmp_path, checkpoint, capsys):
     assert "--out is missing" in capsys.readouterr().err
 
 
-def test_an_earlier_export_is_replaced(tmp_path):
-    routed = RoutedModel.wrap(families.build("llama"))
-    export(routed, Route.parse("1211"), tmp_path / "out")
-    export(routed, Route.parse("1011"), tmp_path / "out")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 3
+def test_an_earlier_export_is_replaced_unless_others_put_something_into_it(tmp_path, capsys):
+    routed, out = RoutedModel.wrap(families.build("llama")), tmp_path / "out"
+    export(routed, Route.parse("1211"), out)
+    export(routed, Route.parse("1011"), out)
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
+    (out / "model.gguf").write_text("converted")
+    with pytest.raises(InputError, match=r"holds 'model.gguf', which no export wrote"):
+        export(routed, Route.parse("1211"), out)
+    assert (out / "model.gguf").exists()
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["info", str(out)]) == 2
+    assert "not the file that was exported" in capsys.readouterr().err
 
 
 def test_a_base_on_a_device_map_exports(tmp_path):
@@ -233,23 +241,6 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     with pytest.raises(UnsupportedModelError, match="are quantised"):
         export(RoutedModel.wrap(model), ROUTES[0], tmp_path / "out")
-
-
-def test_what_others_put_into_an_export_is_never_deleted(tmp_path):
-    routed = RoutedModel.wrap(families.build("llama"))
-    export(routed, Route.parse("1211"), tmp_path / "out")
-    (tmp_path / "out" / "model.gguf").write_text("converted")
-    with pytest.raises(InputError, match=r"holds 'model.gguf', which no export wrote"):
-        export(routed, Route.parse("1011"), tmp_path / "out")
-    assert (tmp_path / "out" / "model.gguf").exists()
-
-
-def test_a_truncated_export_is_noticed(tmp_path, capsys):
-    export(RoutedModel.wrap(families.build("llama")), Route.parse("1211"), tmp_path / "out")
-    weights = tmp_path / "out" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    assert main(["info", str(tmp_path / "out")]) == 2
-    assert "not the file that was exported" in capsys.readouterr().err
 
 
 def test_lists_that_are_as_long_by_accident_stay(tmp_path):

@@ -107,8 +107,6 @@ def test_served_it_is_a_plain_model_of_fewer_blocks(tmp_path, checkpoint, capsys
     assert spec == ServeSpec("static", 3, "", "111")
     loaded = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
     assert torch.allclose(loaded(IDS).logits, routed(IDS).logits, atol=1e-4)
-    assert main(["serve", str(tmp_path / "healed"), "--print", "--with-base"]) == 2
-    assert "leave --with-base out" in capsys.readouterr().err
 
 
 def test_no_server_runs_a_healed_route_without_its_adapter():
@@ -125,4 +123,4 @@ def test_a_policy_among_healed_routes_is_not_served(tmp_path):
     selector = TextSelector([(7,)], torch.ones(1, 1), torch.zeros(1), math.inf)
     routed.policy = Codebook([Route.full(4), adapter.healed], selector, [Point(0.0)], 0, [adapter])
     with pytest.raises(InputError, match="chooses among healed routes, and the server holds no adapter: serve one of them"):
-        merged(routed, tmp_path, False)
+        merged(routed, tmp_path)

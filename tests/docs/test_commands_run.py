@@ -49,7 +49,6 @@ MADE = ("search", "scan", "retrofit", "reproduce", "heal")  # commands whose --o
 PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101"}
 ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
-    "drllm compare ": "reads logs of lm-evaluation-harness: tests/evaluation/harness",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
     "llama-3.2-3b-instruct.yaml": "needs the Hub",
     "--outside mmlu,aime24": "needs files of eight tasks: tests/paper/test_reproduce.py has a passage task and a letter task",

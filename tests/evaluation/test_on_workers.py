@@ -18,7 +18,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
-from drllm.model import executors, pool, process_pool
+from drllm.model import executors, pool
 from drllm.model.process_pool import processes
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
@@ -286,32 +286,6 @@ def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_ov
     assert [dtype for _, _, dtype in found] == ["torch.float32", "torch.bfloat16", "torch.float32"]
     assert found[0][1] == found[1][1] != found[2][1]
     assert gone([*pids, int(found[0][1])])
-
-
-class Tells:
-    """Says how far it is, in the middle of its job."""
-
-    def __init__(self, out):
-        self.out = out
-
-    def work(self, jobs):
-        for index, _ in jobs:
-            time.sleep(process_pool.TELLS_EVERY_S + 0.2)
-            self.tell(("half of", index))
-            time.sleep(0.5)
-            (self.out / str(index)).touch()
-
-
-@pytest.mark.long
-def test_what_workers_tell_is_heard_before_they_are_done(tmp_path):
-    heard = []
-    work = pool.Work(lambda index: (tmp_path / str(index)).is_file(), lambda index, job: "a job", print, hear=heard.append)
-    with processes() as place:
-        done = list(pool.work_on(place, Tells, (tmp_path,), [(0, None), (1, None)], Resources(executor="processes", workers=1), work))
-    assert done == [0, 1]
-    assert [("half of", 0)] in heard
-    assert [("half of", 1)] in heard
-    assert all(told in ([], [("half of", 0)], [("half of", 1)]) for told in heard), "what an earlier call told is forgotten"
 
 
 @pytest.mark.long

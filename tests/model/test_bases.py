@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 import families
 from byte_tokens import byte_tokenizer
-from drllm import Route, RoutedModel, RoutersConfig, SearchConfig, UnsupportedModelError, search, train
+from drllm import Route, RoutedModel, RoutersConfig, SearchConfig, search, train
 from drllm.model.load import load_base
 from drllm.runs.records import read_records
 from reference import path_model, plain_greedy
@@ -112,29 +113,13 @@ def test_logits_on_a_device_map_and_under_an_adapter_follow_the_route():
     for row, route in enumerate(ROUTES[1:3]):
         torch.testing.assert_close(mapped_logits[row], path_model(twin, route.path)(ids, use_cache=False).logits[row], atol=1e-5, rtol=0)
     adapted = peft_adapted()
-    merged = peft_copy(adapted)
+    merged = copy.deepcopy(adapted).merge_and_unload()
     adapted_logits = RoutedModel.wrap(adapted)(ids, routes=ROUTES[1:3]).logits
     for row, route in enumerate(ROUTES[1:3]):
         torch.testing.assert_close(adapted_logits[row], path_model(merged, route.path)(ids, use_cache=False).logits[row], atol=1e-4, rtol=0)
-
-
-def peft_copy(adapted):
-    import copy
-
-    return copy.deepcopy(adapted).merge_and_unload()
 
 
 def test_another_adapter_or_quantisation_is_another_base():
     prints = {name: RoutedModel.wrap(BASES[name]()).fingerprint for name in ("fp32", "bf16", "peft", "int8", "moe")}
     assert prints["fp32"] == prints["bf16"], "one checkpoint has one fingerprint in both"
     assert len(set(prints.values())) == len(prints) - 1
-
-
-def test_offloaded_weights_are_refused_by_name(tmp_path):
-    accelerate = pytest.importorskip("accelerate")
-    model = plain()
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    places |= {f"model.layers.{index}": "disk" if index == 2 else "cpu" for index in range(families.N_BLOCKS)}
-    model = accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "offload")
-    with pytest.raises(UnsupportedModelError, match="keeps weights offloaded"):
-        RoutedModel.wrap(model)

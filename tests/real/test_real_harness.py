@@ -31,7 +31,6 @@ pytestmark = [
 FULL = Route.full(30)
 ROUTES = {"repeat 17 and 27": FULL.edit(17, 2).edit(27, 2), "skip 13": FULL.edit(13, 0)}
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "commonsenseqa", "mmlu")
-CONVERTER = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +91,6 @@ def test_an_export_scores_what_the_routed_model_scores(routed, requests, exporte
     alone = stock.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
     out = routed.generate(input_ids=ids, policy=ROUTES[name], max_new_tokens=12, do_sample=False)[0]
     assert out.token_ids == alone
-
-
-@pytest.mark.skipif(not CONVERTER.is_file(), reason="needs llama.cpp's converter (`make test-slow` installs it beside the environment)")
-@pytest.mark.parametrize("name", ROUTES)
-def test_an_export_converts_to_gguf(exported, tmp_path, name):
-    """And what transformers reads back from the GGUF file computes what the checkpoint computes."""
-    environment = os.environ | {"PYTHONPATH": str(CONVERTER.parent)}
-    command = [sys.executable, str(CONVERTER), str(exported[name]), "--outfile", str(tmp_path / "model.gguf"), "--outtype", "f32"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    back = RoutedModel.wrap(str(tmp_path / "model.gguf"), dtype=torch.float32)
-    checkpoint = RoutedModel.wrap(str(exported[name]), dtype=torch.float32)
-    assert back.n_layers == ROUTES[name].n_passes
-    ids = checkpoint.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        assert (back.model(ids).logits - checkpoint.model(ids).logits).abs().max() < 1e-3
 
 
 def test_both_command_lines_agree_on_generation(tmp_path):

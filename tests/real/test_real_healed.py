@@ -20,28 +20,13 @@ from drllm.healing.heal import Healed
 pytestmark = pytest.mark.slow
 CONVERTER = Path(os.environ.get("DRLLM_CONVERTER") or Path(sys.prefix) / "converter") / "convert_hf_to_gguf.py"
 SUBJECTS = [
-    "rain",
-    "glaciers",
-    "bread",
-    "the moon",
-    "bridges",
-    "horses",
-    "iron",
-    "music",
-    "rivers",
-    "clocks",
-    "salt",
-    "paper",
-    "bees",
-    "glass",
+    *("rain", "glaciers", "bread", "the moon", "bridges", "horses", "iron"),
+    *("music", "rivers", "clocks", "salt", "paper", "bees", "glass"),
 ]
 LINES = [f"{begin} {subject}{end}" for subject in SUBJECTS for begin, end in (("Tell me about", "."), ("The history of", " begins"))]
 PROMPTS = [
-    "The capital of France is",
-    "Plants need sunlight because",
-    "Two plus two equals",
-    "Birds can fly because",
-    "Tell me about salt.",
+    *("The capital of France is", "Plants need sunlight because", "Two plus two equals"),
+    *("Birds can fly because", "Tell me about salt."),
 ]
 N_TOKENS = 12
 

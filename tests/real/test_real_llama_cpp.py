@@ -10,12 +10,11 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
-from drllm.deploy.formats import gguf_file
-from drllm.model.gguf_header import read_header, write_copy
+from drllm.deploy.formats.gguf_file import along, changed_entries, write_copy
 from drllm.model.load import gguf_path
 
-pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
-import llamacpp
+gguf = pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
+import llamacpp  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -85,10 +84,11 @@ def test_arrays_by_layer_are_what_llama_cpp_wants(tmp_path):
     assert source is not None
 
     def texts(name: str, by_layer: Sequence[str], left_alone: Sequence[str] = ()) -> list[str]:
-        header = read_header(llamacpp.unpack(source, tmp_path / f"{name}-base.gguf", by_layer))
-        changed = {key: entry for key, entry in gguf_file.changed_entries(header, route).items() if key not in left_alone}
+        header = gguf.GGUFReader(llamacpp.unpack(source, tmp_path / f"{name}-base.gguf", by_layer))
+        changed = {key: entry for key, entry in changed_entries(header, route).items() if key not in left_alone}
         assert {len(changed[key].value) for key in by_layer if key not in left_alone} <= {route.n_passes}
-        write_copy(header, tmp_path / f"{name}.gguf", header.entries | changed, gguf_file.along(header, route))
+        tensors = [(new, tensor.tensor_type, tensor.data) for new, tensor in along(header, route)]
+        write_copy(header, tmp_path / f"{name}.gguf", changed, tensors)
         return llamacpp.greedy_texts(tmp_path / f"{name}.gguf", PROMPTS[:5], N_TOKENS, tmp_path)
 
     assert texts("by_layer", BY_LAYER) == texts("plain", ())

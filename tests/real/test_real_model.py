@@ -154,31 +154,9 @@ def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_pat
     """bf16 logits depend on the batch's shape, so this holds only because every step of a width has one shape."""
 
     def search(out):
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "drllm",
-                "search",
-                "--model",
-                MODEL,
-                "--tasks",
-                "arc_easy",
-                "--out",
-                str(out),
-                "--n-simulations",
-                "6",
-                "--limit",
-                "72",
-                "--group-size",
-                "24",
-                "--pool-size",
-                "24",
-                "--sweep-questions",
-                "4",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
+        typed = f"search --model {MODEL} --tasks arc_easy --out {out} --n-simulations 6 --limit 72 --group-size 24 --pool-size 24"
+        command = [sys.executable, "-m", "drllm", *typed.split(), "--sweep-questions", "4"]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def shards(out):
         return {path.name: path.read_bytes() for path in sorted((out / "search" / "arc_easy").glob("*.parquet"))}

@@ -52,7 +52,7 @@ def test_routes_in_a_whole_answer():
     answer = json.loads(b"".join(parts))
     assert answer["id"] == "é"
     assert answer["drllm"][0] == {"route": "1021", "passes": 4, "of": 4, "decided": "policy", "seconds": 0.25}
-    assert (headers["x-drllm-route"], headers["x-drllm-passes"]) == ("1021,1111", "4,4")
+    assert answer["drllm"][1]["route"] == "1111"
     assert int(headers["content-length"]) == len(b"".join(parts))
 
 
@@ -67,13 +67,12 @@ def test_routes_in_a_whole_answer():
     ],
 )
 def test_answers_without_a_route_stay_as_they_are(routes, path, method):
-    headers, parts = ask(json_app({"error": {}}, routes), path, method)
+    _, parts = ask(json_app({"error": {}}, routes), path, method)
     assert b"".join(parts) == b'{"error": {}}'
-    assert "x-drllm-route" not in headers
 
 
 def test_routes_in_a_stream():
-    """They stand in the first event after one became known, and after all did, and in the headers only if all were known by then."""
+    """They stand in the first event after one became known, and after all did."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         call = CALL.get()
@@ -87,13 +86,12 @@ def test_routes_in_a_stream():
                 second.set(Route.parse("1111"), "policy")
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    headers, parts = ask(app)
+    _, parts = ask(app)
     events = [json.loads(event[6:]) for part in parts for event in part.decode().split("\n\n") if event.startswith("data: {")]
     assert [None if one is None else one["route"] for one in events[0]["drllm"]] == ["1021", None]
     assert [one["route"] for one in events[1]["drllm"]] == ["1021", "1111"]
     assert "drllm" not in events[2]
     assert parts[-1] == b"data: [DONE]\n\n"
-    assert "x-drllm-route" not in headers
 
 
 @pytest.mark.parametrize(
@@ -105,22 +103,6 @@ def test_other_paths_are_not_served(path: str):
     headers, parts = ask(json_app({"id": 1}, ["1021"]), path)
     assert json.loads(b"".join(parts))["error"]["code"] == 404
     assert int(headers["content-length"]) == len(b"".join(parts))
-
-
-def test_a_path_in_an_answer():
-    """In a header its commas would part values."""
-    routes = ["0-2,(1-2)*0.5,3", "1111", "0-2,1-3"]
-    headers, parts = ask(json_app({"id": 1}, routes))
-    told = json.loads(b"".join(parts))["drllm"]
-    assert [one["route"] for one in told] == routes
-    assert (headers["x-drllm-route"], headers["x-drllm-passes"]) == ("0-2+(1-2)*0.5+3,1111,0-2+1-3", "6,4,6")
-    assert [Route.parse(text, 4) for text in headers["x-drllm-route"].split(",")] == [Route.parse(text, 4) for text in routes]
-
-
-def test_many_routes_stand_in_the_body_alone():
-    headers, parts = ask(json_app({"id": 1}, ["1021"] * 1024))
-    assert len(json.loads(b"".join(parts))["drllm"]) == 1024
-    assert "x-drllm-route" not in headers
 
 
 def test_a_stream_of_many_prompts_tells_its_routes_twice(monkeypatch):

@@ -53,10 +53,7 @@ def run(job: Job) -> Lines:
         yield "this route is the base's: the export is the base model"
     else:
         yield f"route {done.route}: {done.n_blocks} blocks instead of {routed.n_layers}"
-    if done.n_bytes:
-        size = f"{done.n_bytes / 1e6:.1f} MB" if done.n_bytes >= 1e5 else f"{done.n_bytes / 1e3:.1f} KB"
-        copies = f", of which {done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if done.copied_bytes else ""
-        yield f"weights: {size}{in_type}{copies}"
+    yield f"weights{in_type}: {done.size}"
     yield f"checked: logits of {done.n_checked} tokens within {done.difference:.1e} of the routed model's"
     if arguments.clock:
         yield _clocked(routed, done.folder)

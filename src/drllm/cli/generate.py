@@ -9,7 +9,6 @@ example:
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.cli.job import Job, Lines
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # prompts generated together
 # By --help.
-SHOWN = ("policy", "route", "model", "chat", "file", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")
+SHOWN = ("policy", "route", "model", "chat", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")
 
 
 def run(job: Job) -> Lines:
@@ -77,13 +76,12 @@ def add_flags(parser: Parser) -> None:
 def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
     """The flags of commands that show prompts to a policy; `n_tokens` is the longest answer unless one is given."""
     add = parser.add_argument
-    add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from --file or standard input")
+    add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from standard input")
     add("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
     control = "the control of routers (appendix C), from -1 (skip) to 1 (repeat); -0.5 is as trained"
     add("--control", type=number, metavar="P", help=control)
     add("--chat", action="store_true", help="put each prompt into the chat template as the user's message")
     add("--any-format", action="store_true", help="use the policy even on a prompt format it was not trained on")
-    add("--file", metavar="FILE", help="a text file with one prompt a line")
     add("--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})")
 
 
@@ -101,29 +99,20 @@ def as_prompt(text: str, chat: bool) -> Prompt:
 
 
 def read_prompts(arguments: Namespace) -> list[str]:
-    """Prompts from the command line, --file or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
+    """Prompts from the command line or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
     if arguments.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
-    if arguments.prompt and arguments.file:
-        raise InputError("got prompts both as arguments and by --file: give one of them")
-    if arguments.prompt:
-        prompts = list(arguments.prompt)
-    else:
-        try:
-            text = Path(arguments.file).read_bytes() if arguments.file else _stdin()
-            prompts = [line for line in text.decode("utf-8").splitlines() if line.strip()]
-        except OSError as error:
-            why = f"cannot read {arguments.file!r} ({error.strerror})"
-            raise InputError(f"{why}: --file expects a text file with one prompt a line") from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"{arguments.file or 'standard input'} is not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    try:
+        prompts = list(arguments.prompt) or [line for line in _stdin().decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text ({error.reason}): save it as UTF-8") from None
     if not prompts:
-        raise InputError("no prompt: give it as an argument, one a line in --file FILE, or on standard input")
+        raise InputError("no prompt: give it as an argument, or one a line on standard input")
     for index, prompt in enumerate(prompts):
         if not prompt.strip():
             raise InputError(f"prompt {index} is empty: give it at least one token")
         if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise InputError(f"prompt {index} is not valid UTF-8 text: pass it through --file, saved as UTF-8")
+            raise InputError(f"prompt {index} is not valid UTF-8 text: pass it on standard input, saved as UTF-8")
     return prompts
 
 

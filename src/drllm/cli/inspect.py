@@ -6,10 +6,6 @@ example:
   drllm inspect "Why is the sky blue?" --policy runs/a/routers --any-format --chat
 """
 
-import os
-import shutil
-import sys
-
 from drllm.cli.generate import add_prompt_flags, as_prompt, load_controlled, read_prompts
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common
@@ -28,8 +24,7 @@ def run(job: Job) -> Lines:
 
     prompt = as_prompt(prompts[0], arguments.chat)
     found = inspect(routed, prompt, max_new_tokens=arguments.max_new_tokens, check_prompt_format=not arguments.any_format)
-    coloured = sys.__stdout__ is not None and sys.__stdout__.isatty() and not os.environ.get("NO_COLOR")
-    yield render(found, shutil.get_terminal_size((100, 24)).columns, coloured)
+    yield render(found)
 
 
 def add_flags(parser: Parser) -> None:

@@ -32,7 +32,7 @@ GROUPS = {
     "scan, retrofit, heal, serve; to audit a claim: scan --claimed": ("scan", "retrofit", "heal", "serve"),
     "step by step": ("search", "train", "evaluate", "report"),
     "a policy in use": ("generate", "inspect", "export", "info", "push"),
-    "lists and tables": ("tasks", "models", "methods", "records", "compare"),
+    "lists and tables": ("tasks", "models", "methods", "records"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}
 RESEARCH = ("reproduce",)  # commands of the package in research/, which is not shipped

@@ -14,19 +14,22 @@ import warnings
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
-from drllm.cli.options import Namespace, Parser, add_common, split_words
+from drllm.cli.options import Parser, add_common, split_words
 from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
 from drllm.core.text import type_name
 from drllm.deploy.serving.spec import ServeSpec
 
-SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "with_base", "max_model_len", "eager", "vllm_args", "print")  # by --help
+SHOWN = ("base", "host", "port", "name", "api_key", "repeatable", "any_format", "max_model_len", "vllm_args", "print")  # by --help
 
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
     base = arguments.base or job.common.model
-    check_flags(arguments, base)
+    if not (arguments.policy or base):
+        raise InputError("nothing to serve: give a saved policy's folder, or --base for a model along the routes that requests ask for")
+    if arguments.any_format and not arguments.policy:
+        raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
     extra = split_words("--vllm-args", arguments.vllm_args)
     from drllm.deploy.serving import launch as launching
 
@@ -35,7 +38,8 @@ def run(job: Job) -> Lines:
     if not arguments.print:
         launching.check_installed()
         launching.check_address(arguments.host, arguments.port)
-    if not (arguments.api_key or os.environ.get("VLLM_API_KEY")) and (who := who_reaches(arguments.host)):
+    if not (arguments.api_key or os.environ.get("VLLM_API_KEY") or is_this_machine(arguments.host)):
+        who = f"whoever reaches {arguments.host or 'any address of this machine'}"
         warnings.warn(f"{who} can use this server without a key: give --api-key, or leave --host out for this machine alone", stacklevel=2)
     from drllm.model.routed import RoutedModel
     from drllm.policies.saved import open_policy
@@ -48,40 +52,37 @@ def run(job: Job) -> Lines:
     name = arguments.name or Path(routed.base_id).name
     if routed.policy is not None and routed.policy.adapters:
         with said_if_slow("merging the adapter into a checkpoint ..."):
-            routed, folder = launching.merged(routed, launching.cache_folder(), arguments.with_base), ""
+            routed, folder = launching.merged(routed, launching.cache_folder()), ""
     arch = launching.check_supported(routed)
-    spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format, arguments.with_base)
-    launching.check_extra(extra, spec.mode)
+    spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format)
     checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
     context = arguments.max_model_len or min(limit, 8192)
     if not 0 < context <= limit:
         raise InputError(f"--max-model-len is {context}, the model's context is {limit} tokens")
-    dtype, device = type_name(routed.model.dtype), routed.device.type
-    more = context, arguments.eager, arguments.api_key, extra
-    started = launching.launch(spec, launching.Server(checkpoint, arch, name, dtype, device, arguments.host, arguments.port, *more))
+    flags = {"--model": checkpoint, "--served-model-name": name, "--dtype": type_name(routed.model.dtype)}
+    flags |= {"--host": arguments.host, "--port": arguments.port, "--max-model-len": context}
+    argv, env = launching.launch(spec, arch, routed.device.type, flags, arguments.api_key, extra)
     del routed
-    yield f"serving {name}: {_said(spec, arguments.with_base)}"
+    yield f"serving {name}: {_said(spec)}"
     if arguments.print:
         try:
             launching.check_installed()
         except InputError as error:
             warnings.warn(f"this command cannot run as it is: {error}", stacklevel=2)
-        shown = started.env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
-        yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *started.argv])
+        shown = env | ({"VLLM_API_KEY": "..."} if arguments.api_key else {})
+        yield shlex.join(["env", *(f"{key}={value}" for key, value in shown.items()), *argv])
         return
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     where = f"http://{host}:{arguments.port}"
-    yield f"ready when {where}/health answers; playground: {where}/drllm; API: {where}/v1"
+    yield f"ready when {where}/health answers; API: {where}/v1"
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(started.argv[0], started.argv, os.environ | started.env)
+    os.execve(argv[0], argv, os.environ | env)
 
 
-def _said(spec: ServeSpec, with_base: bool) -> str:
+def _said(spec: ServeSpec) -> str:
     """How routes are decided, in words."""
-    if with_base:
-        return f"the route {spec.routes[1]}, and the base for requests that ask for it"
     if spec.mode == "static":
         return f"one route, {spec.route}"
     if spec.mode == "engine":
@@ -90,30 +91,12 @@ def _said(spec: ServeSpec, with_base: bool) -> str:
     return "the policy chooses each prompt's route from its text" if spec.policy else "the base, or a request's own route"
 
 
-def check_flags(arguments: Namespace, base: str) -> None:
-    """`InputError` where there is nothing to serve, and for flags of a policy where none is served."""
-    if arguments.policy:
-        return
-    if not base:
-        either = "give a saved policy's folder, or --base to serve a model along the routes that requests ask for"
-        raise InputError(f"nothing to serve: {either}")
-    if arguments.any_format:
-        raise InputError("--any-format is about what a policy was trained on, and none is served: give its folder, or leave it out")
-    if arguments.with_base:
-        raise InputError("--with-base serves the base beside a policy's route, and no policy is given: give its folder, or leave it out")
-
-
-def who_reaches(host: str) -> str:
-    """Who can reach a server that listens on this address; "" for this machine alone."""
-    if host == "localhost":
-        return ""
+def is_this_machine(host: str) -> bool:
+    """Whether a server that listens on this address is reached from this machine alone."""
     try:
-        address = ipaddress.ip_address(host or "0.0.0.0")  # as sockets read an empty one
-    except ValueError:  # a name
-        return f"whoever reaches {host}"
-    if address.is_loopback:
-        return ""
-    return "whoever reaches any address of this machine" if address.is_unspecified else f"whoever reaches {host}"
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def add_flags(parser: Parser) -> None:
@@ -124,15 +107,13 @@ def add_flags(parser: Parser) -> None:
     add("--port", type=int, default=8000, metavar="N", help="port to listen on (default: 8000)")
     add("--name", default="", help="the model's name in requests (default: the base's)")
     add("--api-key", default="", metavar="KEY", help="refuse requests to /v1 without this bearer token")
-    repeatable = "blocks with a cache for a second pass: all, none, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
+    repeatable = "blocks with a cache for a second pass: all, or 3,17 (3:3 or all:3 for three passes; default: auto, the policy's)"
     add("--repeatable", default="auto", metavar="BLOCKS", help=repeatable)
     add("--any-format", action="store_true", help="take prompts of a format that the policy was not trained on")
-    beside = "of one route: keep every block, so that requests, and the playground, may ask for the base too; slower than the route alone"
-    add("--with-base", action="store_true", help=beside)
     context = "longest prompt and answer together (default: the model's context, at most 8192)"
     add("--max-model-len", type=int, default=0, metavar="N", help=context)
-    add("--eager", action="store_true", help="do not compile: starts in seconds, decodes slower")
-    add("--vllm-args", default="", metavar="'...'", help="more of vLLM's own flags, as one text: --vllm-args='--seed 1'")
+    more = "more of vLLM's own flags, as one text: --vllm-args='--enforce-eager' starts sooner and decodes slower"
+    add("--vllm-args", default="", metavar="'...'", help=more)
     shown = "print the command and its environment instead of starting it (writes a GGUF's plain checkpoint)"
     add("--print", action="store_true", help=shown)
     add_common(parser, "model", "dtype", "device")

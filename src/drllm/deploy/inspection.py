@@ -1,15 +1,12 @@
 """`drllm inspect`: what a policy saw of one prompt and what it decided, block by block."""
 
-import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from drllm.core.errors import InputError
@@ -22,8 +19,8 @@ from drllm.policies.policy import Decider, RouteSource
 from drllm.policies.text_selector import TextSelector
 from drllm.policies.timed import WrappedSource
 
-STYLES = {Action.SKIP: ("_", "blue"), Action.EXECUTE: ("|", "dim"), Action.REPEAT: ("#", "bold dark_orange3")}  # mark and its style
-LOOP_STYLE = "bold dark_orange3"
+MARKS = {Action.SKIP: "_", Action.EXECUTE: "|", Action.REPEAT: "#"}
+WIDTH = 100  # characters of a line of tokens
 BAR = 20  # characters of a probability of 1
 MOST_SPOKEN = 8  # tokens and pairs shown for a route, and as many against it
 
@@ -112,79 +109,46 @@ class _WatchedDecider(Decider):
         return self._decider.decide(block, x_BTD)
 
 
-def render(found: Inspection, width: int | None = None, colour: bool = False) -> str:
-    """The inspection for a terminal; without colours it reads as well, so that it can be piped."""
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=width or 100, color_system="standard" if colour else None, force_terminal=colour)
-    route = Text.assemble(("route   ", "bold"), _strip(found.route))
-    route.append(f"  {found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)")
-    parts: list[Any] = [_prompt(found), Text(""), route, *_loops(found.route)]
-    if found.probabilities is not None:
-        parts += [Text(""), _block_table(found.probabilities, found.route)]
-    if found.values and max(found.values) == -math.inf:
-        parts += [Text("\nthis prompt is unlike those that the codebook learned from, so the base is kept")]
-    elif found.values:
-        parts += [Text(f"\nthe route worth most is taken if that is more than {100 * found.threshold:+.2f} points; the base's is worth 0")]
-        parts += [_route_table(found), *_spoken(found)]
-    console.print(Group(*parts, Text(""), Text.assemble(("answer  ", "bold"), repr(found.text))))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+def render(found: Inspection) -> str:
+    """The inspection as text."""
+    return "\n".join(_lines(found))
 
 
-def _prompt(found: Inspection) -> Table:
+def _lines(found: Inspection) -> Iterator[str]:
     n_tokens = sum(map(len, found.windows)) + found.dropped
-    table = Table(title=f"prompt ({found.prompt_format}), {n_tokens} tokens, under {found.policy}", title_justify="left", box=None)
-    table.add_column("window", justify="right")
-    table.add_column("tokens, each in brackets", overflow="fold")
+    yield f"prompt ({found.prompt_format}), {n_tokens} tokens, under {found.policy}; each window's tokens in brackets"
     for place, tokens in enumerate(found.windows):
-        table.add_row(str(place), Text(" ".join(f"[{repr(token)[1:-1]}]" for token in tokens)))
+        shown = " ".join(f"[{repr(token)[1:-1]}]" for token in tokens)
+        yield textwrap.fill(shown, WIDTH, initial_indent=f"{place:6}  ", subsequent_indent=" " * 8, break_on_hyphens=False)
     if found.dropped:
-        table.add_row("", Text(f"the last {found.dropped} tokens enter no window"))
-    return table
+        yield f"        the last {found.dropped} tokens enter no window"
+    passes = f"{found.route.n_passes} block passes, the base {len(found.route)}  (_ skipped, | executed, # repeated)"
+    yield f"\nroute   {_strip(found.route)}  {passes}"
+    yield from (f"loop    [ ] {words}" for words in loops_in_words(found.route))
+    if found.probabilities is not None:
+        yield "\nblock   skip  execute  repeat  decision  probability of it"
+        for block, (row, chosen) in enumerate(zip(found.probabilities, found.route, strict=True)):
+            decided = Action(chosen).name.lower()
+            yield f"{block:5}  {row[0]:.3f}    {row[1]:.3f}   {row[2]:.3f}  {decided:8}  {'=' * round(BAR * row[chosen])}".rstrip()
+    if found.values and max(found.values) == -math.inf:
+        yield "\nthis prompt is unlike those that the codebook learned from, so the base is kept"
+    elif found.values:
+        yield f"\nthe route worth most is taken if that is more than {100 * found.threshold:+.2f} points; the base's is worth 0"
+        yield "worth, points  passes  route"
+        ranked = sorted(zip(found.values, found.routes[1:], strict=True), key=lambda pair: -pair[0])
+        for value, route in ranked:
+            yield f"{100 * value:+13.2f}  {route.n_passes:6}  {_strip(route)}{'  taken' if route == found.route else ''}"
+        if found.spoken:
+            yield f"\nwhat spoke most for and against {_strip(ranked[0][1])}, in points"
+            for text, share in [*found.spoken[:MOST_SPOKEN], *found.spoken[MOST_SPOKEN:][-MOST_SPOKEN:]]:
+                yield f"{100 * share:+13.2f}  {text!r}"
+    yield f"\nanswer  {found.text!r}"
 
 
-def _strip(route: Route) -> Text:
+def _strip(route: Route) -> str:
     """A mark a block, with brackets around each span that runs again."""
-    marks: list[Any] = [[STYLES[Action(min(n_passes, Action.REPEAT))]] for n_passes in route.in_place_actions]
+    marks = [MARKS[Action(min(n_passes, Action.REPEAT))] for n_passes in route.in_place_actions]
     for span in dict.fromkeys(span for _, span in route.loops):
-        marks[span.first].insert(0, ("[", LOOP_STYLE))
-        marks[span.last].append(("]", LOOP_STYLE))
-    return Text.assemble(*(mark for found in marks for mark in found))
-
-
-def _loops(route: Route) -> list[Text]:
-    return [Text.assemble(("loop    ", "bold"), ("[ ] ", LOOP_STYLE), words) for words in loops_in_words(route)]
-
-
-def _block_table(probabilities: Sequence[Sequence[float]], route: Route) -> Table:
-    table = Table(box=None)
-    for name in ("block", *(action.name.lower() for action in Action)):
-        table.add_column(name, justify="right")
-    table.add_column("decision")
-    table.add_column("probability of it")
-    for block, (row, chosen) in enumerate(zip(probabilities, route, strict=True)):
-        decided = Text(Action(chosen).name.lower(), STYLES[Action(chosen)][1])
-        table.add_row(str(block), *(f"{value:.3f}" for value in row), decided, "=" * round(BAR * row[chosen]))
-    return table
-
-
-def _spoken(found: Inspection) -> list[Any]:
-    """Which tokens and pairs spoke most for the route that is worth most, and against it."""
-    if not found.spoken:
-        return []
-    best = found.routes[1 + found.values.index(max(found.values))]
-    table = Table(box=None)
-    table.add_column("points", justify="right")
-    table.add_column("in the prompt")
-    shown = [*found.spoken[:MOST_SPOKEN], *found.spoken[MOST_SPOKEN:][-MOST_SPOKEN:]]
-    for text, share in shown:
-        table.add_row(f"{100 * share:+.2f}", Text(repr(text)))
-    return [Text.assemble("\nwhat spoke most for and against ", _strip(best)), table]
-
-
-def _route_table(found: Inspection) -> Table:
-    table = Table(box=None)
-    for name, justify in (("worth, points", "right"), ("passes", "right"), ("route", "left"), ("", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for route, value in sorted(zip(found.routes[1:], found.values, strict=True), key=lambda pair: -pair[1]):
-        table.add_row(f"{100 * value:+.2f}", str(route.n_passes), _strip(route), "taken" if route == found.route else "")
-    return table
+        marks[span.first] = f"[{marks[span.first]}"
+        marks[span.last] += "]"
+    return "".join(marks)

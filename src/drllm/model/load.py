@@ -23,7 +23,7 @@ from drllm.core.errors import InputError, first_line
 from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
 from drllm.core.progress import NOISY, Progress, say
-from drllm.model.gguf_header import sliding_blocks
+from drllm.model.gguf_windows import sliding, stated_pattern
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
 
@@ -137,12 +137,14 @@ def _stated_windows(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the types of blocks that a GGUF file says and transformers passes over; nothing where it says none."""
     from transformers import AutoConfig
 
-    if (sliding := sliding_blocks(folder / options["gguf_file"])) is None:
+    if (stated := stated_pattern(folder / options["gguf_file"])) is None:
         return {}
     config = AutoConfig.from_pretrained(folder, **options)
-    if getattr(config, "layer_types", None) is not None:
+    if isinstance(stated, int):  # llama.cpp was seen to follow a period of Gemma 3 alone (tests/real/test_real_llama_cpp.py)
+        stated = sliding(config.num_hidden_layers, stated) if config.model_type == "gemma3_text" else ()
+    if stated and getattr(config, "layer_types", None) is not None:
         # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
-        vars(config)["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
+        vars(config)["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in stated]
     return {"config": config}
 
 

@@ -1,30 +1,29 @@
 """A pool of workers, one model replica each: jobs are pulled by whoever is free.
 
 Workers are processes of this machine (`drllm.model.process_pool`). Each writes what it makes to files. A worker gets jobs only once it
-runs. While it is at its jobs it may tell how far it is (`actor.tell`). A dead worker's unfinished jobs go back to the queue, for whoever is
-free, and a new worker takes its place; a job that three workers died of is refused.
+runs. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that three workers
+died of is refused.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError, DrllmError, InputError
-from drllm.model.process_pool import Jobs, Processes, WorkerDied
+from drllm.model.process_pool import Jobs, Processes, Worker, WorkerDied
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 
 MAX_DEATHS = 3  # of workers while they held one job
 LOADING = -1  # what a worker without jobs is at
 PATIENCE = 60.0  # seconds without any news after which one says what is waited for
-LISTENS_EVERY_S = 5.0  # to what calls tell while they go on
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class Work:
     describe: Callable[[int, Any], str]  # a job in words, for errors
     say: Callable[[str], None]  # is told what is waited for
     at_once: int = 1  # jobs that a worker is given together, at most
-    hear: Callable[[list[Any]], None] = lambda told: None  # is given what the calls under way told last, every few seconds
     wanted: Callable[[int], bool] = lambda index: True  # whether a job is still to be done, asked before it is given away
 
 
@@ -90,44 +88,44 @@ def work_on(place: Processes, actor: type, arguments: tuple[Any, ...], todo: Job
         for _ in range(min(resources.workers, len(pool.waiting))):
             pool.start_worker()
         # Workers that are still to come up are not waited for when there is nothing left to assign.
-        while pool.waiting or any(jobs for _, jobs in pool.calls.values()):
+        while pool.waiting or any(pool.busy.values()):
             yield from pool.next_done()
             pool.assign()
         ended_well = True
     finally:  # the next task's workers need the room of these
-        for handle in pool.free:
-            place.end(handle, broken=not ended_well)
-        for handle, _ in pool.calls.values():
-            place.end(handle, broken=True)
+        for worker in pool.free if ended_well else []:
+            place.idle.append(worker)
+        for worker in [*pool.busy, *([] if ended_well else pool.free)]:
+            worker.stop(at_once=True)
 
 
 class _Pool:
     """Workers, what each is at, and the jobs that wait for one."""
 
-    def __init__(
-        self, place: Processes, actor: type, arguments: tuple[Any, ...], waiting: deque[tuple[int, Any]], resources: Resources, work: Work
-    ):
+    def __init__(self, place: Processes, actor: type, arguments: tuple[Any, ...], waiting: deque[Any], resources: Resources, work: Work):
         self.place, self.actor, self.arguments = place, actor, arguments
         self.waiting, self.resources, self.work = waiting, resources, work
         self.deaths = Counter[int]()  # of workers while they held a job, by its index
-        self.calls: dict[Any, tuple[Any, Jobs]] = {}  # (worker, jobs) by call; no jobs: a worker that is still to come up
-        self.free: list[Any] = []
-        self.last_news = time.monotonic()  # of a call that ended
+        self.busy: dict[Worker, Jobs] = {}  # no jobs: a worker that is still to come up
+        self.free: list[Worker] = []
 
     def start_worker(self) -> None:
-        """A new worker; its first call ends when it has loaded the model."""
-        handle = self.place.start(self.actor, self.arguments, self.resources)
-        self.calls[self.place.call(handle, [])] = (handle, [])
+        """A new worker; it is free when it has loaded the model."""
+        self._give(self.place.start(self.actor, self.arguments), [])
+
+    def _give(self, worker: Worker, jobs: Jobs) -> None:
+        worker.send(jobs)
+        self.busy[worker] = jobs
 
     def assign(self) -> None:
         """The next jobs for each free worker; fewer towards the end, so that none works long after the others."""
         while self.free and self._is_waiting():
-            handle, share = self.free.pop(), -(-len(self.waiting) // (2 * self.resources.workers))
+            share = -(-len(self.waiting) // (2 * self.resources.workers))
             jobs = [self.waiting.popleft()]
             # A job that was under way when a worker died goes alone: so the one to blame is found, and only that one.
             while len(jobs) < min(self.work.at_once, share) and not any(self.deaths[index] for index, _ in (jobs[0], self.waiting[0])):
                 jobs.append(self.waiting.popleft())
-            self.calls[self.place.call(handle, jobs)] = (handle, jobs)
+            self._give(self.free.pop(), jobs)
 
     def _is_waiting(self) -> bool:
         """Whether a job is still to be given away; those that are not wanted any more are dropped from the front."""
@@ -136,21 +134,20 @@ class _Pool:
         return bool(self.waiting)
 
     def next_done(self) -> Iterator[int]:
-        """Wait for the next call that ends: the indices of its jobs whose files are written. Nothing when none ends for a while."""
-        call = self.place.next_ended(list(self.calls), min(PATIENCE, LISTENS_EVERY_S))
-        if call is None:
-            self._no_news()
+        """Wait for the next worker that ends its jobs: the indices of those whose files are written. Nothing when none ends for a while."""
+        ready = wait([worker.pipe for worker in self.busy], PATIENCE)
+        worker = next((worker for worker in self.busy if worker.pipe in ready), None)
+        if worker is None:
+            if n_coming := sum(not jobs for jobs in self.busy.values()):
+                self.work.say(f"waiting for {n_coming} of {self.resources.workers} workers: the model loads slowly")
             return
-        self.last_news = time.monotonic()
-        handle, jobs = self.calls[call]
         try:
-            self.place.result(call)
+            worker.finish()
         except WorkerDied as error:
-            del self.calls[call]
-            jobs = self._replace(handle, jobs, str(error))
+            jobs = self._replace(worker, str(error))
         else:
-            del self.calls[call]
-            self.free.append(handle)
+            jobs = self.busy.pop(worker)
+            self.free.append(worker)
             self.deaths[LOADING] = 0
         for index, job in jobs:
             if not self.work.is_done(index):
@@ -158,22 +155,13 @@ class _Pool:
                 raise InputError(f"a worker wrote {what}, but its file is not in --out: was the folder moved or emptied meanwhile?")
             yield index
 
-    def _no_news(self) -> None:
-        """Pass on what the calls tell; and say, once in a while, that workers are waited for."""
-        self.work.hear(self.place.told(list(self.calls)))
-        n_coming = sum(not jobs for _, jobs in self.calls.values())
-        if n_coming and time.monotonic() - self.last_news >= PATIENCE:
-            coming = f"{n_coming} of {self.resources.workers} workers"
-            self.work.say(f"waiting for {coming}: the model loads slowly")
-            self.last_news = time.monotonic()
-
-    def _replace(self, handle: Any, jobs: Jobs, why: str) -> Jobs:
+    def _replace(self, worker: Worker, why: str) -> Jobs:
         """A new worker for one that died; its unfinished jobs wait again. Returns the finished ones; refuses what ended too many."""
-        self.place.end(handle, broken=True)
+        worker.stop(at_once=True)
+        jobs = self.busy.pop(worker)
         lost = [(index, job) for index, job in jobs if not self.work.is_done(index)]
-        blamed = lost if jobs else [(LOADING, None)]
-        self.deaths.update(index for index, _ in blamed)
-        for index, job in blamed:
+        for index, job in lost if jobs else [(LOADING, None)]:
+            self.deaths[index] += 1
             if self.deaths[index] >= MAX_DEATHS:
                 what = "loading the model" if index == LOADING else self.work.describe(index, job)
                 less = "ask for fewer --workers" if index == LOADING else "a smaller --pool-size"

@@ -14,18 +14,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from multiprocessing.connection import Connection
+from typing import Any
 
-from drllm.core.config import Resources
 from drllm.core.errors import DrllmError
 
 WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
 TRACEBACK = "Traceback (most recent call last)"
-TELLS_EVERY_S = 1.0  # how far it is, at most
 ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
 
 Jobs = list[tuple[int, Any]]  # (index, job)
@@ -37,44 +35,35 @@ class WorkerDied(Exception):
     """A worker was ended while it was at something; the message says why."""
 
 
-class _Told(NamedTuple):
-    """What a worker says while its call goes on."""
-
-    what: Any
-
-
-class _Process:
-    """One worker: its process, our end of its pipe, what it wrote to standard error, and what its last call told and ended with."""
+class Worker:
+    """One process, our end of its pipe, and what it wrote to standard error."""
 
     def __init__(self) -> None:
         self.pipe, theirs = Pipe()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         code = _START.format(path=sys.path, pipe=theirs.fileno(), parent=os.getpid())
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors,
-            pass_fds=[theirs.fileno()],
-        )
+        null = subprocess.DEVNULL
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=self.errors, pass_fds=[theirs.fileno()])
         theirs.close()
-        self.told: Any = None
-        self.outcome: Exception | None = None
 
-    def has_ended_call(self) -> bool:
-        """Read its next message: what it tells, or how the call ended."""
+    def send(self, what: Any) -> None:
+        """A tuple (actor, its arguments) to be made, or jobs to be done; a worker that is dead already is found when its answer is read."""
+        message = pickle.dumps(what)
+        with suppress(ConnectionError):
+            self.pipe.send_bytes(message)
+
+    def finish(self) -> None:
+        """Wait for the end of the jobs; raises what they raised there, or `WorkerDied`."""
         try:
-            message = self.pipe.recv()
+            error = self.pipe.recv()
         except (EOFError, ConnectionError):
-            message = self.ended()
-        if isinstance(message, _Told):
-            self.told = message.what
-            return False
-        self.outcome = message
-        return True
+            error = self._why_it_ended()
+        if error is not None:
+            raise error
 
-    def ended(self) -> Exception:
-        """Why it ended: a signal or its exit status; or the traceback that it left, which another try would leave, too."""
+    def _why_it_ended(self) -> Exception:
+        """A signal or its exit status; or the traceback that it left, which another try would leave, too."""
         code = self.process.wait()
         self.errors.seek(0)
         words = self.errors.read().decode(errors="replace").strip()
@@ -97,57 +86,23 @@ class _Process:
 
 
 class Processes:
-    """Starts worker processes and asks them. Idle ones keep the model that they have loaded."""
+    """Keeps idle workers with the model that they have loaded."""
 
     def __init__(self) -> None:
-        self.idle: list[_Process] = []
+        self.idle: list[Worker] = []
 
-    def start(self, actor: type, arguments: tuple[Any, ...], resources: Resources) -> _Process:
-        """A worker: an idle one, else a new one."""
+    def start(self, actor: type, arguments: tuple[Any, ...]) -> Worker:
+        """An idle worker, else a new one."""
         while self.idle and self.idle[-1].process.poll() is not None:
             self.idle.pop().stop(at_once=True)
-        worker = self.idle.pop() if self.idle else _Process()
-        _send(worker, (actor, arguments))
+        worker = self.idle.pop() if self.idle else Worker()
+        worker.send((actor, arguments))
         return worker
-
-    def call(self, handle: _Process, jobs: Jobs) -> _Process:
-        """Have a worker do `actor.work(jobs)`."""
-        handle.told = None
-        _send(handle, jobs)
-        return handle
-
-    def next_ended(self, calls: list[_Process], seconds: float) -> _Process | None:
-        """The next of the calls that ends; None when none does for so long, or one tells something."""
-        ready = wait([worker.pipe for worker in calls], seconds)
-        return next((worker for worker in calls if worker.pipe in ready and worker.has_ended_call()), None)
-
-    def told(self, calls: list[_Process]) -> list[Any]:
-        """What those of the calls that told something told last."""
-        return [worker.told for worker in calls if worker.told is not None]
-
-    def result(self, call: _Process) -> None:
-        """Nothing, or what the call raised: an error as it was raised there, or `WorkerDied`."""
-        if call.outcome is not None:
-            raise call.outcome
-
-    def end(self, handle: _Process, broken: bool) -> None:
-        """Keep it for the next work, unless it is dead or at something."""
-        if broken:
-            handle.stop(at_once=True)
-        else:
-            self.idle.append(handle)
 
     def close(self) -> None:
         """End the idle ones."""
         while self.idle:
             self.idle.pop().stop(at_once=False)
-
-
-def _send(worker: _Process, what: Any) -> None:
-    """A worker that is dead already is found when its answer is read."""
-    message = pickle.dumps(what)
-    with suppress(ConnectionError):
-        worker.pipe.send_bytes(message)
 
 
 _open: list[Processes] = []  # the place that is open, so that work inside of other work finds its processes
@@ -180,7 +135,6 @@ def serve(pipe: int, parent: int) -> None:
             return
         if isinstance(what, tuple):
             actor = what[0](*what[1])
-            actor.tell = _teller(link)
             continue
         error: Exception | None = None
         try:
@@ -188,19 +142,6 @@ def serve(pipe: int, parent: int) -> None:
         except (DrllmError, OSError) as raised:
             error = raised
         link.send(error)
-
-
-def _teller(link: Connection) -> Callable[[Any], None]:
-    """What an actor tells goes to the process that started this one, unless that heard something a moment ago."""
-    last = time.monotonic()
-
-    def tell(what: Any) -> None:
-        nonlocal last
-        if time.monotonic() - last >= TELLS_EVERY_S:
-            last = time.monotonic()
-            link.send(_Told(what))
-
-    return tell
 
 
 def _end_with(parent: int) -> None:

@@ -34,7 +34,7 @@ from drllm.scoring.base import Question
 from drllm.scoring.generated import DECODED_ANSWERS
 from drllm.scoring.jobs import Deciding, Listed
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.replica import Job, Judged, Replica, Ticket, Wanted, memory_in_one_line
+from drllm.scoring.replica import Job, Replica, Ticket, Wanted, memory_in_one_line
 from drllm.scoring.route_prediction import decide_routes, decision_key
 from drllm.scoring.scorer import Scorer, asked_how
 from drllm.tasks import Task
@@ -240,9 +240,7 @@ class Bench:
         together = any(job.shares_across_groups for job in jobs)
         most = max(len(ticket.group) for ticket in tickets)
         at_once = max(1, 2 * max(job.at_once(self.resources) for job in jobs) // most) if together else 1
-        work = Work(
-            is_done, describe, progress.print, at_once, lambda told: progress.tell(str(Judged.of_all(told)) if told else ""), wanted
-        )
+        work = Work(is_done, describe, progress.print, at_once, wanted)
         given = (Base.of(self.routed), list(jobs), self.resources)
         for number in work_on(place, Replica, given, list(enumerate(tickets)), self.resources, work):
             progress.advance(len(tickets[number].group))

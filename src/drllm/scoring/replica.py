@@ -31,11 +31,6 @@ class Judged(NamedTuple):
     n: int
     at_most: int
 
-    @classmethod
-    def of_all(cls, several: Iterable[Judged]) -> Judged:
-        """Of several workers together."""
-        return cls(*map(sum, zip(*several, strict=True)))
-
     def __str__(self) -> str:
         return f"({self.n:,} of at most {self.at_most:,} routes judged on the questions under way)"
 
@@ -80,9 +75,7 @@ class Ticket(NamedTuple):
 
 
 class Replica:
-    """One worker: a model, and the scorers of what it was given. A place that can hear it sets `tell`."""
-
-    tell: Callable[[Judged], None] = staticmethod(nobody)
+    """One worker: a model, and the scorers of what it was given."""
 
     def __init__(self, base: Base | RoutedModel, jobs: Sequence[Job], resources: Resources):
         self._base, self._jobs, self.resources = base, jobs, resources
@@ -112,7 +105,7 @@ class Replica:
         for number in dict.fromkeys(ticket.job for _, ticket in jobs):
             groups = [(ticket.index, ticket.group) for _, ticket in jobs if ticket.job == number]
             with memory_in_one_line():
-                for _ in self._jobs[number].do(self, groups, self.tell):
+                for _ in self._jobs[number].do(self, groups, nobody):
                     pass
 
 

@@ -54,6 +54,7 @@ def test_peft_computes_what_the_unrolled_model_computes(family, tmp_path):
         chosen = steps.gather(-1, text[0, ids.shape[1] :, None])[:, 0]
         allowed = [index for index in range(steps.shape[-1]) if index != families.EOS]
         assert (chosen >= steps[:, allowed].max(-1).values - 1e-4).all(), "greedy text of the unrolled model"
+        assert (", rys]" in (tmp_path / name / "README.md").read_text()) == (name != "skip"), "the tag of loops"
     assert not list(tmp_path.glob(".*"))
 
 
@@ -96,11 +97,6 @@ def test_another_process_loads_it_by_the_folder_alone(checkpoint, tmp_path, caps
     assert not any(weights.any() for name, weights in load_file(out / WEIGHTS_FILE).items() if "lora_B" in name)
     check_export(out)
     assert main(["info", str(out)]) == 0
-
-
-def test_a_skip_route_has_no_tag_of_loops(tmp_path):
-    export(RoutedModel.wrap(families.build("llama")), Route.parse("1011"), tmp_path / "out", "peft")
-    assert "tags: [drllm, adaptive-depth]\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -5,29 +5,18 @@ adapter has one pair of matrices whose product is zero: what it adds to the stat
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch import nn
 
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_json
 from drllm.core.route import Route
-from drllm.deploy.formats.folder import (
-    Exported,
-    end_of_card,
-    finish,
-    heading,
-    in_another_order,
-    made_by,
-    made_of,
-    new_folder,
-    slices,
-    trained,
-)
+from drllm.deploy.formats.folder import Exported, finish, new_folder, slices
 from drllm.model.equal_logits import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
 from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
@@ -62,7 +51,7 @@ def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
             difference, n_checked = _check(routed, route, place)
         n_bytes = (place / WEIGHTS_FILE).stat().st_size
         done = Exported(folder, str(route), route.n_passes, n_bytes, 0, difference, n_checked, "peft")
-        finish(place, routed, done, _readme(routed, route, done))
+        finish(place, routed, route, done, "peft", _use(routed, done))
     return done
 
 
@@ -103,73 +92,34 @@ def _target(block: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
-    """(largest difference of a logit, tokens compared): a whole forward, and `N_GENERATED` tokens one by one."""
+    """(largest difference of a logit, tokens compared): a whole forward, and `N_GENERATED` tokens one by one.
+
+    The routed model writes the same tokens through its own cache: a forward of the whole sequence rounds 16-bit types differently, by more
+    than two blocks may differ that compute something else.
+    """
     from peft import PeftModel
 
+    options: dict[str, Any] = {"do_sample": False, "pad_token_id": routed.pad_id, "return_dict_in_generate": True, "output_logits": True}
+    options |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), N_GENERATED)
+    ids = checked_ids(routed)
+    ids = ids[:, : (getattr(routed.config, "max_position_embeddings", None) or sys.maxsize) - N_GENERATED]
     try:
         adapted = PeftModel.from_pretrained(plain_twin(routed), place).eval()
+        out = adapted.generate(input_ids=ids, **options)
     except BUILD_ERRORS as error:
         raise inexpressible(routed.config, error, CANNOT) from None
     difference, n_checked = difference_from(routed, route, adapted, CANNOT)
-    ids = checked_ids(routed)
-    limit = getattr(routed.config, "max_position_embeddings", None) or ids.shape[1] + N_GENERATED
-    ids = ids[:, : limit - N_GENERATED]
-    options: dict[str, Any] = {
-        "do_sample": False,
-        "min_new_tokens": N_GENERATED,
-        "max_new_tokens": N_GENERATED,
-        "pad_token_id": routed.pad_id,
-    }
-    try:
-        out = adapted.generate(input_ids=ids, return_dict_in_generate=True, output_logits=True, **options)
-    except BUILD_ERRORS as error:
-        raise inexpressible(routed.config, error, CANNOT) from None
-    wanted = _along_the_same(routed, route, out.sequences, options)
-    got = torch.cat(out.logits).float().to(wanted.device)
-    return max(difference, compared(got, wanted, routed, CANNOT)), n_checked + N_GENERATED
+    written, mask = out.sequences[0].tolist(), torch.ones_like(ids)
+    options |= {"attention_mask": mask, routed.cache_argument: routed.new_cache(routed.as_source(route), mask)}
+    wanted = routed.model.generate(ids, prefix_allowed_tokens_fn=lambda _, so_far: [written[len(so_far)]], **options)
+    logits, theirs = torch.cat(wanted.logits).float(), torch.cat(out.logits).float()
+    return max(difference, compared(theirs.to(logits.device), logits, routed, CANNOT)), n_checked + N_GENERATED
 
 
-def _along_the_same(routed: RoutedModel, route: Route, sequence: Tensor, options: dict[str, Any]) -> Tensor:
-    """Logits (N, V) of the routed model for the last tokens of a sequence (1, T), one by one through its cache, as PEFT made them.
-
-    A forward of the whole sequence rounds 16-bit types differently: by more than two blocks may differ that compute something else.
-    """
-    ids = sequence[:, :-N_GENERATED]
-    cache = routed.new_cache(routed.as_source(route), torch.ones_like(ids))
-    forced = LogitsProcessorList([_Forced(sequence)])
-    made = {"return_dict_in_generate": True, "output_logits": True, "logits_processor": forced}
-    out = routed.model.generate(ids, attention_mask=torch.ones_like(ids), **options, **made, **{routed.cache_argument: cache})
-    return torch.cat(out.logits).float()
-
-
-class _Forced(LogitsProcessor):
-    """Has `generate` write a given sequence (1, T)."""
-
-    def __init__(self, sequence: Tensor):
-        self._sequence = sequence
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = self._sequence[:, input_ids.shape[1]].to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
-
-
-def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
-    """What the adapter is, for whoever finds it."""
-    unpack = ""
-    if is_gguf(routed.base_id):
-        every = f"drllm export --model {routed.base_id} --route {Route.full(routed.n_layers)} --out base"
-        unpack = f"\nThe base is a GGUF file: `{every}` writes it as a plain checkpoint.\n"
+def _use(routed: RoutedModel, done: Exported) -> str:
+    load = f'from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")'
     if hub_or_folder(routed.base_id) is None:
-        load = (
-            "from peft import PeftModel\n"
-            + f'model = PeftModel.from_pretrained(base, "{done.folder.name}")  # the base, as transformers loads it\n'
-        )
-    else:
-        load = "from peft import AutoPeftModelForCausalLM\n" + f'model = AutoPeftModelForCausalLM.from_pretrained("{done.folder.name}")\n'
-    return (
-        f"{heading(routed, route, 'peft')}{in_another_order(routed, route, done)}, which share the base's weights; {trained(routed, route)}"
-        f"{'' if route.adapter else ', and its own matrices multiply to zero'}. Stock PEFT loads it, without drllm:\n\n"
-        f"```python\n{load}```\n{unpack}\n"
-        f"{made_of(routed, route)}- `layer_replication`: `{[list(span) for span in slices(route)]}` (ends exclusive)\n"
-        f"{made_by(routed, route, done)}- weights: {done.n_bytes / 1e3:.1f} KB, no copy of a block\n{end_of_card(routed, done)}"
-    )
+        load = f'from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, "{done.folder.name}")  # by transformers'
+    every = f"drllm export --model {routed.base_id} --route {Route.full(routed.n_layers)} --out base"
+    unpack = f"\nThe base is a GGUF file: `{every}` writes it as a plain checkpoint.\n" if is_gguf(routed.base_id) else ""
+    return f"They are shared with the base. Stock PEFT loads it, without drllm:\n\n```python\n{load}\n```\n{unpack}"

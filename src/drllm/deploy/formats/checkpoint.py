@@ -12,18 +12,7 @@ import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.deploy.formats.folder import (
-    Exported,
-    end_of_card,
-    finish,
-    heading,
-    in_another_order,
-    made_by,
-    made_of,
-    new_folder,
-    size_line,
-    trained,
-)
+from drllm.deploy.formats.folder import Exported, finish, new_folder
 from drllm.model.equal_logits import BUILD_ERRORS, difference_from, inexpressible
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
@@ -40,7 +29,8 @@ def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exporte
         difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT)
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
-        finish(place, routed, done, _readme(routed, route, done))
+        load = f'from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained("{folder.name}")'
+        finish(place, routed, route, done, "transformers", f"Stock transformers loads it, without drllm:\n\n```python\n{load}\n```\n")
     return done
 
 
@@ -95,14 +85,3 @@ def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
         raise inexpressible(routed.config, error, cannot) from None
     device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
     return loaded.eval().to(device)
-
-
-def _readme(routed: RoutedModel, route: Route, done: Exported) -> str:
-    """What the checkpoint is, for whoever finds it."""
-    return (
-        f"{heading(routed, route, 'transformers')}{in_another_order(routed, route, done)}; {trained(routed, route)}. It loads in "
-        "stock transformers, without drllm:\n\n```python\nfrom transformers import AutoModelForCausalLM\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{done.folder.name}")\n```\n\n'
-        f"{made_of(routed, route)}{made_by(routed, route, done)}"
-        f"{size_line(done, 'weights', 'safetensors stores no tensor under two names')}{end_of_card(routed, done)}"
-    )

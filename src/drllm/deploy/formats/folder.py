@@ -20,8 +20,6 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.layout import EXPORT_FILE
 from drllm.runs.provenance import versions
 
-LICENCE = "The licence is the base model's.\n"
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -43,6 +41,12 @@ class Exported:
     difference: float
     n_checked: int
     format: str = "checkpoint"
+
+    @property
+    def size(self) -> str:
+        """Its bytes, in words."""
+        whole = f"{self.n_bytes / 1e6:.1f} MB" if self.n_bytes >= 1e5 else f"{self.n_bytes / 1e3:.1f} KB"
+        return whole + (f", of which {self.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if self.copied_bytes else "")
 
 
 @contextmanager
@@ -68,9 +72,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise OSError(*what, getattr(error, "filename", None) or str(folder)) from error
 
 
-def finish(place: Path, routed: RoutedModel, done: Exported, card: str) -> None:
-    """Write the card and, last, what was exported with the size of every file."""
-    (place / "README.md").write_text(card, encoding="utf-8")
+def finish(place: Path, routed: RoutedModel, route: Route, done: Exported, library: str, use: str) -> None:
+    """Write the card and, last, what was exported with the size of every file; `use` is how `library` loads it."""
+    (place / "README.md").write_text(_card(routed, route, done, library, use), encoding="utf-8")
     files = [path for path in sorted(place.rglob("*")) if path.is_file()]
     for path in files:  # safetensors' can be read by their owner alone
         path.chmod((place / "README.md").stat().st_mode)
@@ -92,46 +96,25 @@ def check_export(folder: Path) -> None:
             raise ArtifactError(f"{folder / name} is missing or not the file that was exported: export again")
 
 
-def heading(routed: RoutedModel, route: Route, library: str, what: str = "on one route of blocks") -> str:
-    """The head of a card, by which the Hub files it, and its title: `rys` is the tag under which people look for repeated blocks."""
+def _card(routed: RoutedModel, route: Route, done: Exported, library: str, use: str) -> str:
+    """The README, by whose head the Hub files it: `rys` is the tag under which people look for repeated blocks."""
+    base, name = hub_or_folder(routed.base_id) or "", title(routed)
     tags = ["drllm", "adaptive-depth", *(["rys"] if max(route) > Action.EXECUTE else [])]
-    base = hub_or_folder(routed.base_id) or ""
     named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
-    return f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n# {title(routed)}, {what}\n\n"
-
-
-def in_another_order(routed: RoutedModel, route: Route, done: Exported, whose: str = "base model's own weights") -> str:
-    """The beginning of a card's first sentences."""
-    return f"The {whose} in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of {routed.n_layers}"
-
-
-def trained(routed: RoutedModel, route: Route) -> str:
-    """What of it was trained, in a card's first sentences."""
-    if not route.adapter:
-        return "nothing was trained"
-    return f"low-rank weights of rank {routed.adapters[route.adapter].rank} were trained to say what the base says (`drllm heal`)"
-
-
-def made_of(routed: RoutedModel, route: Route, weights: str = "weights") -> str:
-    """The lines of a card that give base and route."""
-    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if route.bare.has_digits else "the blocks in the order they run"
-    return f"- base: `{title(routed)}`, {weights} `{routed.fingerprint}`\n- route: `{route}` ({how})\n"
-
-
-def made_by(routed: RoutedModel, route: Route, done: Exported) -> str:
-    """The line of a card that gives the command."""
-    chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
+    trained, which = "nothing was trained", f'--model {name} --route "{route}"'
     if route.adapter:
-        return f"- made by: `drllm export {chosen}--policy THE HEALED POLICY --out {done.folder.name}`\n"
-    return f'- made by: `drllm export {chosen}--model {title(routed)} --route "{route}" --out {done.folder.name}`\n'
-
-
-def size_line(done: Exported, what: str, why: str) -> str:
-    """The line of a card on bytes: how many, how many of them twice, and why."""
-    if not done.copied_bytes:
-        return f"- {what}: {done.n_bytes / 1e6:.1f} MB\n"
-    copied = f"{done.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks"
-    return f"- {what}: {done.n_bytes / 1e6:.1f} MB, of which {copied}: {why}\n"
+        rank, which = routed.adapters[route.adapter].rank, "--policy THE HEALED POLICY"
+        trained = f"low-rank weights of rank {rank} were trained to say what the base says (`drllm heal`)"
+    how = "one digit a block: 0 skip, 1 execute, 2 repeat" if route.bare.has_digits else "the blocks in the order they run"
+    chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
+    checked = f"logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e}"
+    return (
+        f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n# {name}, on one route of blocks\n\n"
+        f"The base's own weights in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of "
+        f"{routed.n_layers}; {trained}. {use}\n- base: `{name}`, weights `{routed.fingerprint}`\n- route: `{route}` ({how})\n"
+        f"- made by: `drllm export {chosen}{which} --out {done.folder.name}`\n- size: {done.size}\n"
+        f"- checked: {checked} ({type_name(routed.model.dtype)})\n\nThe licence is the base model's.\n"
+    )
 
 
 def title(routed: RoutedModel) -> str:
@@ -142,10 +125,3 @@ def title(routed: RoutedModel) -> str:
 def slices(route: Route) -> list[tuple[int, int]]:
     """The path as (first block, one behind the last), as PEFT takes it: the fewest spans that run upwards."""
     return [(span.first, span.last + 1) for span in fewest_spans(route.spans)]
-
-
-def end_of_card(routed: RoutedModel, done: Exported) -> str:
-    """The end of a card: what was checked, and the licence."""
-    dtype = type_name(routed.model.dtype)
-    line = f"- checked: logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e} ({dtype})"
-    return f"{line}\n\n{LICENCE}"

@@ -3,42 +3,24 @@
 A block that runs again is stored again: llama.cpp refuses a tensor whose offset is not the sum of the sizes before it.
 """
 
-import re
-from pathlib import Path
+from __future__ import annotations
 
-from drllm.core.errors import ArtifactError, InputError, UnsupportedModelError
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
-from drllm.deploy.formats.folder import (
-    Exported,
-    end_of_card,
-    finish,
-    heading,
-    in_another_order,
-    made_by,
-    made_of,
-    new_folder,
-    size_line,
-    title,
-)
+from drllm.deploy.formats.folder import Exported, finish, new_folder, title
 from drllm.model.equal_logits import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
-from drllm.model.gguf_header import (
-    PATTERN_KEY,
-    STATES_PERIOD,
-    UINT32,
-    Entry,
-    Header,
-    StoredTensor,
-    list_entry,
-    number_entry,
-    read_header,
-    same_bytes,
-    sliding,
-    text_entry,
-    write_copy,
-)
+from drllm.model.gguf_windows import PATTERN_KEY, sliding
 from drllm.model.load import gguf_path, load_base
 from drllm.model.routed import RoutedModel
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
 CANNOT = "cannot express this route as a GGUF file"
 # llama.cpp's names, by its source of build 10257: those in which a block is what its own tensors and the arrays by layer say ...
@@ -49,8 +31,17 @@ PLAIN = frozenset(
 # by which llama.cpp takes a model for the largest of its family, whose attention it scales otherwise.
 PERIODS = {"gemma2": 2, "gemma3": 6}
 LARGEST = {"gemma2": 46, "gemma3": 62}
+STATES_PERIOD = "gemma3"  # whose stated period llama.cpp was seen to follow
 NOT_BY_LAYER = ("rope.dimension_sections",)  # arrays that may have as many entries as there are blocks by accident
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+class Entry(NamedTuple):
+    """One entry of a file's metadata, as the gguf package writes it; `item` is the type of an array's items."""
+
+    value: Any
+    kind: GGUFValueType
+    item: GGUFValueType | None = None
 
 
 def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
@@ -63,85 +54,81 @@ def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     source = gguf_path(routed.base_id) if routed.base_id else None
     if source is None:
         raise InputError(f"the base {title(routed)!r} is no .gguf file: export a checkpoint, then convert it (docs/export.md)")
-    header = read_header(source)
-    entries = changed_entries(header, route) | {"drllm.route": text_entry(str(route)), "drllm.base": text_entry(routed.fingerprint)}
-    tensors = along(header, route)
+    from gguf import GGUFReader, GGUFValueType
+
+    reader = GGUFReader(source)
+    told = {"drllm.route": str(route), "drllm.base": routed.fingerprint}
+    entries = changed_entries(reader, route) | {name: Entry(text, GGUFValueType.STRING) for name, text in told.items()}
+    tensors = along(reader, route)
     with new_folder(folder) as place:
         file = place / f"{folder.name}.gguf"
-        write_copy(header, file, header.entries | entries, tensors)
-        written = read_header(file)
-        _compare(header, written, tensors)
+        write_copy(reader, file, entries, [(name, tensor.tensor_type, tensor.data) for name, tensor in tensors])
         difference, n_checked = _check(routed, route, file)
-        again = {name for name, tensor in tensors if name != tensor.name and _is_later(name, route)}
-        copied = sum(tensor.n_bytes for name, tensor in tensors if name in again)
+        copied = sum(tensor.n_bytes for name, tensor in tensors if _is_later(name, route))
         done = Exported(folder, str(route), route.n_passes, file.stat().st_size, copied, difference, n_checked, "gguf")
         write_text(place / "Modelfile", f"# ollama create {folder.name} -f Modelfile\nFROM ./{file.name}\n")
-        finish(place, routed, done, _readme(routed, route, done, len(tensors)))
+        use = f"```\nllama-cli -m {file.name}\nollama create {folder.name} -f Modelfile && ollama run {folder.name}\n```\n"
+        finish(place, routed, route, done, "gguf", f"Nothing was quantised again.\n\n{use}")
     return done
 
 
-def changed_entries(header: Header, route: Route) -> dict[str, Entry]:
+def changed_entries(reader: GGUFReader, route: Route) -> dict[str, Entry]:
     """The entries of the metadata that follow the path: the number of blocks, every array by layer, and the period of windows.
 
     Raises:
         UnsupportedModelError: llama.cpp decides by a block's place or by the number of blocks what a block computes.
     """
-    arch = header.architecture
+    from gguf import GGUFValueType
+
+    arch, n_layers = _value(reader, "general.architecture"), len(route)
     if arch not in PLAIN and arch not in PERIODS:
         known = ", ".join(sorted(PLAIN | PERIODS.keys()))
         raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: its code in llama.cpp was not read; these were: {known}")
-    n_layers, key = len(route), f"{arch}.block_count"
-    stated = header.entries.get(key)
-    if stated is None or stated.value != n_layers or "split.count" in header.entries:
-        found = "is one of several" if "split.count" in header.entries else f"states {stated.value if stated else 'no number of'} blocks"
-        raise ArtifactError(f"{header.path} {found}, expected one file of {n_layers} blocks: merge the parts (llama-gguf-split --merge)")
     if (largest := LARGEST.get(arch)) and route.n_passes != n_layers and largest in (n_layers, route.n_passes):
         what = f"llama.cpp scales the attention of a {arch} of {largest} blocks otherwise, and this one would go from {n_layers}"
         raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: {what} to {route.n_passes}; {INSTEAD}")
-    changed = {key: number_entry(stated.kind, route.n_passes)}
-    for name, entry in header.entries.items():
-        by_layer = name.startswith(f"{arch}.") and not name.endswith(NOT_BY_LAYER)
-        if by_layer and entry.is_list and entry.item_kind is not None and len(entry.value) == n_layers:
-            changed[name] = list_entry(entry.item_kind, [entry.value[block] for block in route.path])
-    return changed | _windows(header, route)
+    changed = {f"{arch}.block_count": Entry(route.n_passes, reader.fields[f"{arch}.block_count"].types[0])}
+    for name, field in reader.fields.items():
+        is_list = field.types[:1] == [GGUFValueType.ARRAY] and field.types[-1] not in (GGUFValueType.STRING, GGUFValueType.ARRAY)
+        if is_list and name.startswith(f"{arch}.") and not name.endswith(NOT_BY_LAYER) and len(field.data) == n_layers:
+            values = field.contents()
+            changed[name] = Entry([values[block] for block in route.path], GGUFValueType.ARRAY, field.types[-1])
+    return changed | _windows(reader, arch, route)
 
 
-def _windows(header: Header, route: Route) -> dict[str, Entry]:
-    """The period at which the blocks of the path are full attention, where it is not the usual one.
+def _windows(reader: GGUFReader, arch: str, route: Route) -> dict[str, Entry]:
+    """The period at which the blocks of the path are full attention, where it is not the usual one; refused where there is none."""
+    from gguf import GGUFValueType
 
-    Raises:
-        UnsupportedModelError: they do not come at even steps, or llama.cpp was not seen to read a period of this architecture.
-    """
-    arch, window = header.architecture, header.of_architecture("attention.sliding_window")
-    if arch not in PERIODS or not (arch == "gemma2" or (window and window.value)):
+    if arch not in PERIODS or not (arch == "gemma2" or _value(reader, f"{arch}.attention.sliding_window")):
         return {}
-    stated = header.of_architecture(PATTERN_KEY)
-    if stated and stated.is_list and len(stated.value) != len(route):
-        raise ArtifactError(f"{header.path} lists windows of {len(stated.value)} blocks, expected {len(route)}: get a complete copy")
-    period = PERIODS[arch] if stated is None or stated.is_list else int(stated.value)
-    own = list(map(bool, stated.value)) if stated and stated.is_list else sliding(len(route), period)
-    wanted = [own[block] for block in route.path]
-    usual = arch in STATES_PERIOD or period == PERIODS[arch]
-    tried = (period, *range(route.n_passes + 2)) if arch in STATES_PERIOD else (period,) * usual
+    stated = _value(reader, f"{arch}.{PATTERN_KEY}")
+    period = stated if isinstance(stated, int) else PERIODS[arch]
+    own = stated if isinstance(stated, list) else sliding(len(route), period)
+    wanted = [bool(own[block]) for block in route.path]
+    tried = (period, *range(route.n_passes + 2)) if arch == STATES_PERIOD else (PERIODS[arch],)
     found = next((n for n in tried if sliding(route.n_passes, n) == wanted), None)
     if found is None:
         what = f"llama.cpp takes every n-th block for full attention (n = {period}), and on this path they come otherwise"
         advice = INSTEAD if stated else f"loop or skip {period} blocks in a row, or {INSTEAD}"
         raise UnsupportedModelError(f"GGUF architecture {arch!r} {CANNOT}: {what}: {advice}")
-    return {f"{arch}.{PATTERN_KEY}": number_entry(UINT32, found)} if stated or found != period else {}
+    return {f"{arch}.{PATTERN_KEY}": Entry(found, GGUFValueType.UINT32)} if stated or found != period else {}
 
 
-def along(header: Header, route: Route) -> list[tuple[str, StoredTensor]]:
+def _value(reader: GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    return None if field is None else field.contents()
+
+
+def along(reader: GGUFReader, route: Route) -> list[tuple[str, ReaderTensor]]:
     """The tensors of the new file with their names, in the order of the base's file: a block's tensors stand where the block stood."""
-    blocks: dict[int, list[tuple[str, StoredTensor]]] = {}
-    ends: tuple[list[tuple[str, StoredTensor]], list[tuple[str, StoredTensor]]] = ([], [])
-    for tensor in header.tensors:
+    blocks: dict[int, list[tuple[str, ReaderTensor]]] = {}
+    ends: tuple[list[tuple[str, ReaderTensor]], list[tuple[str, ReaderTensor]]] = ([], [])
+    for tensor in reader.tensors:
         if match := _BLOCK.fullmatch(tensor.name):
             blocks.setdefault(int(match[1]), []).append((match[2], tensor))
         else:
             ends[bool(blocks)].append((tensor.name, tensor))
-    if sorted(blocks) != list(range(len(route))):
-        raise ArtifactError(f"{header.path} holds tensors of {len(blocks)} blocks, expected {len(route)}: get a complete copy")
     path = [(f"blk.{place}.{name}", tensor) for place, block in enumerate(route.path) for name, tensor in blocks[block]]
     return [*ends[0], *path, *ends[1]]
 
@@ -151,10 +138,25 @@ def _is_later(name: str, route: Route) -> bool:
     return match is not None and route.path[int(match[1])] in route.path[: int(match[1])]
 
 
-def _compare(header: Header, written: Header, tensors: list[tuple[str, StoredTensor]]) -> None:
-    twins = {tensor.name: tensor for tensor in written.tensors}
-    if wrong := [name for name, tensor in tensors if name not in twins or not same_bytes(header, tensor, written, twins[name])]:
-        raise ArtifactError(f"tensor {wrong[0]!r} was not written as it was read: check the disk and export again")
+def write_copy(reader: GGUFReader, path: Path, changed: Mapping[str, Entry], tensors: Sequence[tuple[str, Any, Any]]) -> None:
+    """A new file with the entries of another, but for those changed, and with these tensors: (name, type, array)."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(path, _value(reader, "general.architecture"))
+    writer.data_alignment = reader.alignment
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.") and len(field.data)}
+    kept = {name: Entry(field.contents(), field.types[0], field.types[-1]) for name, field in fields.items() if name not in changed}
+    for name, entry in (kept | dict(changed)).items():
+        if name != "general.architecture":
+            writer.add_key_value(name, entry.value, entry.kind, entry.item if entry.kind == GGUFValueType.ARRAY else None)
+    for name, kind, data in tensors:
+        writer.add_tensor_info(name, data.shape, data.dtype, data.nbytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, _, data in tensors:
+        writer.write_tensor_data(data)
+    writer.close()
 
 
 def _check(routed: RoutedModel, route: Route, file: Path) -> tuple[float, int]:
@@ -164,15 +166,3 @@ def _check(routed: RoutedModel, route: Route, file: Path) -> tuple[float, int]:
     except BUILD_ERRORS as error:
         raise inexpressible(routed.config, error, CANNOT) from None
     return difference_from(routed, route, loaded, CANNOT)
-
-
-def _readme(routed: RoutedModel, route: Route, done: Exported, n_tensors: int) -> str:
-    """What the file is, for whoever finds it."""
-    name, order = done.folder.name, in_another_order(routed, route, done, "base file's own tensors")
-    return (
-        f"{heading(routed, route, 'gguf')}{order}; nothing was trained, and nothing was quantised again.\n\n"
-        f"```\nllama-cli -m {name}.gguf\nollama create {name} -f Modelfile && ollama run {name}\n```\n\n"
-        f"{made_of(routed, route, 'unpacked weights')}{made_by(routed, route, done)}"
-        f"{size_line(done, 'size', 'llama.cpp reads no tensor under two names')}"
-        f"- {n_tensors} tensors, each compared with the base's byte for byte\n{end_of_card(routed, done)}"
-    )

@@ -9,10 +9,9 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -35,47 +34,8 @@ INSTALL = (
     "in an environment of its own, from a clone of drllm: `pip install '.[serve]'` on a GPU machine; without one `make serve-env`, "
     "then `.venv-serve/bin/drllm serve ...` (docs/serve.md)"
 )
-# Flags of vLLM's that `--vllm-args` may not have: what makes an engine a routed one; what drllm checks before it starts the server; and
-# what would cut the prompts of a policy that decides in the engine.
-ROUTED = ("--model", "--worker-cls", "--hf-overrides", "--additional-config")
-OWN = ("--host", "--port", "--api-key", "--dtype", "--served-model-name")
-UNSEEN = ("--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc")
-OFFLOAD = ("--cpu-offload-gb", "--cpu-offload-params", "--offload-backend")
-CUTTING = ("--enable-chunked-prefill", "--enable-prefix-caching", "--async-scheduling")
-
-
-@dataclass(frozen=True)
-class Server:
-    """Where and how a server runs, beside what it serves.
-
-    Attributes:
-        checkpoint: what `checkpoint_of` gave.
-        arch: what `check_supported` gave.
-        name: under which clients ask for it.
-        device: "cpu" or "cuda".
-        context: longest prompt and answer together, in tokens.
-        eager: compile nothing.
-        extra: more of vLLM's own flags, which `check_extra` lets pass; they win over ours where they come twice.
-    """
-
-    checkpoint: str
-    arch: str
-    name: str
-    dtype: str
-    device: str
-    host: str
-    port: int
-    context: int
-    eager: bool = False
-    api_key: str = ""
-    extra: Sequence[str] = ()
-
-
-class Launch(NamedTuple):
-    """What to execute: a command line, and the environment variables to add."""
-
-    argv: list[str]
-    env: dict[str, str]
+# Flags of vLLM's that `--vllm-args` may not have, beside those that drllm sets: what passes by the routes, or was not tested with them.
+UNTESTED = ("--api-key", "--config", "--uds", "--api-server-count", "-asc", "--headless", "--grpc", "--cpu-offload-gb", "--offload-backend")
 
 
 def check_installed() -> str:
@@ -98,18 +58,15 @@ def make_spec(
     routed: RoutedModel,
     repeatable: str = "auto",
     any_format: bool = False,
-    with_base: bool = False,
 ) -> ServeSpec:
     """How a policy is served.
 
     Args:
         policy: None serves the base, and whatever routes requests ask for.
         folder: where it is saved.
-        repeatable: blocks with keys and values for a second pass: "all", "none", numbers such as "3,17", of up to three passes
-            "3:3,17" or "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none
-            without a policy.
+        repeatable: blocks with keys and values for a second pass: "all", numbers such as "3,17", of up to three passes "3:3,17" or
+            "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none without one.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
-        with_base: of one route for all, keep every block, so that requests may ask for the base, too.
     """
     n_layers = routed.n_layers
     if policy is None:
@@ -119,12 +76,7 @@ def make_spec(
             raise InputError("the policy's route runs no block: there is nothing to serve")
         if repeatable != "auto":
             raise InputError(f"--repeatable is {repeatable}, but this policy is one route for all prompts and requests: leave it out")
-        if with_base:
-            both = (str(Route.full(n_layers)), str(policy.route))
-            return ServeSpec("routes", n_layers, folder, repeatable=_again(policy.route.actions), routes=both)
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
-    if with_base:
-        raise InputError("--with-base is for a policy of one route: with this one any request may ask for the base already, leave it out")
     routes = policy.routes
     mode = "engine" if policy.routes_for([]) is None else "routes"
     most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
@@ -140,10 +92,7 @@ def _again(passes: Iterable[int]) -> tuple[int, ...]:
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
     """Each block once for every pass beyond its first that `--repeatable` or the policy (`auto`) makes room for."""
-    if text == "none" and auto:
-        blocks = "any block" if len(set(auto)) == n_layers else f"blocks {', '.join(map(str, dict.fromkeys(auto)))}"
-        raise InputError(f"the policy's routes may repeat {blocks}, so --repeatable none cannot serve it: use auto")
-    if text in ("auto", "none"):
+    if text == "auto":
         return auto
     most = {block: 1 + auto.count(block) for block in auto}
     try:
@@ -152,24 +101,20 @@ def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
             for block in range(n_layers) if name == "all" else (int(name),):
                 most[block] = max(most.get(block, 1), int(n_passes or 2))
     except ValueError:
-        expected = (
-            "all, none, auto, or block numbers such as 3,17, with a colon and the passes where there are more than two: 3:3,17 or all:3"
-        )
+        expected = "all, auto, or block numbers such as 3,17, with a colon and the passes where there are more than two: 3:3,17 or all:3"
         raise InputError(f"--repeatable is {text!r}, expected {expected}") from None
     if wrong := [n for n in most.values() if not 1 < n <= MAX_PASSES]:
         raise InputError(f"--repeatable is {text!r}, which asks for {wrong[0]} passes of a block, expected 2 to {MAX_PASSES}")
     return tuple(block for block, n in sorted(most.items()) for _ in range(n - 1))
 
 
-def merged(routed: RoutedModel, cache: Path, with_base: bool) -> RoutedModel:
+def merged(routed: RoutedModel, cache: Path) -> RoutedModel:
     """The plain model that a healed policy comes to, from a checkpoint under `cache`: its adapter costs nothing there."""
     from drllm.model.routed import RoutedModel as Model
 
     assert routed.policy is not None
     if routed.policy.route is None:
         raise InputError("this policy chooses among healed routes, and the server holds no adapter: serve one of them (OUT/healed-0.9)")
-    if with_base:
-        raise InputError("a healed route is served merged, as a model of fewer blocks: it has no base beside it, leave --with-base out")
     plain = Model.wrap(checkpoint_of(routed, cache, routed.policy.route), dtype=routed.model.dtype, device=routed.device)
     plain.policy = Route.full(plain.n_layers)
     return plain
@@ -212,44 +157,46 @@ def engine_options(spec: ServeSpec, arch: str, device: str) -> dict[str, Any]:
     return {"hf_overrides": {"architectures": [arch]}, "additional_config": spec.to_config(), "worker_cls": worker}
 
 
-def check_extra(extra: Sequence[str], mode: str) -> None:
-    """`InputError` for flags of vLLM's that would undo, unseen, what `launch` starts; `mode` as in `ServeSpec`.
+def check_extra(extra: Sequence[str], ours: Iterable[str]) -> None:
+    """`InputError` for flags of vLLM's that `ours` have already, or that routes were not tested with.
 
-    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value`, and the beginning of a flag where no other begins so.
+    vLLM's parser takes `_` for `-`, `--flag=value`, `--flag.key value` and `--no-flag`. It takes the beginning of a flag, too: ours come
+    last, and win.
     """
-    why: dict[str, str] = dict.fromkeys(ROUTED, "which makes the engine a routed one: drllm sets it itself")
-    why |= dict.fromkeys(OWN, "which is a flag of drllm serve: give it there (--name for --served-model-name)")
-    why |= dict.fromkeys(UNSEEN + OFFLOAD, "which drllm serve cannot check or has not been tested with: leave it out")
-    if mode == "engine":
-        why |= dict.fromkeys(CUTTING, "but a policy that decides in the engine must see whole prompts: leave it out")
-    for word in extra:
-        for flag in why:
-            if _is_flag(word, flag):
-                raise InputError(f"--vllm-args has {flag}, {why[flag]}")
+    refused = {_flag(word) for word in (*ours, *UNTESTED) if word.startswith("-")}
+    if found := [name for word in extra if (name := _flag(word)) in refused]:
+        why = "sets itself" if found[0] not in UNTESTED else "was not tested with"
+        raise InputError(f"--vllm-args has {found[0]}, which drllm serve {why}: leave it out; see `drllm serve --help-all`")
 
 
-def _is_flag(word: str, flag: str) -> bool:
-    """Whether a word of a command line is this flag of vLLM's, as its parser reads it."""
-    name = re.split("[=.]", word, maxsplit=1)[0].replace("_", "-")
-    return name not in ("", "-", "--") and (flag == name or (name.startswith("--") and flag.startswith(name)))
+def _flag(word: str) -> str:
+    return re.split("[=.]", word, maxsplit=1)[0].replace("_", "-").replace("--no-", "--")
 
 
-def launch(spec: ServeSpec, server: Server) -> Launch:
-    """The command line and environment of a server."""
-    flags = {"--model": server.checkpoint, "--served-model-name": server.name, "--dtype": server.dtype, "--host": server.host}
-    flags |= {"--port": str(server.port), "--max-model-len": str(server.context)}
-    flags |= {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
-    for name, value in engine_options(spec, server.arch, server.device).items():
-        flags[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
-    argv = [sys.executable, "-m", ENTRY, *(word for flag in flags.items() for word in flag)]
+def launch(
+    spec: ServeSpec, arch: str, device: str, flags: Mapping[str, Any], api_key: str = "", extra: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """The command line of a server, and the environment variables to add.
+
+    Args:
+        arch: what `check_supported` gave.
+        device: "cpu" or "cuda".
+        flags: vLLM's --model, --served-model-name, --dtype, --host, --port and --max-model-len.
+        extra: more of vLLM's own flags.
+    """
+    given = dict(flags) | {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
+    for name, value in engine_options(spec, arch, device).items():
+        given[f"--{name.replace('_', '-')}"] = value if isinstance(value, str) else json.dumps(value)
+    argv = [str(word) for flag in given.items() for word in flag]
     if spec.mode == "engine":  # a policy must see the whole prompt, in one step, and only once
         argv += ["--no-enable-chunked-prefill", "--no-enable-prefix-caching", "--no-async-scheduling"]
-        argv += ["--max-num-batched-tokens", str(max(server.context, 2048))]
-    if server.eager or (server.device != "cpu" and spec.mode != "static"):
+        argv += ["--max-num-batched-tokens", str(max(flags["--max-model-len"], 2048))]
+    check_extra(extra, argv)
+    if device != "cpu" and spec.mode != "static":
         argv.append("--enforce-eager")
     # Not on the command line, which every user of the machine can read.
-    key = {"VLLM_API_KEY": server.api_key} if server.api_key else {}
-    return Launch([*argv, *server.extra], environment(server.device) | key)
+    key = {"VLLM_API_KEY": api_key} if api_key else {}
+    return [sys.executable, "-m", ENTRY, *extra, *argv], environment(device) | key
 
 
 def environment(device: str) -> dict[str, str]:

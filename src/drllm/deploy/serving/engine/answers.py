@@ -1,9 +1,8 @@
 """Routes in answers: an ASGI middleware, `--middleware drllm.deploy.serving.engine.answers.RouteMiddleware`.
 
-Every answer of `/v1/completions` and `/v1/chat/completions` carries `x-drllm-route` and `x-drllm-passes`, one value a prompt (up to 4 KB; a
-path has + for its commas there), and in its JSON the member `drllm`: a list of one object a prompt with `route`, `passes`, `of` (the base's
-passes), `decided` (`policy`, `request` or `server`) and `seconds` (what choosing it from the text took). A stream has it in the first
-event after a route is known, and again once all are. OpenAI's clients hand unknown members on. What else vLLM would serve is refused.
+The JSON of every answer of `/v1/completions` and `/v1/chat/completions` has the member `drllm`: a list of one object a prompt with `route`,
+`passes`, `of` (the base's passes), `decided` (`policy`, `request` or `server`) and `seconds` (of choosing it from the text). A stream has
+it in the first event after a route is known, and again once all are. What else vLLM would serve is refused.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 from drllm.core.route import Route
 
 FORMATS = {"/v1/completions": "raw", "/v1/chat/completions": "chat"}  # what can be asked for text
-OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics", "/drllm", "/drllm/info")
-MAX_HEADER = 4096  # bytes; the routes of many prompts stand in the body alone
+OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics")
 _NOT_SERVED = f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}"
 NOT_SERVED = json.dumps({"error": {"message": _NOT_SERVED, "type": "NotFoundError", "code": 404}}).encode()
 
@@ -95,49 +93,36 @@ class RouteMiddleware:
 
 
 class _Answer:
-    """Holds an answer back until its routes are known: whole for JSON, to its first event for a stream."""
+    """Writes the routes into an answer's body: into the whole of a JSON one, into the first events of a stream."""
 
     def __init__(self, call: Call, send: Any):
         self.call, self.forward = call, send
-        self.start: dict[str, Any] | None = None
+        self.start: dict[str, Any] = {}  # of a JSON answer, held back until its length is known
         self.kind = ""
         self.held = b""
         self.n_said = 0
 
     async def __call__(self, message: dict[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.start = message
             kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
             self.kind = kinds[0].decode().split(";")[0] if kinds else ""
-            return
-        if message["type"] != "http.response.body":
-            await self.forward(message)
-            return
-        if self.kind == "application/json":
+            if self.kind == "application/json":
+                self.start = message
+                return
+        elif message["type"] == "http.response.body" and self.kind == "application/json":
             self.held += message.get("body", b"")
             if message.get("more_body"):
                 return
-            message = {**message, "body": self._whole(self.held)}
-        elif self.kind == "text/event-stream":
+            body = self._whole(self.held)
+            headers = [(name, value) for name, value in self.start["headers"] if name.lower() != b"content-length"]
+            await self.forward({**self.start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            message = {**message, "body": body}
+        elif message["type"] == "http.response.body" and self.kind == "text/event-stream":
             message = {**message, "body": self._event(message.get("body", b""))}
-        if self.start is not None:
-            start, self.start = self.start, None
-            await self.forward({**start, "headers": self._headers(start["headers"], message["body"])})
         await self.forward(message)
 
-    def _headers(self, headers: Any, body: bytes) -> list[tuple[bytes, bytes]]:
-        records = [record for record in self.call.records if record is not None]
-        kept = [(name, value) for name, value in headers if self.kind != "application/json" or name.lower() != b"content-length"]
-        if self.kind == "application/json":
-            kept.append((b"content-length", str(len(body)).encode()))
-        routes = ",".join(record["route"].replace(",", "+") for record in records)  # a path's own commas would part values
-        if records and len(records) == len(self.call.taken) and len(routes) <= MAX_HEADER:
-            passes = ",".join(str(record["passes"]) for record in records)
-            kept += [(b"x-drllm-route", routes.encode()), (b"x-drllm-passes", passes.encode())]
-        return kept
-
     def _whole(self, body: bytes) -> bytes:
-        status = 200 if self.start is None else self.start["status"]
+        status = self.start["status"]
         answer = json.loads(body) if status >= 400 or any(self.call.records) else None
         if status >= 400:
             answer = _refusal(answer, status)
@@ -172,4 +157,4 @@ def _refusal(answer: Any, status: int) -> dict[str, Any]:
         return answer | {"error": error | {"message": " ".join(error["message"].split())}}
     detail = (error if isinstance(error, str) else answer.get("detail", answer)) if isinstance(answer, dict) else answer
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
-    return {"error": {"message": " ".join(text.split())[:MAX_HEADER], "type": "BadRequestError", "code": status}}
+    return {"error": {"message": " ".join(text.split())[:4096], "type": "BadRequestError", "code": status}}
