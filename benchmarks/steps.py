@@ -29,7 +29,7 @@ from drllm.runs.records import read_records
 from drllm.scoring.asking import Ask, asking_here
 from drllm.scoring.replica import Replica, Wanted, nobody
 from drllm.scoring.scorer import scorer_of
-from drllm.searching.prior import random_routes
+from drllm.searching.edits import random_routes
 from drllm.searching.runner import question_seed
 from drllm.searching.worker import Searching
 from drllm.tasks import LoadedTask, load_task
@@ -109,9 +109,7 @@ def main() -> None:
     with Progress("searches", len(groups) * len(sizes)) as progress:
         for turn, group in enumerate(groups):
             for size in sizes[turn % len(sizes) :] + sizes[: turn % len(sizes)]:
-                config = SearchConfig(
-                    preset="paper", reward=given.reward, n_simulations=given.simulations, verify=False, max_step_tokens=size
-                )
+                config = SearchConfig(reward=given.reward, n_simulations=given.simulations, verify=False, max_step_tokens=size)
                 found[size].append(searched(routed, task, group, config))
                 progress.advance(1)
     said = {size: of_size(found[size], found[sizes[-1]], len(examples)) for size in sizes}

@@ -67,7 +67,7 @@ def searched(routed: Any, task: str) -> Any:
 
     from drllm import SearchConfig, search
 
-    config = SearchConfig(limit=2, n_simulations=8, sweep_questions=0, verify=False, control=False, max_new_tokens=8)
+    config = SearchConfig(limit=2, n_simulations=8, verify=False, control=False, max_new_tokens=8)
     with tempfile.TemporaryDirectory() as out:
         search(routed, tasks=[task], config=config, out=out)
         rows = [row for file in sorted(Path(out).rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]

@@ -53,7 +53,7 @@ from drllm.runs.store import Store as RunStore
 from drllm.runs.store import Verdict
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
-from drllm.searching.prior import sweep_routes
+from drllm.searching.edits import single_edits
 from drllm.stats.promise import Promise
 from drllm.tasks import load_task
 from record_factory import record as made_record
@@ -62,7 +62,7 @@ from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
-ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
+ROUTES = [route for route in single_edits(L, 1) if route[0] == 1]
 OPTIONS = {
     "routers": TRAIN,
     "codebook": CodebookConfig(block=1, n_routes=4),

@@ -174,8 +174,6 @@ def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_pat
                 "24",
                 "--pool-size",
                 "24",
-                "--sweep-questions",
-                "4",
             ],
             stderr=subprocess.DEVNULL,
         )

@@ -64,11 +64,12 @@ class Setup:
         own: dict[str, Any] = {name: getattr(self.config, name) for name in OF_SEARCH}
         n, visits = self.n_searched(task), self.config.visits
         visited = {"limit": math.ceil(n * visits), "keep": n} if visits else {"limit": n}
-        return SearchConfig(preset="paper", **visited, **own, **self._shared)
+        return SearchConfig(**visited, **own, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:
-        return {name: getattr(self.config, name) for name in SHARED}
+        prompts = self.config.prompts.replace("auto", "authors")
+        return {name: getattr(self.config, name) for name in SHARED} | {"prompts": prompts}
 
     def evaluate_config(self, split: str, ablation: bool, reward: str = "") -> EvaluateConfig:
         """An evaluation on one split; `reward` where that is not the setup's."""

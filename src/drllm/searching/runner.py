@@ -14,13 +14,12 @@ from typing import Any
 
 from drllm.core.config import Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.alone import alone_in
 from drllm.runs.kept import kept_in
-from drllm.runs.layout import PRIOR_FILE, RunFolder
+from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
@@ -28,8 +27,7 @@ from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.replica import Ticket, Wanted
 from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
-from drllm.searching.edits import Evaluation
-from drllm.searching.prior import EditPrior, fit_prior, random_routes, read_prior, sweep_routes
+from drllm.searching.edits import random_routes
 from drllm.searching.worker import Searching, question_seed
 from drllm.tasks import LoadedTask, load_task
 
@@ -247,13 +245,12 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         todo = [index for index in range(len(groups)) if index not in done]
         if not todo:
             continue
-        prior = _prior(bench, task, folder) if config.preset == "default" else None
         left = tuple(question.digest for index in todo for question, _ in groups[index])
         made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder, folder)
         for index in todo:
             group = [Wanted(split, question.example) for question, split in groups[index]]
             tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
-        jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
+        jobs.append(Searching(*made, manifest.under, manifest.counts, left, control))
 
     @functools.cache
     def read(path: Path) -> list[RouteRecord]:
@@ -287,20 +284,3 @@ def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepa
             same = same and record.control_routes == control and bool(record.checks) == config.verify
         if not same:
             raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
-
-
-def _prior(bench: Bench, task: _Prepared, folder: Path) -> EditPrior | None:
-    """The prior over edits: read back, or from a sweep of every single edit over some questions of all lengths."""
-    config, n_layers, questions = task.config, bench.routed.n_layers, task.questions
-    n_questions = min(config.sweep_questions, len(questions))
-    if not n_questions:
-        return None
-    if not (folder / PRIOR_FILE).is_file():
-        say(f"trying every single edit on {n_questions} questions first")
-        loops = config.max_loop_span, config.loop_strength
-        swept = [questions[at * len(questions) // n_questions] for at in range(n_questions)]
-        routes = [Route.full(n_layers), *sweep_routes(n_layers, config.max_skip_run, *loops)]
-        [found] = bench.ensure([task.ask(swept, task.splits[0], routes)], f"single edits {task.loaded.task.name}")
-        answers = [[Evaluation(route, one.correct, one.margin) for route, one in verdicts.items()] for verdicts in found]
-        write_json(folder / PRIOR_FILE, fit_prior(n_layers, config.max_skip_run, answers, *loops).to_json())
-    return read_prior(folder)

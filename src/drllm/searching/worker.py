@@ -1,6 +1,6 @@
 """The tree search of groups of questions, as a worker does it: trees through one scorer, then the blind baseline, then the checks.
 
-A question's record depends on the question, the model, the configuration and the prior alone. So one process, many workers, an interrupted
+A question's record depends on the question, the model and the configuration alone. So one process, many workers, an interrupted
 search and a resumed one all write the same records.
 """
 
@@ -16,8 +16,6 @@ from drllm.runs.store import Asked, Conditions, Store, Verdict
 from drllm.scoring.base import Question
 from drllm.scoring.inquiries import Asking, Inquiry, write_new
 from drllm.scoring.replica import Replica, Wanted
-from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior
 from drllm.searching.tree import RouteTree
 from drllm.searching.verify import Verifier
 from drllm.tasks import Task
@@ -37,7 +35,6 @@ class Searching(Asking):
         store, folder: of the run's verdicts, and of the task's records.
         conditions, counts: under which routes are asked, and which verdict of a row is the reward.
         digests: of the questions that are left; what the store knows of them is not asked again.
-        prior: of the edits.
         control: routes of the blind baseline.
     """
 
@@ -50,7 +47,6 @@ class Searching(Asking):
     conditions: Conditions
     counts: str
     digests: tuple[str, ...]
-    prior: EditPrior | None = None
     control: tuple[Route, ...] = ()
 
     @property
@@ -70,7 +66,7 @@ class Searching(Asking):
     def inquire(self, replica: Replica, question: Question, wanted: Wanted) -> Inquiry:
         """The question with its tree; the tree's base comes first."""
         name = self.task.name
-        tree = make_tree(replica.routed.n_layers, self.config, question_seed(self.config.seed, name, wanted.example.id), self.prior)
+        tree = RouteTree(replica.routed.n_layers, self.config, question_seed(self.config.seed, name, wanted.example.id))
         known = self._known(replica).get(question.digest, {})
         asked = Asked(name, wanted.split, wanted.example.id, question.digest)
         return Inquiry(question, asked, list(reversed(self.control)), tree, tree.ask(), dict(known))
