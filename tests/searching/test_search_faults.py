@@ -287,25 +287,8 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
     monkeypatch.setattr(PrefixRunner, "_apply", interrupted)
     routed = model()
     monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
-    command = [
-        "search",
-        "--model",
-        "tiny",
-        "--tasks",
-        TASK,
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--limit",
-        "12",
-        "--n-simulations",
-        "4",
-        "--group-size",
-        "4",
-        "--pool-size",
-        "4",
-    ]
+    flags = "--limit 12 --n-simulations 4 --group-size 4 --pool-size 4"
+    command = f"search --model tiny --tasks {TASK} --data {data} --out {tmp_path / 'run'} {flags}".split()
     assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
     assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
