@@ -246,11 +246,11 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if not todo:
             continue
         left = tuple(question.digest for index in todo for question, _ in groups[index])
-        made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder, folder)
+        made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder)
         for index in todo:
             group = [Wanted(split, question.example) for question, split in groups[index]]
             tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
-        jobs.append(Searching(*made, manifest.under, manifest.counts, left, control))
+        jobs.append(Searching(*made, manifest.under, folder, manifest.counts, left, control))
 
     @functools.cache
     def read(path: Path) -> list[RouteRecord]:

@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drllm.core.config import SearchConfig
 from drllm.core.digest import json_digest, number_of
 from drllm.core.route import Route
 from drllm.runs.records import FINITE, Check, RouteRecord, shard_path, write_shard
-from drllm.runs.store import Asked, Conditions, Store, Verdict
+from drllm.runs.store import Asked, Store, Verdict
 from drllm.scoring.base import Question
 from drllm.scoring.inquiries import Asking, Inquiry, write_new
 from drllm.scoring.replica import Replica, Wanted
 from drllm.searching.tree import RouteTree
 from drllm.searching.verify import Verifier
-from drllm.tasks import Task
 
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
@@ -31,20 +29,13 @@ class Searching(Asking):
     """What to do with every question of one task.
 
     Attributes:
-        packed, shares_across_groups: of the scorer.
-        store, folder: of the run's verdicts, and of the task's records.
-        conditions, counts: under which routes are asked, and which verdict of a row is the reward.
+        folder: of the task's records.
+        counts: which verdict of a row is the reward.
         digests: of the questions that are left; what the store knows of them is not asked again.
         control: routes of the blind baseline.
     """
 
-    task: Task
-    config: SearchConfig
-    packed: bool
-    shares_across_groups: bool
-    store: Path
     folder: Path
-    conditions: Conditions
     counts: str
     digests: tuple[str, ...]
     control: tuple[Route, ...] = ()
