@@ -68,8 +68,7 @@ class Setup:
 
     @property
     def _shared(self) -> dict[str, Any]:
-        prompts = self.config.prompts.replace("auto", "authors")
-        return {name: getattr(self.config, name) for name in SHARED} | {"prompts": prompts}
+        return {name: getattr(self.config, name) for name in SHARED}
 
     def evaluate_config(self, split: str, ablation: bool, reward: str = "") -> EvaluateConfig:
         """An evaluation on one split; `reward` where that is not the setup's."""

@@ -23,6 +23,7 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
+from drllm.runs.store import Asked
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.replica import Ticket, Wanted
@@ -238,7 +239,7 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
             check_manifest(folder, manifest)
         for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], task, control)
+            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], manifest)
         told[name] = task.counts(len(done))
         notes += task.notes
         n_done += sum(len(groups[index]) for index in done)
@@ -270,17 +271,8 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
             say(f"{name}: {found}; {len(kept.visited)} visited")
 
 
-def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepared, control: tuple[Route, ...]) -> None:
-    """Refuse a shard that is unreadable, or holds other records than this search writes there."""
-    records = read_shard(path)
-    again = "remove it, and it is made again"
-    name, weights, config = task.loaded.task.name, task.manifest.fingerprint, task.config
-    wanted = [(name, split, question.example.id, weights) for question, split in group]
-    if [(record.task, record.split, record.id, record.fingerprint) for record in records] != wanted:
-        raise ArtifactError(f"{path} holds records of other questions or another model than this search: {again}")
-    for record in records:
-        same = (record.seed, record.reward) == (config.seed, task.scorer.reward)
-        if not record.broken:  # a broken question has neither control nor checks
-            same = same and record.control_routes == control and bool(record.checks) == config.verify
-        if not same:
-            raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest) -> None:
+    """Refuse a shard that is unreadable, or holds records of other questions or conditions than this search writes there."""
+    wanted = [(Asked(manifest.task, split, question.example.id, question.digest), manifest.under) for question, split in group]
+    if [(record.asked, record.conditions) for record in read_shard(path)] != wanted:
+        raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")
