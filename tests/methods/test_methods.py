@@ -646,7 +646,7 @@ def test_policies_of_loops_are_evaluated_beside_their_baselines(tiny, loop_run, 
 
 def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     caplog.set_level("INFO")
-    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=24), tmp_path, data)
+    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=3, limit=24, early_stop=True), tmp_path, data)
     records = read_records(tmp_path / "search")
     looped = [record for record in records if record.chosen and not record.chosen.is_in_place]
     n_kept = sum(record.kept for record in records)

@@ -405,7 +405,7 @@ def test_an_unusable_file_of_routes_is_named_with_its_line(text, message, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_simulations": 11}, "config.n_simulations = 10, now it is 11"),
+        ({"n_simulations": 21}, "config.n_simulations = 20, now it is 21"),
         ({"seed": 5}, "config.seed = 0, now it is 5"),
         ({"group_size": 4}, "config.group_size = 8, now it is 4"),
         ({"metric": "acc"}, "config.metric"),
