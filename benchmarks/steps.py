@@ -51,8 +51,9 @@ def searched(routed: RoutedModel, task: LoadedTask, group: Sequence[Wanted], con
     control = tuple(random_routes(routed.n_layers, config.n_simulations, config, question_seed(config.seed, task.task.name, "control")))
     with tempfile.TemporaryDirectory() as folder:
         bench, scorer = asking_here(routed, Path(folder)), scorer_of(routed, task.task, config)
-        about = (task.task, config, scorer.packed, scorer.shares_across_groups, bench.store.shards.folder, Path(folder) / "search" / "task")
-        job = Searching(*about, bench.conditions(scorer), Ask(scorer, task.task, config, "fit", (), ()).counts, (), None, control)
+        about = (task.task, config, scorer.packed, scorer.shares_across_groups, bench.store.shards.folder, bench.conditions(scorer))
+        counts = Ask(scorer, task.task, config, "fit", (), ()).counts
+        job = Searching(*about, Path(folder) / "search" / "task", counts, (), control)
         replica = Replica(routed, [job], Resources())
         started = time.process_time()
         assert list(job.do(replica, [(0, group)], nobody)) == [0]
