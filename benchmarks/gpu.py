@@ -50,8 +50,8 @@ def clocked(found: dict[str, Any], device: torch.device) -> Iterator[None]:
 
 
 def searched(routed: RoutedModel, given: argparse.Namespace, plain_ms: float, out: Path) -> dict[str, Any]:
-    """The paper's tree, no early stop, no checks in float32."""
-    config = SearchConfig(preset="paper", early_stop=False, verify=False, n_simulations=given.simulations, limit=given.questions)
+    """The search, no early stop, no checks in float32."""
+    config = SearchConfig(early_stop=False, verify=False, n_simulations=given.simulations, limit=given.questions)
     found: dict[str, Any] = {}
     with clocked(found, routed.device):
         search(routed, given.tasks, config, out, given.data)

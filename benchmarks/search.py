@@ -1,7 +1,7 @@
 """What one evaluated path costs in the search, against a plain forward, a floor and a naive scorer.
 
     python benchmarks/search.py [--data ../shared/data] [--parts loglik-bf16,loglik-fp32,letter,boxed] [--out FILE.json]
-    python benchmarks/search.py --make-paths          # writes the path lists anew, with the `paper` preset, early stop off
+    python benchmarks/search.py --make-paths          # writes the path lists anew, early stop off
     python benchmarks/search.py --model qwen2.5-coder-1.5b-q4 --questions 16 --parts letter-bf16      # --make-paths letter: its list
 
 Unit PF: one plain forward of the same tokens, batch 1, by the unmodified model computing logits only where they are scored, timed between
@@ -40,8 +40,8 @@ from drllm.scoring.packing import make_batch
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.scorer import scorer_of
 from drllm.scoring.verdict import loglik_verdict
-from drllm.searching.presets import make_tree
-from drllm.searching.prior import random_routes
+from drllm.searching.edits import random_routes
+from drllm.searching.tree import RouteTree
 from drllm.searching.worker import question_seed
 from drllm.tasks import load_task
 
@@ -132,9 +132,9 @@ def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
     loaded = load_task(TASKS[reward], data)
     task, wanted = loaded.task, loaded.select("fit", n_questions)
     routed, _ = load(model, torch.float32)
-    config = SearchConfig(preset="paper", early_stop=False, n_simulations=N_PATHS, reward=reward, prompts=PROMPTS.get(reward, "ours"))
+    config = SearchConfig(early_stop=False, n_simulations=N_PATHS, reward=reward, prompts=PROMPTS.get(reward, "ours"))
     scorer = scorer_of(routed, task, config)
-    trees = [make_tree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
+    trees = [RouteTree(routed.n_layers, config, question_seed(0, task.name, example.id)) for example in wanted]
     handles = scorer.open([scorer.question(task, example) for example in wanted])
     asked = {handle: tree for handle, tree in zip(handles, trees, strict=True)}
     for handle, tree in asked.items():
@@ -153,7 +153,7 @@ def make_paths(model: str, reward: str, data: str, n_questions: int) -> None:
         }
         for example, tree in zip(wanted, trees, strict=True)
     ]
-    made = {"task": task.name, "reward": reward, "preset": "paper", "early_stop": False, "seed": 0, "model": model}
+    made = {"task": task.name, "reward": reward, "early_stop": False, "seed": 0, "model": model}
     paths_file(model, reward).parent.mkdir(exist_ok=True)
     text = ",\n".join(json.dumps(row) for row in rows)
     paths_file(model, reward).write_text(json.dumps(made)[:-1] + f', "questions": [\n{text}\n]}}\n')
@@ -264,17 +264,16 @@ def bookkeeping(
     scorer: Any, questions: list[Any], paths: list[list[Route]], rights: list[list[int]], n_layers: int
 ) -> Iterator[tuple[str, float]]:
     """Seconds a path of the search tree's own work, and of the trie's (profiled, so rather too much), on these paths."""
-    for preset in ("paper", "default"):
-        config = SearchConfig(preset=preset, early_stop=False, n_simulations=N_PATHS)
-        start, n = time.process_time(), 0
-        for question, right in zip(questions, rights, strict=False):
-            tree = make_tree(n_layers, config, question_seed(0, question.task.name, question.example.id))
-            for correct in right:
-                if (route := tree.ask()) is None:
-                    break
-                tree.tell(route, bool(correct), 0.1 * correct)
-                n += 1
-        yield f"tree ({preset})", (time.process_time() - start) / n
+    config = SearchConfig(early_stop=False, n_simulations=N_PATHS)
+    start, n = time.process_time(), 0
+    for question, right in zip(questions, rights, strict=False):
+        tree = RouteTree(n_layers, config, question_seed(0, question.task.name, question.example.id))
+        for correct in right:
+            if (route := tree.ask()) is None:
+                break
+            tree.tell(route, bool(correct), 0.1 * correct)
+            n += 1
+    yield "tree", (time.process_time() - start) / n
     if isinstance(scorer, LoglikScorer):
         profile = cProfile.Profile()
         pairs = [(index, route) for index in range(len(questions)) for route in paths[index]]
@@ -399,7 +398,7 @@ class Part:
         """What all that is not the model costs."""
         rights = [[int(self.found[index, route].correct) for route in self.paths[index]] for index in range(len(self.questions))]
         spent = dict(bookkeeping(self.scorer, self.questions[:16], self.paths[:16], rights, self.routed.n_layers))
-        spent["tree (default) and trie"] = spent["tree (default)"] + spent.get("trie", 0.0)
+        spent["tree and trie"] = spent["tree"] + spent.get("trie", 0.0)
         for name, seconds in spent.items():
             text = f"bookkeeping, {name}: {1e6 * seconds:.0f} us a path, {100 * seconds / self.cost:.2f} %"
             self.say(f"bookkeeping, {name}", seconds / self.cost, text)

@@ -29,7 +29,7 @@ from drllm.runs.records import read_records
 from drllm.scoring.asking import Ask, asking_here
 from drllm.scoring.replica import Replica, Wanted, nobody
 from drllm.scoring.scorer import scorer_of
-from drllm.searching.prior import random_routes
+from drllm.searching.edits import random_routes
 from drllm.searching.runner import question_seed
 from drllm.searching.worker import Searching
 from drllm.tasks import LoadedTask, load_task
@@ -51,8 +51,9 @@ def searched(routed: RoutedModel, task: LoadedTask, group: Sequence[Wanted], con
     control = tuple(random_routes(routed.n_layers, config.n_simulations, config, question_seed(config.seed, task.task.name, "control")))
     with tempfile.TemporaryDirectory() as folder:
         bench, scorer = asking_here(routed, Path(folder)), scorer_of(routed, task.task, config)
-        about = (task.task, config, scorer.packed, scorer.shares_across_groups, bench.store.shards.folder, Path(folder) / "search" / "task")
-        job = Searching(*about, bench.conditions(scorer), Ask(scorer, task.task, config, "fit", (), ()).counts, (), None, control)
+        about = (task.task, config, scorer.packed, scorer.shares_across_groups, bench.store.shards.folder, bench.conditions(scorer))
+        counts = Ask(scorer, task.task, config, "fit", (), ()).counts
+        job = Searching(*about, Path(folder) / "search" / "task", counts, (), control)
         replica = Replica(routed, [job], Resources())
         started = time.process_time()
         assert list(job.do(replica, [(0, group)], nobody)) == [0]
@@ -109,9 +110,7 @@ def main() -> None:
     with Progress("searches", len(groups) * len(sizes)) as progress:
         for turn, group in enumerate(groups):
             for size in sizes[turn % len(sizes) :] + sizes[: turn % len(sizes)]:
-                config = SearchConfig(
-                    preset="paper", reward=given.reward, n_simulations=given.simulations, verify=False, max_step_tokens=size
-                )
+                config = SearchConfig(reward=given.reward, n_simulations=given.simulations, verify=False, max_step_tokens=size)
                 found[size].append(searched(routed, task, group, config))
                 progress.advance(1)
     said = {size: of_size(found[size], found[sizes[-1]], len(examples)) for size in sizes}

@@ -62,16 +62,16 @@ def work(dtype: str) -> None:
 
 
 def searched(routed: Any, task: str) -> Any:
-    """A small search from its start: routes, rewards and margins of each record."""
+    """A small search from its start: the routes of each record, and the one chosen."""
     import pyarrow.parquet as pq
 
     from drllm import SearchConfig, search
 
-    config = SearchConfig(limit=2, n_simulations=8, sweep_questions=0, verify=False, control=False, max_new_tokens=8)
+    config = SearchConfig(limit=2, n_simulations=8, verify=False, control=False, max_new_tokens=8)
     with tempfile.TemporaryDirectory() as out:
         search(routed, tasks=[task], config=config, out=out)
-        rows = [row for file in sorted(Path(out).rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    return [(row["routes"], row["rewards"], [str(round(margin, 4)) for margin in row["margins"]]) for row in rows]
+        rows = [row for file in sorted(Path(out, "search").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [(row["routes"], row["chosen"]) for row in rows]
 
 
 def start(checkout: Path, dtype: str) -> subprocess.Popen[str]:

@@ -29,7 +29,7 @@ def test_a_size_is_compared_with_the_largest_group_by_group():
 def test_small_steps_have_no_rows_that_fill(size, fills, tiny, data: Path):
     """One sequence a step where a step is no longer than a prompt."""
     task = load_task("arc_easy", str(data))
-    config = SearchConfig(preset="paper", n_simulations=4, verify=False, max_step_tokens=size)
+    config = SearchConfig(n_simulations=4, verify=False, max_step_tokens=size)
     found = steps.searched(tiny, task, [Wanted("fit", one) for one in task.select("fit", 2)], config)
     assert found.applied > 0
     assert (found.padded > 0) is fills

@@ -385,12 +385,12 @@ def test_a_file_without_questions_for_a_split_is_refused_before_a_model_loads(tm
 
 
 def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders, tmp_path: Path, capsys):
-    """Read from what the two commands wrote: preset paper in both, the authors' prompts and their count of simulations."""
+    """Read from what the two commands wrote: preset paper of the training, the authors' prompts and their count of simulations."""
     out, config = tmp_path / "run", Path(__file__).parents[2] / "configs" / "paper.yaml"
     asked = ["search", "--config", config, "--model", folders["model"], "--data", folders["data"], "--out", out, "--tasks", "arc_easy"]
     assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8")[0] == 0
     manifest = read_manifest(RunFolder(out).search("arc_easy"))
-    assert (manifest.config["preset"], manifest.search_config.asked, manifest.config["n_simulations"]) == ("paper", "authors", 4)
+    assert (manifest.search_config.asked, manifest.config["n_simulations"], manifest.config["counted"]) == ("authors", 4, "all")
     code, _, err = run(capsys, "train", "--config", config, "--model", folders["model"], "--out", out)
     assert code == 0, err
     (trained,) = [job for job in read_jobs(out) if job["job"].startswith("train")]
@@ -468,7 +468,7 @@ def test_own_questions_need_no_task_and_keep_their_name_everywhere(folders, tmp_
     own.mkdir()
     (own / "trivia.jsonl").write_text(folders["data"].read_text().replace('"choices"', '"options"'))
     monkeypatch.chdir(own)
-    search = ["--model", folders["model"], "--data", "trivia.jsonl", "--out", "run", "--n-simulations", 4, "--sweep-questions", 2]
+    search = ["--model", folders["model"], "--data", "trivia.jsonl", "--out", "run", "--n-simulations", 4]
     code, _, err = run(capsys, "search", *search, "--no-verify")
     assert code == 0, err
     assert [path.name for path in (run_folder / "search").iterdir() if path.is_dir()] == ["trivia"]

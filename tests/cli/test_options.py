@@ -17,8 +17,6 @@ from drllm.core.errors import InputError
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
 NEEDS = {
-    "loop_strength": {"max_loop_span": 3},
-    "counted": {"preset": "paper"},
     "teacher_forcing": {"preset": "paper"},
 }  # fields that have a meaning beside others alone
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}

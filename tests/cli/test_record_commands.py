@@ -59,7 +59,6 @@ MISTAKES = {
     "a text file": (["export", "{tmp}/file.txt", "--out", "{tmp}/x.csv"], "file.txt is not a readable shard"),
     "a corrupt shard": (["info", "{broken}"], "is not a readable shard"),
     "merge of a corrupt shard": (["merge", "{a}", "{broken}", "--out", "{tmp}/x"], "is not a readable shard"),
-    "other weights": (["merge", "{a}", "{other}", "--out", "{tmp}/x"], "fingerprint = 'f00d'"),
     "merge into verdicts": (["merge", "{a}", "--out", "{b}"], "holds verdicts already: merge into a new folder"),
     "merge into a file": (["merge", "{a}", "--out", "{tmp}/file.txt"], "file.txt"),
     "unknown format": (["export", "{a}", "--out", "{tmp}/x.xlsx"], "expected a name that ends in .parquet, .csv, .jsonl"),
@@ -108,11 +107,11 @@ def test_merge_then_info_and_export_say_how_many(folders, capsys):
     code, text, err = run(capsys, "merge", folders["a"], folders["b"], "--out", out)
     assert (code, err) == (0, "")
     assert text.splitlines() == [
-        f"{out}/verdicts: 12 rows, from 2 runs, 4 given again",
-        f"{out}/search/arc_easy: 3 rows, from 2 runs, 1 given again",
+        f"{out}/verdicts: 12 rows, from 2 runs; 4 were given again",
+        f"{out}/search/arc_easy: not made, several runs have it: the same search in {out} looks its verdicts up",
     ]
-    assert [one.id for one in read_records(out / "search")] == ["q1", "q2", "q3"]
-    assert ["arc_easy", "3", "3", "3"] in [line.split()[:4] for line in run(capsys, "info", out)[1].splitlines()]
+    assert run(capsys, "merge", folders["a"], "--out", f"{out}-alone")[1].splitlines()[1] == f"{out}-alone/search/arc_easy: copied"
+    assert [one.id for one in read_records(Path(f"{out}-alone") / "search")] == ["q1", "q2"]
     for name, more, rows in (("x.parquet", (), 12), ("x.csv", (), 12), ("x.jsonl", ("--route", "1111;0111"), 6)):
         file = folders["tmp"] / "deep" / name
         assert run(capsys, "export", out, "--out", file, *more) == (0, f"{file}: {rows} rows\n", "")

@@ -146,7 +146,7 @@ data = write_rows(Path(sys.argv[1]) / "sums.jsonl", questions())
 
 def work(name):
     run = Path(sys.argv[1]) / name
-    search(routed, ["arc_easy"], SearchConfig(n_simulations=2, limit=2, sweep_questions=1), run, data)
+    search(routed, ["arc_easy"], SearchConfig(n_simulations=2, limit=2), run, data)
     routed.policy = train(routed, run, config=RoutersConfig(epochs=1, tune_questions=2))
     routed.save_pretrained(run / "routers")
     evaluate(routed, ["base", "routers"], ["arc_easy"], run, EvaluateConfig(limit=2, n_resamples=100), data)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 LEARNED = ("arc_easy", "arc_challenge", "openbookqa")
 SMALL = {  # flags that come last win over those of the page
-    "search": "--data DATA --limit 24 --n-simulations 6 --sweep-questions 2 --max-step-tokens 600 --no-verify",
+    "search": "--data DATA --limit 24 --n-simulations 6 --max-step-tokens 600 --no-verify",
     "scan": "--data DATA --questions 8 --max-span 2 --fresh 4 --max-step-tokens 600",
     "retrofit": "--minutes 1",
     "reproduce": "--data DATA --tasks arc_easy,arc_challenge --outside openbookqa --scale 0.02 --n-simulations 6 --tokens 100",
@@ -98,7 +98,7 @@ def place(tmp_path_factory) -> Path:
         patch.chdir(folder)
         of = f"--model tiny --tasks {','.join(LEARNED)} --out runs/x --data DATA --max-step-tokens 600"
         for command in (
-            f"search {of} --limit 24 --n-simulations 6 --sweep-questions 2 --no-verify",
+            f"search {of} --limit 24 --n-simulations 6 --no-verify",
             f"search {of} --limit 24 --paths routes.txt --splits fit,tune",
             "train --out runs/x --method static",
             "train --out runs/x --method codebook",

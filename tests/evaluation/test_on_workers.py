@@ -27,7 +27,7 @@ from drllm.scoring import asking
 from runs import EVALUATE, TASK, TRAIN, L, copy_run, folder_bytes, matrix, model
 from worker_processes import replicas
 
-SEARCH = SearchConfig(n_simulations=30, group_size=2, sweep_questions=4)
+SEARCH = SearchConfig(n_simulations=30, group_size=2)
 TWO = Resources(executor="processes", workers=2, pool_size=4)
 
 

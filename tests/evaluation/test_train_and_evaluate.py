@@ -119,8 +119,8 @@ def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, t
 
 def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
     rows = questions(80)
-    for name, part in {"a": rows[:40], "b": rows[40:]}.items():
-        search(tiny, [TASK], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
+    for name, task, part in (("a", TASK, rows[:40]), ("b", "arc_challenge", rows[40:])):
+        search(tiny, [task], SEARCH, tmp_path / name, write_rows(tmp_path / f"{name}.jsonl", part))
     out = tmp_path / "both"
     merge_runs([tmp_path / "a", tmp_path / "b"], out)
     policy = train(tiny, out, "static")

@@ -51,7 +51,7 @@ from drllm.runs.merge import merge_runs
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
-from drllm.searching.prior import sweep_routes
+from drllm.searching.edits import single_edits
 from drllm.stats.promise import Promise
 from drllm.tasks import load_task
 from record_factory import record as made_record
@@ -60,7 +60,7 @@ from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
-ROUTES = [route for route in sweep_routes(L, 1) if route[0] == 1]
+ROUTES = [route for route in single_edits(L, 1) if route[0] == 1]
 OPTIONS = {
     "routers": TRAIN,
     "codebook": CodebookConfig(block=1, n_routes=4),
@@ -622,7 +622,7 @@ def test_policies_of_loops_are_evaluated_beside_their_baselines(tiny, loop_run, 
 
 def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     caplog.set_level("INFO")
-    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=2, limit=24), tmp_path, data)
+    search(tiny, [TASK], dataclasses.replace(SEARCH, max_loop_span=3, limit=24, early_stop=True), tmp_path, data)
     records = read_records(tmp_path / "search")
     looped = [record for record in records if record.chosen and not record.chosen.is_in_place]
     n_kept = sum(record.kept for record in records)

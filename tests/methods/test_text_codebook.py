@@ -18,7 +18,7 @@ from drllm.methods.prompt_reading import TEXT, Read, read_text
 from drllm.policies.codebook import Codebook, StateSelector
 from drllm.policies.text_selector import TextSelector
 from drllm.scoring.route_prediction import decide_routes
-from drllm.searching.prior import sweep_routes
+from drllm.searching.edits import single_edits
 from runs import SEARCH, TASK, L, model, questions, write_rows
 
 N = 400
@@ -88,7 +88,7 @@ def run(tiny, tmp_path_factory):
     rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(60))]
     out = tmp_path_factory.mktemp("run")
     data = write_rows(out / "sums.jsonl", rows)
-    search(tiny, [TASK], SEARCH_ALL, out, data, routes=sweep_routes(L, 1))
+    search(tiny, [TASK], SEARCH_ALL, out, data, routes=single_edits(L, 1))
     return out
 
 

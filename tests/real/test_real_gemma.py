@@ -49,7 +49,7 @@ def test_routes_across_the_sliding_window(models):
 def test_the_search_runs_and_its_verdicts_are_those_of_plain_forwards(models, tmp_path):
     """Sliding windows cannot be packed, so every choice is a row of its own; Gemma needs its first token."""
     routed, twins = models
-    config = SearchConfig(n_simulations=8, limit=4, sweep_questions=1, early_stop=False, group_size=2, verify=False)
+    config = SearchConfig(n_simulations=8, limit=4, early_stop=False, group_size=2, verify=False)
     search(routed, ["arc_easy"], config, tmp_path, resources=Resources(threads=torch.get_num_threads()))
     records = read_records(tmp_path / "search")
     assert len(records) == 4

@@ -10,7 +10,7 @@ import pytest
 from drllm import Route, SearchConfig
 from drllm.cli.main import main
 from drllm.methods.base import method_names
-from drllm.searching.prior import random_routes
+from drllm.searching.edits import random_routes
 from drllm_research.methods.blind_codebooks import BLIND_SEED
 from runs import IN_A_FAST_TYPE
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     routes = [*LIST, *random_routes(30, 8, SearchConfig(), BLIND_SEED)]
     (out / "list.txt").write_text("\n".join(map(str, routes)))
     on = ["search", "--model", MODEL, "--tasks", "arc_easy", "--out", str(out), *IN_A_FAST_TYPE]
-    assert main([*on, "--limit", "24", "--n-simulations", "6", "--sweep-questions", "2"]) == 0
+    assert main([*on, "--limit", "24", "--n-simulations", "6"]) == 0
     assert main([*on, "--limit", "40", "--paths", str(out / "list.txt"), "--splits", "fit,tune"]) == 0
     return out
 

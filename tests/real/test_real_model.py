@@ -155,7 +155,7 @@ def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_pat
 
     def search(out):
         typed = f"search --model {MODEL} --tasks arc_easy --out {out} --n-simulations 6 --limit 72 --group-size 24 --pool-size 24"
-        command = [sys.executable, "-m", "drllm", *typed.split(), "--sweep-questions", "4"]
+        command = [sys.executable, "-m", "drllm", *typed.split()]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def shards(out):

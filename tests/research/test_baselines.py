@@ -13,13 +13,13 @@ from drllm import Route, RoutedModel, evaluate, search, train
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method
 from drllm.scoring.loglik import LoglikScorer
-from drllm.searching.prior import sweep_routes
+from drllm.searching.edits import single_edits
 from drllm_research.rivals.shortgpt import block_influence
 from runs import EVALUATE, SEARCH, TASK, L
 
 pytestmark = pytest.mark.long
 
-ROUTES = [*(route for route in sweep_routes(L, 1) if route[0] == 1), Route.full(L).loop(1, 2)]
+ROUTES = [*(route for route in single_edits(L, 1) if route[0] == 1), Route.full(L).loop(1, 2)]
 # MindSkip and FlexiDepth are no policies: test_rivals.py.
 ROUTED = ("polar", "tale", "shortgpt", "early_exit", "random_skip", "random_codebook", "input_blind")
 

@@ -21,7 +21,7 @@ from drllm.reporting.agreement import panel
 from drllm.retrofitting import by_prompts
 from drllm.retrofitting.by_prompts import retrofit_prompts
 from drllm.retrofitting.prompt_sizes import check_parts, sizes_of_prompts
-from drllm.runs.agreement import Agreed, read_agreed
+from drllm.runs.agreement import Agreed
 from drllm.runs.training_questions import load_unseen
 from drllm.stats.agreement import most_that_differ
 
@@ -125,7 +125,7 @@ def test_the_promise_is_of_the_policy_s_own_answers(done, file):
 
 def test_the_page_and_the_box_say_it(done):
     out, found, result = done
-    assert read_agreed(out / "agreement.json") == found
+    assert Agreed.read(out / "agreement.json", "") == found
     page = (out / "report" / "report.md").read_text(encoding="utf-8")
     assert result["report"].name == "report.html"
     for text in (page, " ".join(panel(found, str(out)).replace("│", " ").split())):

@@ -24,7 +24,7 @@ from drllm.retrofitting.time_left import TimeLeft
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
-from drllm.runs.recommendation import Recommendation, read_recommendation
+from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
 from drllm.scoring import asking, jobs
 from drllm.scoring.scorer import scorer_of
@@ -89,7 +89,7 @@ def test_what_is_recommended_saves_what_was_asked_for_and_is_promised(speed, tin
     assert policy is not None
     assert policy.promise["sentence"] == found.promise
     assert found.route == str(policy.route or "")
-    assert read_recommendation(out / "recommendation.json") == found
+    assert Recommendation.read(out / "recommendation.json", "") == found
     assert "Deploy" in panel(found, str(out))
     page = (out / "report" / "report.md").read_text(encoding="utf-8")
     assert page.index(title(found)) < page.index("## Results")

@@ -20,7 +20,6 @@ FILES = (
     "run.json",
     "stages.json",
     "_plan.json",
-    "_prior.json",
     "metrics.jsonl",
     "candidates.json",
     "knob.json",

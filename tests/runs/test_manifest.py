@@ -16,8 +16,6 @@ from drllm.runs.manifest import Manifest, check_manifest, data_of, read_manifest
 from drllm.runs.records import write_shard
 from record_factory import PLAN, record
 
-PART = {"folder": "a", "data": None, "questions": "d1", "ids": ["q1"]}
-
 
 def test_the_same_manifest_goes_on(tmp_path):
     check_manifest(tmp_path / "new", Manifest.of(PLAN))
@@ -62,9 +60,6 @@ FOREIGN = {
     "ids as text": json.dumps({**PLAN, "ids": "q1"}),
     "ids as numbers": json.dumps({**PLAN, "ids": [1]}),
     "config as list": json.dumps({**PLAN, "config": []}),
-    "merged as text": json.dumps({**PLAN, "merged": "x"}),
-    "a part as text": json.dumps({**PLAN, "merged": [PART, "x"]}),
-    **{f"a part without {key}": json.dumps({**PLAN, "merged": [{name: PART[name] for name in PART if name != key}]}) for key in PART},
 }
 
 
@@ -83,11 +78,6 @@ def test_a_manifest_that_is_not_text_or_not_there_is_refused(tmp_path):
     (tmp_path / "_plan.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(ArtifactError, match=r"plan\.json is not readable JSON"):
         read_manifest(tmp_path)
-
-
-def test_a_merged_manifest_is_read(tmp_path):
-    check_manifest(tmp_path, Manifest.of({**PLAN, "merged": [PART, {**PART, "model": "other"}]}))
-    assert read_manifest(tmp_path).to_json()["merged"] == [PART, {**PART, "model": "other"}]
 
 
 def test_a_manifest_cleans_what_a_killed_process_left(tmp_path):

@@ -26,7 +26,6 @@ def test_a_new_object_has_what_it_was_given_in_the_order_of_the_fields():
     assert list(row.to_json()) == [*ROW, "distinct_routes", "identity_share"], "the base has no difference to itself"
     made = Manifest(task="t", ids=["q"])
     assert list(made.to_json())[-1] == "control"
-    assert list(made.changed(merged=[]).to_json())[-1] == "merged"
     assert "kind" in Manifest(kind="math").to_json()
 
 
@@ -45,7 +44,6 @@ def test_one_row_a_method():
         (Summary, {**SUMMARY, "rows": [3]}, "SummaryRow (3, expected names with values)"),
         (Summary, {**SUMMARY, "rows": 3}, "SummaryRow (3, expected names with values)"),
         (Summary, {**SUMMARY, "rows": ROW}, "SummaryRow ('method', expected names with values)"),
-        (Manifest, {"merged": ["a"]}, "MergedPart ('a', expected names with values)"),
     ],
 )
 def test_what_is_not_the_object_is_refused_in_one_line(kind, values, found):

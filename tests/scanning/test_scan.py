@@ -262,7 +262,7 @@ def test_a_question_that_another_task_raced_on_is_not_new(data):
 
 def test_loaded_tasks_are_searched_like_named_ones(data, tmp_path):
     """`search` with a task that was loaded writes the manifest and the records that its name gives."""
-    config = SearchConfig(n_simulations=0, sweep_questions=0, limit=4, verify=False)
+    config = SearchConfig(n_simulations=0, limit=4, verify=False)
     search(runs.model(), [runs.TASK], config, tmp_path / "a", data)
     search(runs.model(), [load_task(runs.TASK, data)], config, tmp_path / "b", data)
     assert runs.folder_bytes(tmp_path / "a" / "search") == runs.folder_bytes(tmp_path / "b" / "search")
@@ -490,7 +490,7 @@ def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monke
     assert read_jobs(tmp_path / "a")[-1]["status"] == "interrupted"
     with pytest.raises(ArtifactError, match="no search, training or evaluation, and no finished scan"):
         report(tmp_path / "a")
-    search(runs.model(), [runs.TASK], SearchConfig(n_simulations=0, sweep_questions=0, limit=2, verify=False), tmp_path / "a", data)
+    search(runs.model(), [runs.TASK], SearchConfig(n_simulations=0, limit=2, verify=False), tmp_path / "a", data)
     assert "The scan is unfinished: run the same `drllm scan` again" in (report(tmp_path / "a").parent / "report.md").read_text("utf-8")
     assert main(command(saved, data, tmp_path / "a")) == 0
     assert main(command(saved, data, tmp_path / "b")) == 0

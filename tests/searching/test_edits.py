@@ -32,7 +32,6 @@ def test_an_edit_replaces_executed_blocks_where_the_path_stays_legal(n_layers, r
     edited = text[:start] + new + text[start + len(new) :]
     legal = text[start : start + len(new)] == "1" * len(new) and 1 <= sum(map(int, edited)) <= ratio * n_layers + 1e-9
     assert space.apply(Route.parse(text), code) == (Route.parse(edited) if legal else None)
-    assert space.blocks(code) == (start, start + len(new))
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 5])
@@ -58,57 +57,41 @@ def test_passes_are_capped_exactly():
     assert space.apply(Route([2] * 4 + [1] * 21), 24) is None
 
 
-@given(n_layers=st.integers(1, 8), run=st.integers(1, 3), data=st.data())
-def test_a_route_contains_an_edit_however_it_came_by_it(n_layers, run, data):
-    space = EditSpace(n_layers, run)
-    route = Route(data.draw(st.lists(st.sampled_from([0, 0, 1, 2]), min_size=n_layers, max_size=n_layers)))
-    for code in range(space.n_codes):
-        kind, start = divmod(code, n_layers)
-        if start + len(TEXT[kind]) <= n_layers:
-            assert space.contains(route, code) == str(route)[start:].startswith(TEXT[kind])
-
-
 @pytest.mark.parametrize("n_layers", [0, -1])
 def test_no_blocks_are_refused(n_layers):
     with pytest.raises(InputError, match=f"a search over {n_layers} blocks"):
         EditSpace(n_layers, 2)
 
 
-@given(n_layers=st.integers(1, 9), run=st.integers(1, 3), loops=st.integers(0, 5), strength=st.sampled_from([1.0, 0.5]), data=st.data())
-def test_a_loop_runs_a_span_of_executed_blocks_once_more(n_layers, run, loops, strength, data):
-    """Against the path written out: one code for each span, single blocks only where the loop is no repeat."""
-    space = EditSpace(n_layers, run, 2.0, loops, strength)
+@given(n_layers=st.integers(1, 9), run=st.integers(1, 3), loops=st.integers(0, 5), data=st.data())
+def test_a_loop_runs_a_span_of_executed_blocks_once_more(n_layers, run, loops, data):
+    """Against the path written out: one code for each span of two blocks or more."""
+    space = EditSpace(n_layers, run, 2.0, loops)
     actions = data.draw(st.lists(st.sampled_from([0, 1, 1, 1, 2]), min_size=n_layers, max_size=n_layers))
-    found, first = {}, n_layers * (1 + min(run, n_layers))
-    for code in range(first, space.n_codes):
-        if (edited := space.apply(Route(actions), code)) is not None:
-            found[space.blocks(code)] = edited
-            assert space.contains(edited, code)
-            assert space.extra_passes(code) == edited.n_passes - sum(actions)
-    shortest = 1 if strength < 1 else 2
-    spans = [(i, j) for i in range(n_layers) for j in range(i + shortest, min(i + loops, n_layers) + 1)]
+    first = EditSpace(n_layers, run).n_codes
+    found = [edited for code in range(first, space.n_codes) if (edited := space.apply(Route(actions), code)) is not None]
+    spans = [(i, j) for i in range(n_layers) for j in range(i + 2, min(i + loops, n_layers) + 1)]
     spans = [(i, j) for i, j in spans if set(actions[i:j]) == {1} and sum(actions) + j - i <= 2 * n_layers]
-    assert sorted(found) == spans
-    for (i, j), edited in found.items():
+    expected = set()
+    for i, j in spans:
         before = [Span(block, block) for block in range(j) for _ in range(actions[block])]
         behind = [Span(block, block) for block in range(j, n_layers) for _ in range(actions[block])]
-        assert edited == Route.along([*before, Span(i, j - 1, strength), *behind], n_layers)
+        expected.add(Route.along([*before, Span(i, j - 1), *behind], n_layers))
+    assert len(found) == len(expected)
+    assert set(found) == expected
 
 
 def test_edits_of_before_keep_their_codes_where_loops_are_added():
     plain, looped = EditSpace(6, 2), EditSpace(6, 2, 2.0, 3)
-    assert {code: looped.apply(Route.full(6), code) for code in range(plain.n_codes)} == {
-        code: plain.apply(Route.full(6), code) for code in range(plain.n_codes)
-    }
+    for code in range(plain.n_codes):
+        assert looped.apply(Route.full(6), code) == plain.apply(Route.full(6), code)
     assert looped.n_codes == plain.n_codes + 2 * 6
-    assert EditSpace(6, 2, 2.0, 99, 0.5).n_codes == plain.n_codes + 6 * 6
 
 
-def test_a_loop_of_the_same_blocks_is_no_repeat_of_each():
-    space = EditSpace(4, 1, 2.0, 2)
-    loop = next(code for code in range(8, space.n_codes) if space.blocks(code) == (1, 3))
-    assert space.contains(Route.full(4).loop(1, 2), loop)
-    assert not space.contains(Route.parse("1221"), loop)
-    assert not space.contains(Route.full(4).loop(1, 2), 1)
-    assert space.apply(Route.full(4).loop(1, 2), 1) is None
-    assert space.apply(Route.full(4).loop(1, 2), loop) is None
+def test_looped_blocks_are_edited_once():
+    """Neither repeated nor looped again."""
+    space, looped = EditSpace(4, 1, 2.0, 2), Route.full(4).loop(1, 2)
+    loops = [code for code in range(space.n_codes) if space.apply(Route.full(4), code) == looped]
+    assert len(loops) == 1
+    assert space.apply(looped, 1) is None
+    assert space.apply(looped, loops[0]) is None

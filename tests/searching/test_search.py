@@ -17,13 +17,12 @@ from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.runs.provenance import read_jobs
-from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
-from drllm.runs.shards import Shards
+from drllm.runs.records import read_records, read_shard, shard_indices, shard_path
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
-from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior, random_routes
+from drllm.searching.edits import random_routes
 from drllm.searching.runner import question_seed, read_routes
+from drllm.searching.tree import RouteTree
 from drllm.searching.verify import Verifier
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, acc_norm, copy_run, folder_bytes, matrix, model, questions, write_rows
@@ -56,15 +55,8 @@ def options(**changes) -> SearchConfig:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tmp_path):
+def test_search_records_every_evaluation(run, tiny, fit, plain):
     """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
-    config = options(preset=preset)
-    if preset == "paper":
-        run = search(tiny, [TASK], config, tmp_path, data)
-    prior_file = run / "search" / TASK / "_prior.json"
-    assert prior_file.is_file() == (preset == "default")
-    prior = EditPrior.from_json(json.loads(prior_file.read_text())) if preset == "default" else None
     records = {record.id: record for record in read_records(run / "search")}
     assert records.keys() == fit.keys()
     assert 20 <= len(fit) <= 40
@@ -74,13 +66,13 @@ def test_search_records_every_evaluation(preset, run, tiny, data, fit, plain, tm
         assert record.base_correct == bool(record.rewards[0])
         assert (record.task, record.reward, record.split) == (TASK, "loglik", "fit")
         assert (record.fingerprint, record.seed) == (tiny.fingerprint, 0)
-        assert len(set(record.routes)) == len(record.routes) <= 11
+        assert len(set(record.routes)) == len(record.routes) <= 20
         for route, reward in zip(record.routes, record.rewards, strict=True):
             found = record.verdicts[route]
             assert (found.acc, found.acc_norm) == plain.verdict(fit[name], route)
             assert reward == float(found.acc_norm)
             n_checked[found.acc_norm] += 1
-        tree = make_tree(L, config, question_seed(0, TASK, name), prior)
+        tree = RouteTree(L, SEARCH, question_seed(0, TASK, name))
         for route, reward, margin in zip(record.routes, record.rewards, record.margins, strict=True):
             assert tree.ask() == route
             tree.tell(route, bool(reward), margin)
@@ -119,7 +111,7 @@ def test_base_and_kept_route_are_checked_alone_under_both_metrics_and_another_te
 
 def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
     """A random model writes no letter, so every verdict is wrong, but each rotation is asked."""
-    search(model(), [TASK], SearchConfig(n_simulations=2, limit=3, reward="letter", max_new_tokens=2, sweep_questions=2), tmp_path, data)
+    search(model(), [TASK], SearchConfig(n_simulations=2, limit=3, reward="letter", max_new_tokens=2), tmp_path, data)
     for record in read_records(tmp_path / "search"):
         assert record.reward == "letter"
         n_choices = next(len(row["choices"]) for row in questions() if row["id"] == record.id)
@@ -130,7 +122,7 @@ def test_letter_is_checked_with_the_options_rotated(data, tmp_path):
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
     """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
-    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3, sweep_questions=2)
+    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3)
     search(model(), [TASK], config, tmp_path / "whole", data)
     copy_run(tmp_path / "whole", tmp_path / "torn", "search", "verdicts")
     shard_path(tmp_path / "torn" / "search" / TASK, lost).unlink()
@@ -142,7 +134,7 @@ def test_a_search_that_keeps_questions_reads_each_shard_once(tiny, data, tmp_pat
     """Before every group it counts what is kept so far."""
     seen: list[Path] = []
     monkeypatch.setattr("drllm.searching.runner.read_shard", lambda path, *store: seen.append(path) or read_shard(path, *store))
-    search(tiny, [TASK], SearchConfig(preset="paper", n_simulations=1, limit=5, group_size=1, keep=50, verify=False), tmp_path, data)
+    search(tiny, [TASK], SearchConfig(n_simulations=1, limit=5, group_size=1, keep=50, verify=False), tmp_path, data)
     assert sorted(seen) == [shard_path((tmp_path / "search" / TASK).resolve(), index) for index in range(5)]
 
 
@@ -151,7 +143,7 @@ def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_
     loaded = load_task(TASK, data)
     fit = [replace(one, choices=one.choices[:1], answer=0) for one in loaded.examples["fit"][:2]] + loaded.examples["fit"][2:8]
     monkeypatch.setattr("drllm.searching.runner.load_task", lambda *_: replace(loaded, examples=loaded.examples | {"fit": fit}))
-    search(tiny, [TASK], options(n_simulations=2, sweep_questions=1), tmp_path, data)
+    search(tiny, [TASK], options(n_simulations=2), tmp_path, data)
     manifest = json.loads((tmp_path / "search" / TASK / "_plan.json").read_text())
     assert manifest["skipped"] == {one.id: "one choice only, which is always right" for one in fit[:2]}
     assert len(read_records(tmp_path / "search")) == 6
@@ -179,13 +171,10 @@ def test_groups_are_filled_by_length_and_the_last_is_short(run):
 # --- the same search, the same bytes ------------------------------------------------------------------------------------------------
 
 
-def test_searching_twice_writes_the_same_bytes(run, data, tmp_path):
-    search(model(), [TASK], SEARCH, tmp_path, data)
-    assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
-
-
-@pytest.mark.parametrize("resources", [Resources(pool_size=1), Resources(pool_size=20, cache_bytes=0), Resources(cache_bytes=20_000)])
-def test_neither_pool_nor_memory_changes_a_byte(resources, run, tiny, data, tmp_path):
+@pytest.mark.parametrize(
+    "resources", [Resources(), Resources(pool_size=1), Resources(pool_size=20, cache_bytes=0), Resources(cache_bytes=20_000)]
+)
+def test_searching_twice_writes_the_same_bytes_whatever_pool_and_memory(resources, run, tiny, data, tmp_path):
     search(tiny, [TASK], SEARCH, tmp_path, data, resources=resources)
     assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
 
@@ -228,7 +217,7 @@ class Notes(Reporter):
 
 
 def test_a_search_says_how_far_the_questions_under_way_are(tiny, data, tmp_path):
-    config = replace(SEARCH, limit=4, group_size=4, n_simulations=5, verify=False, sweep_questions=0)
+    config = replace(SEARCH, limit=4, group_size=4, n_simulations=5, verify=False)
     with reporting_to(notes := Notes()):
         search(tiny, [TASK], config, tmp_path, data)
     told = [re.fullmatch(r"\((\d+) of at most (\d+) routes judged on the questions under way\)", note) for note in notes.found if note]
@@ -266,7 +255,7 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeyp
     assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
     (job,) = read_jobs(tmp_path)
-    assert job["tasks"][TASK]["resumed_groups"] == len(before) - 2
+    assert job["tasks"][TASK]["resumed_groups"] == len(before) - 1
     n_applied = len(applied)
     search(tiny, [TASK], SEARCH, tmp_path, data)
     assert len(applied) == n_applied > 0, "a finished search runs no block"
@@ -275,13 +264,9 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path, monkeyp
 # --- loops
 
 
-@pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
-def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(strength, tiny, data, fit, plain, tmp_path):
-    config = options(max_loop_span=2, loop_strength=strength, limit=16, n_simulations=14)
+def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(tiny, data, fit, plain, tmp_path):
+    config = options(max_loop_span=2, limit=16, n_simulations=30, early_stop=False)
     whole = search(tiny, [TASK], config, tmp_path / "whole", data)
-    prior = json.loads((whole / "search" / TASK / "_prior.json").read_text())
-    assert (prior["max_loop_span"], prior["loop_strength"]) == (2, strength)
-    assert sum(weight > 0 for weight in prior["weights"][3 * L :]) >= 2, "the sweep tried loops"
     records = read_records(whole / "search")
     n_looped = collections.Counter()
     for record in records:
@@ -359,7 +344,6 @@ def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
         assert (record.control_routes, record.checks) == ((), ())
         right = [route for route, reward in zip(record.routes, record.rewards, strict=True) if reward]
         assert (record.chosen.n_passes if record.chosen else None) == min((route.n_passes for route in right), default=None)
-    assert not (tmp_path / "paths" / TASK / "_prior.json").exists()
     assert not (tmp_path / "search").exists()
     search(tiny, [TASK], config, tmp_path, data, routes=[Route.parse("2111"), *ROUTES[:1]])
     more = matrix(tmp_path)
@@ -421,12 +405,11 @@ def test_an_unusable_file_of_routes_is_named_with_its_line(text, message, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_simulations": 11}, "config.n_simulations = 10, now it is 11"),
+        ({"n_simulations": 21}, "config.n_simulations = 20, now it is 21"),
         ({"seed": 5}, "config.seed = 0, now it is 5"),
         ({"group_size": 4}, "config.group_size = 8, now it is 4"),
         ({"metric": "acc"}, "config.metric"),
         ({"limit": 3}, "config.limit = 0, now it is 3"),
-        ({"preset": "paper"}, "config.preset = 'default', now it is 'paper'"),
         ({"verify": False}, "config.verify = True, now it is False"),
     ],
 )
@@ -454,70 +437,8 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
         train(tiny, tmp_path, TRAIN)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 9}, {"checks": ()}, {"control_routes": ()}],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
-    """As one of an earlier drllm, which had no control and no checks, would be."""
-    copy_run(run, tmp_path, "search", "verdicts")
-    path = shard_path(tmp_path / "search" / TASK, 0)
-    records = read_shard(path)
-    path.unlink()
-    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in records])
-    shard_path(tmp_path / "search" / TASK, 1).unlink()
-    with pytest.raises(ArtifactError, match=r"shard-00000.parquet holds records made with other settings, or by an earlier drllm"):
-        search(tiny, [TASK], SEARCH, tmp_path, data)
-
-
-def test_a_broken_prior_is_refused(run, tiny, data, tmp_path):
-    copy_run(run, tmp_path, "search", "verdicts")
-    shard_path(tmp_path / "search" / TASK, 0).unlink()
-    (tmp_path / "search" / TASK / "_prior.json").write_text('{"weights": []}')
-    with pytest.raises(ArtifactError, match=r"_prior.json is not readable .*: delete it and run the search again"):
-        search(tiny, [TASK], SEARCH, tmp_path, data)
-
-
 def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):
     with pytest.raises(InputError, match="cannot judge"):
         search(tiny, [TASK], SearchConfig(reward="boxed"), tmp_path, data)
     (job,) = read_jobs(tmp_path)
     assert (job["job"], job["status"]) == ("search", "failed")
-
-
-def test_a_sweep_that_was_interrupted_resumes_and_finds_the_same_prior(tiny, data, tmp_path, monkeypatch):
-    config = options(n_simulations=1, sweep_questions=20, limit=24, group_size=24)
-    whole, folder = search(tiny, [TASK], config, tmp_path / "whole", data), tmp_path / "cut"
-    write, written = Shards.write, []
-
-    def cut(self, name, rows):
-        write(self, name, rows)
-        written.append(len(rows))
-        if len(written) == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Shards, "write", cut)
-    with pytest.raises(KeyboardInterrupt):
-        search(tiny, [TASK], config, folder, data)
-    assert not list(folder.rglob("_prior.json"))
-    search(tiny, [TASK], config, folder, data)
-    for part in ("search", "verdicts"):
-        assert folder_bytes(folder / part) == folder_bytes(whole / part)
-
-
-def test_the_sweep_of_single_edits_has_progress_of_its_own_before_the_searchs(tiny, data, tmp_path):
-    heard: list[tuple[str, int, int]] = []
-
-    class Heard(Reporter):
-        def advance(self, job: Progress) -> None:
-            if job.done:  # not what is under way
-                heard.append((job.label, job.done, job.total))
-
-    with reporting_to(Heard()):
-        search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
-    assert [one for one in heard if one[1] == one[2]] == [(f"single edits {TASK}", 10, 10), (f"search {TASK}", 12, 12)]
-    heard.clear()
-    with reporting_to(Heard()):
-        search(tiny, [TASK], options(n_simulations=1, sweep_questions=10, limit=12, group_size=12), tmp_path, data)
-    assert not heard

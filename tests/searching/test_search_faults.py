@@ -31,7 +31,7 @@ from runs import TASK, TRAIN, L, copy_run, folder_bytes, matrix, model, question
 pytestmark = pytest.mark.long
 
 TESTS = Path(__file__).parent
-SMALL = SearchConfig(n_simulations=4, group_size=4, sweep_questions=2, limit=12)
+SMALL = SearchConfig(n_simulations=4, group_size=4, limit=12)
 
 
 def odd_rows() -> list[dict]:
@@ -65,7 +65,7 @@ def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
     data = write_rows(tmp_path / "odd.jsonl", rows)
     loaded = load_task(TASK, data)
     assert loaded.dropped["duplicate"] == 1
-    config = SearchConfig(n_simulations=3, sweep_questions=2, splits=("fit", "calibrate"))
+    config = SearchConfig(n_simulations=3, splits=("fit", "calibrate"))
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
     records = {record.id: record for record in matrix(tmp_path)}
     manifest = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
@@ -143,7 +143,7 @@ def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(r
     rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
     data = write_rows(tmp_path / "sums.jsonl", rows)
     assert any(example.id == "q4" for example in load_task(TASK, data).examples["fit"])
-    config = SearchConfig(n_simulations=4, group_size=8, sweep_questions=30, reward=reward, max_new_tokens=2)
+    config = SearchConfig(n_simulations=4, group_size=8, reward=reward, max_new_tokens=2)
     search(broken_on("~"), [TASK], config, tmp_path, data)
     records = {record.id: record for record in read_records(tmp_path / "search")}
     broken = records.pop("q4")
@@ -162,7 +162,7 @@ def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
         row["question"] = row["question"].replace("?", ", and how do you know that it is so ~?")
     rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
     data = write_rows(tmp_path / "sums.jsonl", rows)
-    config = SearchConfig(n_simulations=4, group_size=1, sweep_questions=0, control=False, verify=False)
+    config = SearchConfig(n_simulations=4, group_size=1, control=False, verify=False)
     found = {}
     for pool_size in (1, 128):
         out = search(broken_on("~"), [TASK], config, tmp_path / str(pool_size), data, resources=Resources(pool_size=pool_size))
@@ -192,7 +192,7 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
     whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    fsync, left = os.fsync, [7]  # the manifest, the sweep, the prior, verdicts and records of two groups
+    fsync, left = os.fsync, [5]  # the manifest, verdicts and records of two groups
 
     def full(descriptor: int) -> None:
         left[0] -= 1
@@ -287,27 +287,8 @@ def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypa
     monkeypatch.setattr(PrefixRunner, "_apply", interrupted)
     routed = model()
     monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
-    command = [
-        "search",
-        "--model",
-        "tiny",
-        "--tasks",
-        TASK,
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "run"),
-        "--limit",
-        "12",
-        "--n-simulations",
-        "4",
-        "--group-size",
-        "4",
-        "--pool-size",
-        "4",
-        "--sweep-questions",
-        "2",
-    ]
+    flags = "--limit 12 --n-simulations 4 --group-size 4 --pool-size 4"
+    command = f"search --model tiny --tasks {TASK} --data {data} --out {tmp_path / 'run'} {flags}".split()
     assert main(command) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
     assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
@@ -372,7 +353,7 @@ def child(out, last, report=None):
         for when in ("before", "after"):
             count(owner, name, events, last, when)
     loops = int(sys.argv[4])
-    config = dataclasses.replace(test_search_faults.SMALL, max_loop_span=loops, loop_strength=0.5 if loops else 1.0)
+    config = dataclasses.replace(test_search_faults.SMALL, max_loop_span=loops)
     search(routed, [runs.TASK], config, out, sys.argv[2], resources=Resources(pool_size=4))
     if report:
         report.write_text(str(len(events)))
@@ -421,8 +402,8 @@ def test_killed_at_random_moments_and_run_again_gives_the_records_of_an_uninterr
 
 
 def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
-    """Without a prior, what a question's record holds depends on the question alone, so parts can be searched anywhere."""
-    config = SearchConfig(n_simulations=4, group_size=4, sweep_questions=0)
+    """What a question's record holds depends on the question alone, so parts can be searched anywhere."""
+    config = SearchConfig(n_simulations=4, group_size=4)
     search(model(), [TASK], config, tmp_path / "whole", data)
     fit = {example.id for example in load_task(TASK, data).examples["fit"]}
     rows = [row for row in questions() if row["id"] in fit]
@@ -436,4 +417,6 @@ def test_two_halves_searched_apart_and_merged_are_the_whole(data, tmp_path):
     assert len(found) >= 10
     assert all(str(record) == str(by_id[record.id]) for record in found)
     merge_runs([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
-    assert [str(record) for record in read_records(tmp_path / "both" / "search")] == [str(record) for record in found]
+    search(model(), [TASK], config, tmp_path / "both", data)
+    assert folder_bytes(tmp_path / "both" / "search") == folder_bytes(tmp_path / "whole" / "search")
+    assert len(folder_bytes(tmp_path / "both" / "verdicts")) == 1, "all that it asked was there"

@@ -1,4 +1,4 @@
-"""The search tree, both presets: legal routes, none twice, real branching, algorithm 1's scores, early stop and choice."""
+"""The search tree: asking and telling in turn, legal routes, none twice, real branching, algorithm 1's scores, early stop and choice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +14,9 @@ from hypothesis import strategies as st
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.searching.edits import Evaluation
-from drllm.searching.presets import make_tree
-from drllm.searching.tree import RouteTree
-from landscapes import KINDS, closure, config_of, never, noise, one_right, run, seen_by, within
+from drllm.searching.tree import Evaluation, RouteTree
+from landscapes import closure, config_of, never, noise, one_right, run
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
 seeds = st.integers(0, 2**64 - 1)
 options = st.fixed_dictionaries(
     {
@@ -30,8 +28,6 @@ options = st.fixed_dictionaries(
         "max_passes_ratio": st.floats(1, 2),
         "widening": st.floats(0.1, 10),
         "early_stop": st.booleans(),
-        "patience": st.integers(0, 12),
-        "comfort": st.floats(0, 1),
     }
 )
 
@@ -55,13 +51,12 @@ def broken_at_times(answer, seed):
     return broken
 
 
-@every_kind
 @settings(max_examples=60, deadline=None)
 @given(n_layers=st.integers(1, 60), values=options, seed=seeds)
-def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, seed):
-    config = config_of(kind, **values)
-    tree = make_tree(n_layers, config, seed)
-    answer = seen_by(kind, broken_at_times(noise(seed), seed))
+def test_routes_are_legal_never_asked_twice_and_booked(n_layers, values, seed):
+    config = config_of(**values)
+    tree = RouteTree(n_layers, config, seed)
+    answer = broken_at_times(noise(seed), seed)
     lines = lines_of(tree, answer)
     asked = [line[-1] for line in lines]
     assert asked[0] == Route.full(n_layers)
@@ -87,45 +82,40 @@ def test_routes_are_legal_never_asked_twice_and_booked(kind, n_layers, values, s
         assert len({child.route for child in node.children}) == len(node.children)
 
 
-@every_kind
 @settings(max_examples=60, deadline=None)
 @given(n_layers=st.integers(1, 5), values=options, seed=seeds)
-def test_a_search_ends_for_three_reasons_only(kind, n_layers, values, seed):
-    """The budget is spent, every legal route was asked, or a fix was found (and waited upon; for paper: or two blocks are saved)."""
-    config = config_of(kind, **values)
-    answer = seen_by(kind, noise(seed, right=0.1))
-    asked = run(make_tree(n_layers, config, seed), answer)
+def test_a_search_ends_for_three_reasons_only(n_layers, values, seed):
+    """The budget is spent, every legal route was asked, or a fix was found, or two blocks are saved."""
+    config = config_of(**values)
+    answer = noise(seed, right=0.1)
+    asked = run(RouteTree(n_layers, config, seed), answer)
     limit = min(config.n_simulations + 1, len(closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)))
     fixes = [index for index, route in enumerate(asked) if answer(route)[0]]
     if config.early_stop and fixes and fixes[0] > 0:
-        limit = min(limit, fixes[0] + 1 + (config.patience if kind == "margins" else 0))
+        limit = min(limit, fixes[0] + 1)
     shorter = [index for index in fixes if asked[index].n_passes <= n_layers - 2]
-    if config.early_stop and kind == "paper" and shorter:
+    if config.early_stop and shorter:
         limit = min(limit, shorter[0] + 1)
     assert len(asked) == limit
 
 
-@every_kind
 @settings(max_examples=40, deadline=None)
 @given(n_layers=st.integers(1, 4), values=options, seed=seeds)
-def test_a_budget_beyond_the_tree_visits_every_legal_route_and_ends(kind, n_layers, values, seed):
-    config = config_of(kind, **{**values, "n_simulations": 1000, "early_stop": False})
-    asked = run(make_tree(n_layers, config, seed), seen_by(kind, noise(seed)))
+def test_a_budget_beyond_the_tree_visits_every_legal_route_and_ends(n_layers, values, seed):
+    config = config_of(**{**values, "n_simulations": 1000, "early_stop": False})
+    asked = run(RouteTree(n_layers, config, seed), noise(seed))
     assert set(asked) == closure(n_layers, config.max_skip_run, config.max_passes_ratio * n_layers)
     if n_layers > 1:
-        assert any(parents > 1 for parents in _parents(make_tree(n_layers, config_of(kind, n_simulations=1000), seed), kind).values())
+        tree = RouteTree(n_layers, config_of(n_simulations=1000), seed)
+        run(tree, noise(0))
+        parents = Counter(id(child) for node in tree._nodes.values() for child in node.children)
+        assert max(parents.values()) > 1
 
 
-def _parents(tree: RouteTree, kind: str) -> Counter[int]:
-    run(tree, seen_by(kind, noise(0)))
-    return Counter(id(child) for node in tree._nodes.values() for child in node.children)
-
-
-@every_kind
-def test_two_orders_of_edits_meet_in_one_node(kind):
+def test_two_orders_of_edits_meet_in_one_node():
     """All 8 routes of two blocks: 00 is illegal, each of 02, 20 and 22 has the two single edits it is made of as parents."""
-    tree = make_tree(2, config_of(kind), 0)
-    asked = [str(route) for route in run(tree, seen_by(kind, never))]
+    tree = RouteTree(2, config_of(), 0)
+    asked = [str(route) for route in run(tree, never)]
     assert asked[0] == "11"
     assert sorted(asked) == ["01", "02", "10", "11", "12", "20", "21", "22"]
     parents = {
@@ -135,50 +125,46 @@ def test_two_orders_of_edits_meet_in_one_node(kind):
     assert parents == {"02": ["01", "12"], "20": ["10", "21"], "22": ["12", "21"]}
 
 
-@every_kind
-def test_the_base_is_not_one_of_the_simulations(kind):
-    assert len(run(make_tree(30, config_of(kind), 0), seen_by(kind, never))) == 51
-    assert run(make_tree(3, config_of(kind, n_simulations=0), 0), seen_by(kind, never)) == [Route.full(3)]
-    assert [str(route) for route in run(make_tree(1, config_of(kind), 0), seen_by(kind, never))] == ["1", "2"]
+def test_the_base_is_not_one_of_the_simulations():
+    assert len(run(RouteTree(30, config_of(), 0), never)) == 51
+    assert run(RouteTree(3, config_of(n_simulations=0), 0), never) == [Route.full(3)]
+    assert [str(route) for route in run(RouteTree(1, config_of(), 0), never)] == ["1", "2"]
 
 
-@pytest.mark.parametrize(("kind", "root_width", "node_width"), [("paper", 1.0, 1.0), ("margins", 2.0, 0.25), ("verdicts", 2.0, 0.25)])
 @pytest.mark.parametrize("widening", [0.5, 2.0, 3.7])
-def test_nodes_widen_by_the_root_of_their_visits(kind, root_width, node_width, widening):
+def test_nodes_widen_by_the_root_of_their_visits(widening):
     """A line goes on below full nodes and ends with a new child of one that had room."""
-    tree = make_tree(60, config_of(kind, n_simulations=150, widening=widening), 3)
-    answer = seen_by(kind, noise(5))
+    tree = RouteTree(60, config_of(n_simulations=150, widening=widening), 3)
+    answer = noise(5)
     while (route := tree.ask()) is not None:
         *above, _ = tree._line
         for node in above:
-            room = math.ceil((root_width if node is tree._root else node_width) * widening * math.sqrt(node.visits))
+            room = math.ceil(widening * math.sqrt(node.visits))
             if not any(child.done for child in node.children):
                 assert len(node.children) <= room if node is above[-1] else len(node.children) >= room
         tree.tell(route, *answer(route))
 
 
-@every_kind
-def test_the_tree_branches(kind):
-    tree = make_tree(30, config_of(kind, n_simulations=200), 3)
-    lines = lines_of(tree, seen_by(kind, noise(1)))
-    assert len(tree._root.children) == (29 if kind == "paper" else 57)  # 2 sqrt(200) and 4 sqrt(200), rounded up
+def test_the_tree_branches():
+    tree = RouteTree(30, config_of(n_simulations=200), 3)
+    lines = lines_of(tree, noise(1))
+    assert len(tree._root.children) == 29  # 2 sqrt(200), rounded up
     grown = [node for node in tree._nodes.values() if node is not tree._root and len(node.children) > 1]
     assert len(grown) >= 2
     assert max(map(len, lines)) >= 4  # three edits
 
 
-@every_kind
-def test_a_planted_sibling_is_found(kind):
+def test_a_planted_sibling_is_found():
     """A search that walks a chain cannot do this: one single edit of 35 is right, no other route hints at it; 300 of half a million."""
     singles = [Route.full(12).edit(start, *new) for new in ((0,), (2,), (0, 0)) for start in range(13 - len(new))]
     for seed, planted in enumerate(singles):
-        tree = make_tree(12, config_of(kind, n_simulations=300, early_stop=True), seed)
-        run(tree, seen_by(kind, one_right(planted, seed)))
+        tree = RouteTree(12, config_of(n_simulations=300, early_stop=True), seed)
+        run(tree, one_right(planted, seed))
         assert tree.chosen == planted
 
 
 @pytest.mark.long
-def test_paper_finds_a_planted_route_of_three_edits():
+def test_it_finds_a_planted_route_of_three_edits():
     """400 of the 6,560 routes of 8 blocks, 20 seeds; with nothing to guide it the same search finds it for one seed in five."""
     planted = Route.parse("11012110")
 
@@ -187,36 +173,24 @@ def test_paper_finds_a_planted_route_of_three_edits():
         strays = sum(action not in (1, wanted) for action, wanted in zip(route, planted, strict=True))
         return hits > strays, math.nan
 
-    config = config_of("paper", n_simulations=400, length_penalty=0.0, exploration=0.1)
-    assert all(planted in run(make_tree(8, config, seed), hits_beyond_strays) for seed in range(20))
+    config = config_of(n_simulations=400, length_penalty=0.0, exploration=0.1)
+    assert all(planted in run(RouteTree(8, config, seed), hits_beyond_strays) for seed in range(20))
 
 
-@pytest.mark.parametrize("kind", ["margins", "verdicts"])
-def test_default_finds_a_planted_route_of_three_edits(kind):
-    """Within 100 routes, 30 seeds: what an edit did at the root is used below."""
-    planted = Route.parse("01101110")
-    for seed in range(30):
-        tree = make_tree(8, config_of(kind, n_simulations=100), seed)
-        run(tree, seen_by(kind, within(planted)))
-        assert tree.chosen == planted, seed
-
-
-@every_kind
-def test_seeds_decide(kind):
+def test_seeds_decide():
     def asked(seed):
-        return run(make_tree(30, config_of(kind), seed), seen_by(kind, noise(1)))
+        return run(RouteTree(30, config_of(), seed), noise(1))
 
     assert asked(1) == asked(1)
     assert asked(1) != asked(2)
 
 
-@every_kind
-def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone(kind):
-    answer = seen_by(kind, noise(2))
+def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone():
+    answer = noise(2)
     random.seed(5)
     before = random.getstate()
-    alone = [run(make_tree(16, config_of(kind), seed), answer) for seed in (7, 8)]
-    trees = [make_tree(16, config_of(kind), seed) for seed in (7, 8)]
+    alone = [run(RouteTree(16, config_of(), seed), answer) for seed in (7, 8)]
+    trees = [RouteTree(16, config_of(), seed) for seed in (7, 8)]
     together: list[list[Route]] = [[], []]
     for _ in range(51):
         for tree, seen in zip(trees, together, strict=True):
@@ -228,11 +202,10 @@ def test_trees_asked_in_turns_share_no_generator_and_leave_the_global_one_alone(
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize("kind", ["paper", "verdicts"])
-def test_selection_is_the_ucb_of_algorithm_1(kind):
+def test_selection_is_the_ucb_of_algorithm_1():
     """Every step of a search, with V, v and Q counted from the lines before it: Q / v + c sqrt(ln V / v) - lambda passes / L."""
-    config = config_of(kind, n_simulations=300, random_prob=0.0, exploration=0.7, length_penalty=1.3)
-    tree, answer = make_tree(20, config, 1), seen_by(kind, noise(4))
+    config = config_of(n_simulations=300, random_prob=0.0, exploration=0.7, length_penalty=1.3)
+    tree, answer = RouteTree(20, config, 1), noise(4)
     visits: Counter[Route] = Counter()
     right: Counter[Route] = Counter()
 
@@ -255,22 +228,21 @@ def test_selection_is_the_ucb_of_algorithm_1(kind):
 
 def test_ucb_by_hand():
     """One child twice visited, once right, out of a parent's nine: 1 / 2 + 1.8 sqrt(ln 9 / 2) - 3 * 1 / 2 = 0.5 + 1.886664 - 1.5."""
-    tree = make_tree(2, config_of("paper", exploration=1.8, length_penalty=3.0), 0)
+    tree = RouteTree(2, config_of(exploration=1.8, length_penalty=3.0), 0)
     run(tree, never)
     parent, child = tree._root, tree._nodes[Route.parse("01")]
     parent.visits, child.value, child.visits = 9, 1, 2
     assert tree._rank(parent, child) == pytest.approx(0.886664, abs=1e-6)
 
 
-@every_kind
-def test_the_random_child_is_taken_with_its_probability(kind):
+def test_the_random_child_is_taken_with_its_probability():
     """Reward lies below skips of block 0 alone: pure selection stays there, pure chance does not."""
 
     def share(random_prob: float) -> float:
         below = []
         for seed in range(5):
-            config = config_of(kind, n_simulations=80, exploration=0.0, length_penalty=0.0, random_prob=random_prob)
-            lines = lines_of(make_tree(8, config, seed), seen_by(kind, lambda route: (route[0] == 0, 2.0 * (route[0] == 0) - 1)))
+            config = config_of(n_simulations=80, exploration=0.0, length_penalty=0.0, random_prob=random_prob)
+            lines = lines_of(RouteTree(8, config, seed), lambda route: (route[0] == 0, math.nan))
             below += [line[1] for line in lines if len(line) > 2]
         return sum(route[0] == 0 for route in below) / len(below)
 
@@ -279,37 +251,22 @@ def test_the_random_child_is_taken_with_its_probability(kind):
 
 
 def test_early_stop_by_example():
-    """The base wrong, every other route right: paper stops at once, default with margins after `patience` more, without them at once."""
-    stop = {"early_stop": True, "n_simulations": 40, "patience": 7}
+    """The base wrong, every other route right: it stops at once; the base right: at the first that saves two blocks."""
+
+    def count(answer, early_stop=True) -> int:
+        return len(run(RouteTree(12, config_of(early_stop=early_stop, n_simulations=40), 0), answer))
 
     def easy(route: Route) -> tuple[bool, float]:
         return not route.is_full, 1.0
 
-    def count(kind, answer=easy, **changes) -> int:
-        return len(run(make_tree(12, config_of(kind, **{**stop, **changes}), 0), seen_by(kind, answer)))
-
-    assert [count(kind) for kind in KINDS] == [2, 2 + 7, 2]
-    assert count("margins", patience=0) == 2
-    assert count("margins", patience=100) == 41  # the budget holds all the same
-    for kind in KINDS:
-        assert count(kind, early_stop=False) == 41
-        right = count(kind, answer=lambda route: (route.n_passes >= 11, 1.0))
-        assert right == 41, "the base was right, and no route that is right saves two blocks"
-        assert count(kind, answer=never) == 41
-    asked = run(make_tree(12, config_of("paper", **stop), 0), lambda route: (route.n_passes != 11, 1.0))
+    assert count(easy) == 2
+    assert count(easy, early_stop=False) == 41
+    assert count(never) == 41
+    assert count(lambda route: (route.n_passes >= 11, 1.0)) == 41, "the base was right, and no route that is right saves two blocks"
+    asked = run(RouteTree(12, config_of(early_stop=True, n_simulations=40), 0), lambda route: (route.n_passes != 11, 1.0))
     assert [route.n_passes <= 10 for route in asked] == [False] * (len(asked) - 1) + [True], "it stops at the first that saves two"
-    # The wait counts from the first right route; later ones do not prolong it.
-    assert count("margins", answer=noise(3, right=0.5, base=False)) < 2 + 7 + 12
 
 
-def _chosen(preset: str, *told: tuple[str, bool, float], **changes) -> str | None:
-    """What a tree with that history chooses: `chosen` reads nothing else."""
-    tree = make_tree(4, SearchConfig(preset=preset, **changes), 0)
-    tree.evaluated = [Evaluation(Route.parse(text), correct, margin) for text, correct, margin in told]
-    return None if tree.chosen is None else str(tree.chosen)
-
-
-@pytest.mark.parametrize("preset", ["paper", "default"])
 @pytest.mark.parametrize(
     ("told", "chosen"),
     [
@@ -326,31 +283,14 @@ def _chosen(preset: str, *told: tuple[str, bool, float], **changes) -> str | Non
         ([("1111", False, math.nan), ("0111", True, math.nan), ("1011", True, math.nan)], "0111"),
         ([("1111", True, math.nan), ("0111", True, math.nan), ("2011", True, math.nan)], "0111"),
         ([("1111", False, math.nan), ("0111", True, math.nan), ("1011", True, 3.0)], "1011"),  # a known margin beats none
+        ([("1111", False, math.nan), ("1120", True, math.nan), ("2200", True, math.nan)], "2200"),  # as long, fewer blocks
+        ([("1111", False, math.nan), ("2200", True, math.nan), ("0111", True, math.nan)], "0111"),  # shorter
     ],
 )
-def test_chosen(preset, told, chosen):
-    assert _chosen(preset, *told) == chosen
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("n_simulations", -1),
-        ("random_prob", 1.1),
-        ("max_skip_run", 0),
-        ("max_passes_ratio", 0.9),
-        ("max_passes_ratio", 2.1),
-        ("exploration", -0.1),
-        ("length_penalty", -1.0),
-        ("widening", 0.0),
-        ("patience", -1),
-        ("comfort", 1.1),
-        ("sweep_questions", -1),
-    ],
-)
-def test_settings_out_of_range_are_refused(name, value):
-    with pytest.raises(InputError, match=rf"SearchConfig\.{name} is {value}"):
-        SearchConfig(**{name: value})
+def test_the_shortest_path_is_chosen_then_that_of_the_fewest_blocks_then_that_of_the_larger_margin(told, chosen):
+    tree = RouteTree(4, SearchConfig(), 0)
+    tree.evaluated = [Evaluation(Route.parse(text), correct, margin) for text, correct, margin in told]
+    assert str(tree.chosen) == str(chosen)
 
 
 # --- simulations counted as the authors count them
@@ -359,9 +299,9 @@ def test_settings_out_of_range_are_refused(name, value):
 @settings(max_examples=60, deadline=None)
 @given(n_layers=st.integers(1, 40), n_simulations=st.integers(0, 80), seed=seeds)
 def test_all_simulations_count_the_base_known_routes_and_edits_that_change_nothing(n_layers, n_simulations, seed):
-    config = config_of("paper", counted="all", n_simulations=n_simulations)
-    tree = make_tree(n_layers, config, seed)
-    asked = run(tree, seen_by("paper", noise(seed)))
+    config = config_of(counted="all", n_simulations=n_simulations)
+    tree = RouteTree(n_layers, config, seed)
+    asked = run(tree, noise(seed))
     assert len(set(asked)) == len(asked) <= max(1, n_simulations)
     assert len(asked) + tree._n_met <= max(1, n_simulations)
     if not tree._root.done:
@@ -372,27 +312,50 @@ def test_all_simulations_count_the_base_known_routes_and_edits_that_change_nothi
 def test_about_three_quarters_of_fifty_simulations_judge_another_route():
     """The authors' code judges 35 to 37 routes a question of a model of 28 to 30 blocks (docs/reproduce.md)."""
     for n_layers in (28, 30):
-        n = [len(run(make_tree(n_layers, SearchConfig(preset="paper"), seed), never)) for seed in range(60)]
+        n = [len(run(RouteTree(n_layers, SearchConfig(), seed), never)) for seed in range(60)]
         assert 35 <= sum(n) / len(n) <= 39
         assert max(n) <= 50
 
 
 def test_met_routes_are_told_what_is_known_of_them():
     """A tree over one block soon knows all of its routes: every further simulation adds the known verdict to the root."""
-    tree = make_tree(1, config_of("paper", counted="all", n_simulations=30), 0)
+    tree = RouteTree(1, config_of(counted="all", n_simulations=30), 0)
     run(tree, lambda route: (route.n_passes == 2, math.nan))
     assert len(tree.evaluated) == 2
     assert tree._root.visits == len(tree.evaluated) + tree._n_met
     assert tree._root.value == tree._nodes[Route([2])].value
 
 
-@pytest.mark.parametrize(
-    ("told", "chosen"),
-    [
-        ([("1111", False, math.nan), ("1120", True, math.nan), ("2200", True, math.nan)], "2200"),  # as long, fewer blocks
-        ([("1111", True, math.nan), ("2011", True, math.nan)], "2011"),
-        ([("1111", False, math.nan), ("2200", True, math.nan), ("0111", True, math.nan)], "0111"),  # shorter
-    ],
-)
-def test_paper_takes_the_shortest_path_then_that_of_the_fewest_blocks(told, chosen):
-    assert _chosen("paper", *told) == chosen
+def test_loops_are_off_unless_asked_for():
+    assert all(route.is_in_place for route in run(RouteTree(5, config_of(n_simulations=500), 0), never))
+    assert Route.full(5).loop(1, 2) in run(RouteTree(5, config_of(n_simulations=500, max_loop_span=2), 0), never)
+
+
+# --- asking and telling
+
+
+def test_asking_twice_in_a_row_and_telling_what_was_not_asked_are_refused():
+    tree = RouteTree(4, SearchConfig(), 0)
+    with pytest.raises(RuntimeError, match="not the route asked last"):
+        tree.tell(Route.full(4), False)
+    tree.ask()
+    with pytest.raises(RuntimeError, match="tell"):
+        tree.ask()
+    with pytest.raises(RuntimeError, match="got 1110"):
+        tree.tell(Route.parse("1110"), False)
+    tree.tell(Route.full(4), False)
+    with pytest.raises(RuntimeError, match="not the route asked last"):
+        tree.tell(Route.full(4), False)
+    assert len(tree.evaluated) == 1
+
+
+@pytest.mark.parametrize("verdict", [-0.1, 0.5, 1.5, 2, math.nan, math.inf])
+def test_verdicts_that_are_neither_true_nor_false_are_refused_and_leave_no_trace(verdict):
+    tree = RouteTree(4, SearchConfig(), 0)
+    tree.ask()
+    with pytest.raises(InputError, match="expected true or false"):
+        tree.tell(Route.full(4), verdict)
+    assert tree.evaluated == []
+    tree.tell(Route.full(4), np.bool_(True), np.float32(0.5))
+    assert tree.evaluated == [(Route.full(4), True, 0.5)]
+    assert [type(value) for value in tree.evaluated[0][1:]] == [bool, float]

@@ -92,6 +92,11 @@ def _family(model_type: str, *drop: str, scale: float = 3.0, reason: str = "", s
     return Family(model_type, config, drop, scale, reason, since)
 
 
+def _plain(names: str, **given: Any) -> dict[str, Family]:
+    """Families that need no more than their name."""
+    return {name: _family(name, **given) for name in names.split()}
+
+
 def _available(table: dict[str, Family]) -> dict[str, Family]:
     return {
         name: spec
@@ -104,57 +109,29 @@ def _available(table: dict[str, Family]) -> dict[str, Family]:
 
 ALL_FAMILIES: dict[str, Family] = {
     # dense, full attention, rotary
-    "llama": _family("llama"),
+    **_plain(
+        """
+        llama apertus apertus1p5_text arcee bitnet diffllama ernie4_5 exaone gemma glm glm4 gpt_neox gpt_neox_japanese granite helium
+        hunyuan_v1_dense hyperclovax internlm3 iquestcoder jais2 ministral3 nanochat nemotron olmo olmo2 persimmon phi qwen2 qwen3
+        seed_oss smollm3 stablelm
+        """
+    ),
     "llama-tied": _family("llama", tie_word_embeddings=True),
-    "apertus": _family("apertus"),
-    "apertus1p5_text": _family("apertus1p5_text"),
-    "arcee": _family("arcee"),
-    "bitnet": _family("bitnet"),
     "codegen": _family("codegen", rotary_dim=8),
     "cohere": _family("cohere", logit_scale=1.0),
-    "diffllama": _family("diffllama"),
-    "ernie4_5": _family("ernie4_5"),
-    "exaone": _family("exaone"),
     "falcon": _family("falcon", "head_dim"),
     "falcon-new": _family("falcon", "head_dim", "num_key_value_heads", new_decoder_architecture=True, num_kv_heads=2),
-    "gemma": _family("gemma"),
-    "glm": _family("glm"),
-    "glm4": _family("glm4"),
-    "gpt_neox": _family("gpt_neox"),
-    "gpt_neox_japanese": _family("gpt_neox_japanese"),
     "gptj": _family("gptj", rotary_dim=8),
-    "granite": _family("granite"),
-    "helium": _family("helium"),
-    "hunyuan_v1_dense": _family("hunyuan_v1_dense"),
-    "hyperclovax": _family("hyperclovax"),
-    "internlm3": _family("internlm3"),
-    "iquestcoder": _family("iquestcoder"),
-    "jais2": _family("jais2"),
     "llama-yarn": _family(
         "llama", rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     ),
-    "ministral3": _family("ministral3"),
     "minicpm3": _family("minicpm3", **{**MLA, "head_dim": 16}),
-    "nanochat": _family("nanochat"),
-    "nemotron": _family("nemotron"),
-    "olmo": _family("olmo"),
-    "olmo2": _family("olmo2"),
-    "persimmon": _family("persimmon"),
-    "phi": _family("phi"),
-    "qwen2": _family("qwen2"),
-    "qwen3": _family("qwen3"),
-    "seed_oss": _family("seed_oss"),
-    "smollm3": _family("smollm3"),
-    "stablelm": _family("stablelm"),
     "stablelm-parallel": _family("stablelm", use_parallel_residual=True, qk_layernorm=True),
     "youtu": _family("youtu", **MLA),
     # dense, full attention, learned or sinusoidal positions
-    "biogpt": _family("biogpt"),
+    **_plain("biogpt gpt-sw3 gpt2 gpt_bigcode"),
     "ctrl": _family("ctrl", dff=64),
-    "gpt-sw3": _family("gpt-sw3"),
-    "gpt2": _family("gpt2"),
     "gpt2-inverse-layer-scale": _family("gpt2", scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
-    "gpt_bigcode": _family("gpt_bigcode"),
     "gpt_bigcode-mha": _family("gpt_bigcode", multi_query=False),
     "opt": _family("opt", ffn_dim=64, word_embed_proj_dim=32),
     "opt-project": _family("opt", ffn_dim=64, word_embed_proj_dim=16),
@@ -199,6 +176,7 @@ ALL_FAMILIES: dict[str, Family] = {
     # Moshi's masks ignore the window its cache has: only a window longer than the text makes the base agree with itself.
     "moshi": _family("moshi", "sliding_window", ffn_dim=64),
     # mixtures of experts
+    **_plain("flex_olmo granitemoe hy_v3 jetmoe minimax_m2 olmoe qwen3_moe sarvam_moe solar_open"),
     "afmoe": _family("afmoe", num_dense_layers=1, **MIXED),
     "aria_text": _family("aria_text", moe_num_experts=4),
     "axk1": _family("axk1", **MLA),
@@ -214,23 +192,18 @@ ALL_FAMILIES: dict[str, Family] = {
     "dots1": _family("dots1", n_shared_experts=1, first_k_dense_replace=1, **MIXED),
     "ernie4_5_moe": _family("ernie4_5_moe", moe_num_experts=4, moe_k=2),
     "exaone_moe": _family("exaone_moe", **MIXED),
-    "flex_olmo": _family("flex_olmo"),
     "flint": _family("flint", **MIXED),
     "glm4_moe": _family("glm4_moe", first_k_dense_replace=1),
     "glm4_moe_lite": _family("glm4_moe_lite", **MLA),
     "gpt_oss": _family("gpt_oss", **MIXED),
-    "granitemoe": _family("granitemoe"),
     "granitemoe_swa": _family("granitemoe_swa", **MIXED),
     "granitemoeshared": _family("granitemoeshared", shared_intermediate_size=32),
     "hunyuan_v1_moe": _family("hunyuan_v1_moe", moe_topk=2),
-    "hy_v3": _family("hy_v3"),
-    "jetmoe": _family("jetmoe"),
     "kolibri1": _family("kolibri1", **MIXED),
     "laguna": _family("laguna", shared_expert_intermediate_size=32, **MIXED),
     "llama4_text": _family("llama4_text", intermediate_size_mlp=64, attention_chunk_size=WINDOW),
     "mellum": _family("mellum", **MIXED),
     "mimo_v2_flash": _family("mimo_v2_flash", **MIXED),
-    "minimax_m2": _family("minimax_m2"),
     "minimax_m3_vl_text": _family(
         "minimax_m3_vl_text",
         layer_types=[F] * N_BLOCKS,
@@ -244,13 +217,9 @@ ALL_FAMILIES: dict[str, Family] = {
     ),
     "mixtral": _family("mixtral", sliding_window=None),
     "mixtral-sliding": _family("mixtral"),
-    "olmoe": _family("olmoe"),
     "phimoe": _family("phimoe", sliding_window=None),
     "qwen2_moe": _family("qwen2_moe", shared_expert_intermediate_size=32),
-    "qwen3_moe": _family("qwen3_moe"),
     "sarvam_mla": _family("sarvam_mla", **MLA),
-    "sarvam_moe": _family("sarvam_moe"),
-    "solar_open": _family("solar_open"),
     # sparse attention that keeps an index of keys of its own beside the cache's keys and values in every block
     "axk2": _family("axk2", **MLA, **INDEX),
     "deepseek_v32": _family("deepseek_v32", **MLA, **INDEX),
@@ -336,7 +305,7 @@ ALL_REFUSED: dict[str, Family] = {
     "zamba2": _family("zamba2", num_key_value_heads=4, layers_block_type=["linear_attention", "hybrid"] * 2, reason=_CARRIED),
     "zaya": _family("zaya", num_experts_per_tok=1, router_hidden_size=16, reason=_CARRIED),
     # recurrent and convolutional
-    "bailing_hybrid": _family("bailing_hybrid", reason=_RECURRENT),
+    **_plain("bailing_hybrid falcon_mamba lara_mini lfm3 mamba minimax olmo_hybrid recurrent_gemma rwkv", reason=_RECURRENT),
     "bamba": _family("bamba", mamba_n_heads=8, mamba_d_head=8, attn_layer_indices=[1, 3], reason=_RECURRENT),
     "deepseek_v4": _family(
         "deepseek_v4",
@@ -349,20 +318,14 @@ ALL_REFUSED: dict[str, Family] = {
         reason="a cache of compressed segments of tokens, and several residual streams",
     ),
     "falcon_h1": _family("falcon_h1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, reason=_RECURRENT),
-    "falcon_mamba": _family("falcon_mamba", reason=_RECURRENT),
     "granitemoehybrid": _family("granitemoehybrid", mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, reason=_RECURRENT),
     "inkling_text": _family("inkling_text", unpadded_vocab_size=VOCAB, reason=_RECURRENT),
     "jamba": _family("jamba", attn_layer_period=2, attn_layer_offset=1, reason=_RECURRENT),
     "kimi_linear": _family("kimi_linear", linear_head_dim=8, linear_num_heads=4, reason=_RECURRENT, **MLA),
-    "lara_mini": _family("lara_mini", reason=_RECURRENT),
     "lfm2": _family("lfm2", layer_types=["conv", F, "conv", F], reason=_RECURRENT),
     "lfm2_moe": _family("lfm2_moe", num_dense_layers=1, layer_types=["conv", F, "conv", F], reason=_RECURRENT),
-    "lfm3": _family("lfm3", reason=_RECURRENT),
-    "mamba": _family("mamba", reason=_RECURRENT),
     "mamba2": _family("mamba2", num_heads=8, head_dim=8, n_groups=2, state_size=8, reason=_RECURRENT),
-    "minimax": _family("minimax", reason=_RECURRENT),
     "nemotron_h": _family("nemotron_h", mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, reason=_RECURRENT),
-    "olmo_hybrid": _family("olmo_hybrid", reason=_RECURRENT),
     "qwen3_5_moe_text": _family("qwen3_5_moe_text", shared_expert_intermediate_size=32, reason=_RECURRENT, **LINEAR),
     "qwen3_5_text": _family("qwen3_5_text", reason=_RECURRENT, **LINEAR),
     "qwen3_next": _family("qwen3_next", shared_expert_intermediate_size=32, reason=_RECURRENT, **LINEAR),
@@ -378,8 +341,6 @@ ALL_REFUSED: dict[str, Family] = {
         reason=_RECURRENT,
         **LINEAR,
     ),
-    "recurrent_gemma": _family("recurrent_gemma", reason=_RECURRENT),
-    "rwkv": _family("rwkv", reason=_RECURRENT),
     "xlstm": _family("xlstm", num_heads=4, reason=_RECURRENT),
 }
 
@@ -387,66 +348,31 @@ _ENCODER = "an encoder family: a decoder only under is_decoder=True, which no ch
 _ENCODER_DECODER = "encoder-decoder, or the decoder half of one with cross-attention"
 _MULTIMODAL = "multimodal wrapper: its language model is a family of its own, or is not decoder-only text"
 
+
+def _not_tested(names: str, reason: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
 NOT_TESTED: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "bert",
-            "bert-generation",
-            "big_bird",
-            "camembert",
-            "data2vec-text",
-            "electra",
-            "ernie",
-            "megatron-bert",
-            "rembert",
-            "roberta",
-            "roberta-prelayernorm",
-            "roc_bert",
-            "roformer",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xmod",
-        ],
+    **_not_tested(
+        """
+        bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta roberta-prelayernorm roc_bert
+        roformer xlm-roberta xlm-roberta-xl xmod
+        """,
         _ENCODER,
     ),
-    **dict.fromkeys(
-        [
-            "bart",
-            "bigbird_pegasus",
-            "blenderbot",
-            "blenderbot-small",
-            "marian",
-            "mbart",
-            "mvp",
-            "pegasus",
-            "plbart",
-            "prophetnet",
-            "trocr",
-            "whisper",
-            "musicgen",
-            "musicgen_melody",
-        ],
+    **_not_tested(
+        """
+        bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper musicgen
+        musicgen_melody
+        """,
         _ENCODER_DECODER,
     ),
-    **dict.fromkeys(
-        [
-            "dots3_note",
-            "emu3",
-            "fuyu",
-            "gemma3",
-            "gemma3n",
-            "gemma4",
-            "gemma4_unified",
-            "git",
-            "got_ocr2",
-            "llama4",
-            "mllama",
-            "moss_transcribe_diarize",
-            "phi4_multimodal",
-            "qwen3_5",
-            "qwen3_5_moe",
-            "qwen4_exp",
-        ],
+    **_not_tested(
+        """
+        dots3_note emu3 fuyu gemma3 gemma3n gemma4 gemma4_unified git got_ocr2 llama4 mllama moss_transcribe_diarize phi4_multimodal
+        qwen3_5 qwen3_5_moe qwen4_exp
+        """,
         _MULTIMODAL,
     ),
     "blt": "bytes, patches and three stacks of blocks: no token sequence the blocks of one list see",

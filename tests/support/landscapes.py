@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,15 +10,12 @@ import numpy as np
 
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
-from drllm.searching.tree import Strategy
+from drllm.searching.tree import RouteTree
 
 Answer = Callable[[Route], tuple[bool, float]]  # verdict and margin of a route
 
-# The three ways a search can go: preset, and whether the reward has margins.
-KINDS = {"paper": ("paper", True), "margins": ("default", True), "verdicts": ("default", False)}
 
-
-def run(tree: Strategy, answer: Answer) -> list[Route]:
+def run(tree: RouteTree, answer: Answer) -> list[Route]:
     """Every route asked, each told what `answer` says of it."""
     asked = []
     while (route := tree.ask()) is not None:
@@ -28,14 +24,9 @@ def run(tree: Strategy, answer: Answer) -> list[Route]:
     return asked
 
 
-def config_of(kind: str, **options) -> SearchConfig:
-    """A configuration of that kind which only the budget of other routes stops."""
-    return SearchConfig(**{"preset": KINDS[kind][0], "early_stop": False, "counted": "distinct", **options})
-
-
-def seen_by(kind: str, answer: Answer) -> Answer:
-    """The answer as a reward of that kind gives it: generated rewards have no margin."""
-    return answer if KINDS[kind][1] else lambda route: (answer(route)[0], math.nan)
+def config_of(**options) -> SearchConfig:
+    """A configuration which only the budget of other routes stops."""
+    return SearchConfig(**{"early_stop": False, "counted": "distinct", **options})
 
 
 def noise(seed: int, right: float = 0.3, base: bool | None = None) -> Answer:
@@ -68,16 +59,6 @@ def additive(gains: Mapping[tuple[int, int], float], base: float = -1.0, other: 
     def answer(route: Route) -> tuple[bool, float]:
         margin = base + sum(gains.get((block, int(action)), other) for block, action in enumerate(route) if action != 1)
         return margin > 0, margin
-
-    return answer
-
-
-def within(planted: Route) -> Answer:
-    """Right are the planted route and all routes that have some of its edits and no others; the margin stays as it is among those."""
-
-    def answer(route: Route) -> tuple[bool, float]:
-        correct = all(action in (1, wanted) for action, wanted in zip(route, planted, strict=True))
-        return correct, 1.0 if correct else -1.0
 
     return answer
 

@@ -17,7 +17,7 @@ from reference import path_model
 
 L = families.N_BLOCKS
 TASK = "arc_easy"
-SEARCH = SearchConfig(n_simulations=10, group_size=8, max_step_tokens=600)
+SEARCH = SearchConfig(n_simulations=20, early_stop=False, group_size=8, max_step_tokens=600)
 TRAIN = RoutersConfig(preset="paper", normalize="rms", epochs=12, width=16, n_windows=4, lr=1e-2, held_out=2)
 EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
 

@@ -128,8 +128,6 @@ def test_the_scorer_agrees_with_generating_and_grading(tiny: RoutedModel):
 
 
 def test_rewards_that_do_not_fit_are_refused(tiny: RoutedModel):
-    with pytest.raises(InputError, match="reward 'number' needs a task with solved questions to show, which gsm8k has not: use 'boxed'"):
-        get_task("gsm8k").number_prompt(Example("x", "?", (), "1", "gsm8k"))
     for name, reward in (("gsm8k", "number"), ("arith-1", "loglik"), ("arc_easy", "number")):
         with pytest.raises(InputError, match="cannot judge"):
             scorer_of(tiny, get_task(name), EvaluateConfig(reward=reward))  # type: ignore[arg-type]

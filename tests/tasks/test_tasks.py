@@ -97,16 +97,9 @@ def test_boxed_prompts_ask_for_a_box():
     assert content == "1+1?\n\nReason step by step, and put your final answer within \\boxed{}."
 
 
-def test_rewards_that_do_not_fit_are_refused():
-    row, math = example("Q?"), example("1+1?", choices=(), answer="2")
-    with pytest.raises(InputError, match=r"'boxed' does not fit task arc_easy \(choice\): use 'loglik' or 'letter'"):
-        get_task("arc_easy").read(row, "A", "boxed")
-    with pytest.raises(InputError, match=r"'letter' does not fit task gsm8k \(math\): use 'boxed'"):
-        get_task("gsm8k").read(math, "A", "letter")
+def test_log_likelihoods_judge_no_generated_text():
     with pytest.raises(InputError, match="'loglik' does not judge generated text"):
-        get_task("arc_easy").read(row, "A", "loglik")
-    with pytest.raises(InputError, match="'loglik' does not fit task dart-1"):
-        get_task("dart-1").loglik_prompt(math)
+        get_task("arc_easy").read(example("Q?"), "A", "loglik")
 
 
 def test_task_names_and_defaults():

@@ -35,7 +35,7 @@ class InputBlindConfig(CodebookConfig):
 
 def blind_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: RandomCodebookConfig, price: float) -> list[int]:
     """Some of the routes that were put into the matrix's list blindly; the selector is trained as ever."""
-    from drllm.searching.prior import random_routes
+    from drllm.searching.edits import random_routes
 
     n_layers = len(matrix.routes[0])
     drawn = random_routes(n_layers, min(N_DRAWN, 4 ** min(n_layers - 1, 4)), SearchConfig(), BLIND_SEED)

@@ -67,7 +67,7 @@ class SearchWith(Stage):
 
     def command(self, setup: Setup) -> str:
         config = self.config(setup)
-        flags = ["--tasks", self.task, "--preset", "paper", "--limit", str(config.limit)]
+        flags = ["--tasks", self.task, "--limit", str(config.limit)]
         flags += changed_flags(config, dict.fromkeys((*OF_SEARCH, *SHARED, *CHANGED)))
         return replace(setup, out=self.out(setup)).command("search", *flags)
 

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from drllm.core.text import percent
-from drllm.reporting.parts import Part, Table
-from drllm.reporting.summary_table import by_task
+from drllm.reporting.parts import Part
 from drllm.runs.load import read_epochs
 from drllm.runs.names import BASE
-from drllm.runs.summary import Summary
 from drllm_research.paper.setup import Setup
 from drllm_research.paper.stages import ROUTERS, Bench, Evaluate, Search, Stage, Train
 
@@ -50,11 +48,6 @@ def in_domain(setup: Setup) -> Evaluate:
 def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:
     """Variants of the routers, always on tune."""
     return Evaluate((BASE, *policies), setup.tasks, "tune", ablation=True)
-
-
-def comparison(summary: Summary, caption: str) -> Table:
-    """Every row of an evaluation."""
-    return by_task(summary, caption)
 
 
 def last_scores(bench: Bench, policy: str) -> tuple[dict[str, str], bool]:

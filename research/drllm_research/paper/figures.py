@@ -13,14 +13,14 @@ from drllm.core.text import percent
 from drllm.reporting.chart import Chart, number
 from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Part, Table
-from drllm.reporting.summary_table import verdict
+from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
 from drllm.runs.summary import SummaryRow
 from drllm_research.paper import charts
 from drllm_research.paper.charts import Point
 from drllm_research.paper.claims import Difference, against, answers, mean_of, pooled, routes_of, weighed
-from drllm_research.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
+from drllm_research.paper.exhibits import Exhibit, ablation, after_routers, in_domain, last_scores, searches, train_routers
 from drllm_research.paper.setup import Setup
 from drllm_research.paper.stages import ROUTERS, Bench, Evaluate, Stage
 
@@ -272,7 +272,7 @@ def _fig11(bench: Bench) -> list[Part]:
     means = {task: mean_usage(routes_of(bench, stage, task)) for task in stage.tasks}
     caption = "Mean passes through each block, by task: below 1 prompts skip it, above 1 they repeat it."
     usage = charts.usage("usage_by_block", f"Usage of each block, {split} split", caption, means)
-    return [usage, comparison(bench.run(stage), "The evaluation it is of.")]
+    return [usage, by_task(bench.run(stage), "The evaluation it is of.")]
 
 
 FIGURES = (

@@ -64,7 +64,7 @@ class Setup:
         own: dict[str, Any] = {name: getattr(self.config, name) for name in OF_SEARCH}
         n, visits = self.n_searched(task), self.config.visits
         visited = {"limit": math.ceil(n * visits), "keep": n} if visits else {"limit": n}
-        return SearchConfig(preset="paper", **visited, **own, **self._shared)
+        return SearchConfig(**visited, **own, **self._shared)
 
     @property
     def _shared(self) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Search(Stage):
 
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)
-        flags = ["--tasks", self.task, "--preset", config.preset, "--limit", str(config.limit)]
+        flags = ["--tasks", self.task, "--limit", str(config.limit)]
         if (found := setup.searched_in(self.task)) and found not in setup.placed:  # in another type now the search would be refused
             flags += ["--dtype", found]
         return setup.command("search", *flags, *changed_flags(config, ("keep", *OF_SEARCH, *SHARED)))

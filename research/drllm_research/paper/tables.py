@@ -9,7 +9,7 @@ import numpy as np
 from drllm.core.route import Action
 from drllm.core.text import percent, points
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
-from drllm.reporting.summary_table import verdict
+from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.labels import HEADER, LEGEND, count_labels, label_rows
 from drllm.runs.names import BASE
 from drllm.runs.summary import Summary, evenly
@@ -31,7 +31,7 @@ from drllm_research.paper.claims import (
     weighed,
     without_few,
 )
-from drllm_research.paper.exhibits import Exhibit, ablation, after_routers, comparison, in_domain, last_scores, searches, train_routers
+from drllm_research.paper.exhibits import Exhibit, ablation, after_routers, in_domain, last_scores, searches, train_routers
 from drllm_research.paper.passages import answers_of_passages
 from drllm_research.paper.setup import Setup
 from drllm_research.paper.speed import TABLE_7
@@ -94,7 +94,7 @@ def _table3(bench: Bench) -> list[Part]:
         passes += [fewer(bench, stage, name, tasks), fewer(bench, stage, name, tasks, "layers")]
     claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")))
     caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
-    return [comparison(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
+    return [by_task(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
 
 
 def _levels(summary: Summary) -> list[Part]:
@@ -196,7 +196,7 @@ def _table4(bench: Bench) -> list[Part]:
     if stage is not None:
         summary = bench.run(stage)
         parts.append(
-            comparison(summary, f"The same routers on tasks that they never saw, each graded as lm-eval does, {summary.split} split.")
+            by_task(summary, f"The same routers on tasks that they never saw, each graded as lm-eval does, {summary.split} split.")
         )
         parts += answers_of_passages(bench, stage)
         rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
@@ -287,7 +287,7 @@ def _table5(bench: Bench) -> list[Part]:
         f"{paper.PAPER}, mean accuracy on GSM8K, MMLU, HellaSwag and HumanEval with Llama-3-8B: {shown}. LayerSkip needs a model "
         "trained for it; early_exit stands for leaving early without that." + (GATES if {"mindskip", "flexidepth"} & there else "")
     )
-    return [comparison(summary, caption), Paragraph(theirs), Bullets(tuple(lines))]
+    return [by_task(summary, caption), Paragraph(theirs), Bullets(tuple(lines))]
 
 
 def _on_first_block(setup: Setup) -> Train:
@@ -305,7 +305,7 @@ def _table6(bench: Bench) -> list[Part]:
     own = weighed("each router does better on its own block's input", [against(bench, stage, ROUTERS, FIRST_BLOCK)])
     fallen = Claim("fed the first block's input, routers fall below the base", below, str(found))
     caption = "Each router on the states entering its own block, or all on those entering the first, tune split."
-    return [comparison(bench.run(stage), caption), Bullets((own, fallen))]
+    return [by_task(bench.run(stage), caption), Bullets((own, fallen))]
 
 
 def _table8(bench: Bench) -> list[Part]:

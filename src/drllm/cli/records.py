@@ -4,14 +4,12 @@ example:
   drllm records info runs/a
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import Parser, add_common
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.core.route import Route
 from drllm.core.text import table_text
 
 ACTIONS = ("info", "merge", "export")
@@ -32,37 +30,29 @@ def run(job: Job) -> Lines:
         raise InputError("info only prints: leave --out out of it, or use `drllm records export`")
     if action == "export" and len(folders) > 1:
         raise InputError(f"export takes one folder, got {len(folders)}: merge them first with `drllm records merge`")
+    from drllm.runs.layout import RunFolder
     from drllm.runs.merge import OVERVIEW, export_rows, merge_runs, overview, rows_of
 
     if action == "merge":
-        for part in merge_runs(folders, Path(job.need("out"))):
-            again = f", {part.n_again:,} given again" if part.n_again else ""
-            yield f"{part.folder}: {part.n:,} rows, from {part.n_sources} runs{again}"
+        out = Path(job.need("out"))
+        merged = merge_runs(folders, out)
+        yield f"{RunFolder(out).verdicts}: {merged.n:,} rows, from {len(folders)} runs; {merged.n_again:,} were given again"
+        yield from (f"{folder}: copied" for folder in merged.copied)
+        for folder in merged.left:
+            yield f"{folder}: not made, several runs have it: the same search in {out} looks its verdicts up"
         return
     if action == "export":
         out = Path(job.need("out"))
         yield f"{out}: {export_rows(rows_of(folders[0], where), out):,} rows"
         return
     from drllm.runs.labels import count_labels, render
-    from drllm.runs.layout import RunFolder
     from drllm.runs.manifest import search_manifests
     from drllm.runs.records import iterate_records
 
     for folder in folders:
         yield table_text(OVERVIEW, overview(rows_of(folder, where)), str(folder)) + "\n"
-        if folder.is_dir() and (searched := search_manifests(folder)):
+        if folder.is_dir() and search_manifests(folder):
             yield render(count_labels(iterate_records(RunFolder(folder).searches))) + "\n"
-            yield from sweeps(searched)
-
-
-def sweeps(folders: Iterable[Path]) -> Lines:
-    """The forward passes that are in no record."""
-    from drllm.searching.prior import read_prior
-
-    for folder in folders:
-        if (prior := read_prior(folder)) is not None:
-            n_routes = 1 + len(prior.space.edited(Route.full(prior.n_layers)))
-            yield f"  {folder.name}: the sweep behind its prior evaluated {prior.n_questions} x {n_routes} routes more\n"
 
 
 def add_flags(parser: Parser) -> None:

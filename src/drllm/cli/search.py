@@ -12,11 +12,10 @@ from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
-from drllm.cli.records import sweeps
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
 
-SHOWN = ("model", "tasks", "data", "out", "preset", "n_simulations", "limit", "keep", "reward", "paths", "dry_run")  # by --help
+SHOWN = ("model", "tasks", "data", "out", "n_simulations", "limit", "keep", "reward", "paths", "dry_run")  # by --help
 
 
 def run(job: Job) -> Lines:
@@ -37,7 +36,6 @@ def run(job: Job) -> Lines:
     folder = place.searches if routes is None else place.matrices
     if routes is None:
         yield render(count_labels(record for name in tasks for record in iterate_records(folder / name)))
-        yield from sweeps([folder / name for name in tasks])
     yield f"search records: {folder}"
 
 

@@ -44,36 +44,31 @@ class _InOurs:
 
 
 @dataclass(frozen=True)
-class SearchConfig(Options):
+class SearchConfig(_InOurs, Options):
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
 
-    preset: Literal["paper", "default"] = option("default", "paper: algorithm 1 on verdicts; default: margins and a prior over edits")
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=0)
-    counted: Literal["auto", "all", "distinct"] = option(
-        "auto",
+    counted: Literal["all", "distinct"] = option(
+        "all",
         "what is a simulation: all: the base's, and each step of the search, also to a known route or to none, as the authors count; "
-        "distinct: another route judged; auto: all with preset paper, else distinct",
+        "distinct: another route judged",
     )
-    exploration: float = option(1.8, "c of the UCB score (section 4: 1.8); preset default does not use it where answers have margins", ge=0)
-    length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0); used where exploration is", ge=0)
+    exploration: float = option(1.8, "c of the UCB score (section 4: 1.8)", ge=0)
+    length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0)", ge=0)
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
     max_skip_run: int = option(2, "longest run of consecutive blocks one edit skips (section 4: 2)", ge=1)
     max_passes_ratio: float = option(2.0, "longest path, in multiples of the number of blocks (section 4: 2)", ge=1, le=2)
     max_loop_span: int = option(0, "longest span of blocks one edit runs once more, after its last; 0: none, as in the paper", ge=0)
-    loop_strength: float = option(1.0, "how far the states go when a span runs once more: h + s (F(h) - h)", gt=0, le=1)
     widening: float = option(2.0, "children a node may have per square root of visits; without it 50 simulations stay at the root", gt=0)
-    early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4); paper: or two blocks shorter")
-    patience: int = option(10, "default preset: simulations an early stop waits beyond the first right path, for a larger margin", ge=0)
-    comfort: float = option(0.5, "default preset: share of the base's margin (base wrong: of the best) a kept path must have", ge=0, le=1)
+    early_stop: bool = option(True, "stop a question when the base was wrong and a path is right (section 4), or one is two blocks shorter")
     reward: RewardName = option("auto", REWARD_HELP)
-    prompts: Prompts = option("auto", f"{PROMPTS_HELP}authors with preset paper, else ours")
+    prompts: Prompts = option("auto", f"{PROMPTS_HELP}ours")
     reader: ReaderName = option("auto", READER_HELP)
     metric: Literal["acc_norm", "acc"] = option("acc_norm", "loglik only: which verdict is the reward; the other is stored too")
     max_new_tokens: int = option(0, TOKENS_HELP, ge=0)
     verify: bool = option(True, "check the base and the kept route again: alone, in float32, under another wording")
     control: bool = option(True, "evaluate as many random routes, drawn without looking at the question, beside the search")
     splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
-    sweep_questions: int = option(32, "preset default: questions on which every single edit is tried first, for a prior over edits", ge=0)
     limit: int = option(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all", ge=0)
     keep: int = option(0, "questions a task to keep: none is visited when as many are kept and enough mend; 0: all are visited", ge=0)
     mend_share: float = option(
@@ -82,18 +77,6 @@ class SearchConfig(Options):
     seed: int = option(0, "seed of the tree's choices", ge=0, le=MAX_SEED)
     group_size: int = option(32, "questions a shard; a crash loses the unfinished ones, --pool-size of them at most", ge=1)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.loop_strength != 1 and not self.max_loop_span:
-            raise InputError(f"SearchConfig.loop_strength is {self.loop_strength:g} and max_loop_span 0, so there is no loop: set both")
-        if self.preset != "paper" and self.counted == "all":
-            raise InputError("SearchConfig.counted is 'all', which preset default has no steps for: set preset paper, or leave it out")
-
-    @property
-    def asked(self) -> str:
-        """`prompts`, settled."""
-        return ("authors" if self.preset == "paper" else "ours") if self.prompts == "auto" else self.prompts
 
 
 @dataclass(frozen=True)

@@ -69,15 +69,12 @@ def checked_records(routed: RoutedModel, folder: Path, manifest: Manifest) -> di
 
 def checked_questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The questions of a manifest by id, read where they were read then; `ArtifactError` when they are gone or not the same."""
-    found: dict[str, Any] = {}
-    for part in manifest.parts:
-        loaded = load_task(manifest.task, data_of(folder, part.data))
-        by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
-        if absent := [name for name in part.ids if name not in by_id]:
-            raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
-        questions = {name: scorer.question(loaded.task, by_id[name]) for name in part.ids}
-        if questions_digest(questions.values()) != part.questions:
-            problem = f"the questions of {loaded.source} are not those that were searched"
-            raise ArtifactError(f"{problem}: pass the data of the search, or search again")
-        found |= questions
-    return found
+    loaded = load_task(manifest.task, data_of(folder, manifest.data))
+    by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
+    if absent := [name for name in manifest.ids if name not in by_id]:
+        raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
+    questions = {name: scorer.question(loaded.task, by_id[name]) for name in manifest.ids}
+    if questions_digest(questions.values()) != manifest.questions:
+        problem = f"the questions of {loaded.source} are not those that were searched"
+        raise ArtifactError(f"{problem}: pass the data of the search, or search again")
+    return questions

@@ -95,7 +95,7 @@ class TrainingData:
         """Each task's tune questions, at most `limit` of each, along no route yet; none where the data has none."""
         found = []
         for folder, manifest in (self.search_manifests or self.path_manifests).items():
-            loaded = load_task(manifest.task, data_of(folder, manifest.parts[0].data))
+            loaded = load_task(manifest.task, data_of(folder, manifest.data))
             if loaded.examples["tune"]:
                 scorer = manifest_scorer(self.routed, manifest)
                 questions, _ = askable(scorer, loaded.task, loaded.select("tune", limit))

@@ -16,7 +16,7 @@ from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Ta
 from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
 from drllm.reporting.summary_table import by_task
-from drllm.runs.agreement import read_agreed
+from drllm.runs.agreement import Agreed
 from drllm.runs.labels import HEADER, LEGEND, broken_note, count_labels, label_rows
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
@@ -48,7 +48,7 @@ def report(run: str | Path) -> Path:
         ArtifactError: no such folder, no stage in it, or a corrupt file.
         InputError: matplotlib or jinja2 is not installed.
     """
-    if (found := read_agreed(RunFolder(Path(run)).agreed)) is not None:
+    if (found := Agreed.read(RunFolder(Path(run)).agreed, "run the retrofit again")) is not None:
         need_extras()
         start, body = page_parts(found, Path(run).as_posix())
         write_charts(body, folder := RunFolder(Path(run)).report)

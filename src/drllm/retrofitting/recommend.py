@@ -19,6 +19,7 @@ from typing import Any
 
 from drllm.core.config import PromiseConfig, RetrofitConfig, RoutersConfig, ScanConfig, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
+from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.evaluation.calibrate import calibrate
@@ -44,7 +45,7 @@ from drllm.runs.alone import alone_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
-from drllm.runs.recommendation import Recommendation, write_recommendation
+from drllm.runs.recommendation import Recommendation
 from drllm.runs.stages import Stages
 from drllm.runs.summary import SummaryRow
 from drllm.scanning.scan import scan
@@ -152,7 +153,7 @@ class _Tries:
         best = best_on_tune(rows, self.asked.objective, self.limit, self.of["promise"].epsilon)
         beyond = best_on_tune(rows, self.asked.objective, math.inf, self.of["promise"].epsilon)
         found = self._recommendation(None, tried, beyond=beyond) if best is None else self._promised(best, tried)
-        write_recommendation(self.run.recommendation, found)
+        write_json(self.run.recommendation, found.to_json())
         written = self.stages.then(
             "report", {"as": "page", "found": found.to_json()}, [self.run.report], lambda: report(self.run.root).name
         )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
-from drllm.core.files import read_json
 from drllm.runs.stored import Stored
 
 TOLERATED = 0.05  # of answers that may differ in a policy that is recommended, where no share was asked for
@@ -98,10 +96,3 @@ class Agreed(Stored):
     example: dict[str, str] = field(default_factory=dict)
     asked_minutes: float
     minutes: float
-
-
-def read_agreed(path: Path) -> Agreed | None:
-    """What a run came to; None where it was not asked to, `ArtifactError` for a corrupt file."""
-    if not path.is_file():
-        return None
-    return Agreed.of(read_json(path, "run the retrofit again", dict), path)

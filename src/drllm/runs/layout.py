@@ -9,7 +9,6 @@ from drllm.policies.saved_config import CONFIG_FILE
 
 # In a task folder, beside its shards.
 MANIFEST_FILE = "_plan.json"
-PRIOR_FILE = "_prior.json"
 # In the folder of a training.
 METRICS_FILE = "metrics.jsonl"
 CANDIDATES_FILE = "candidates.json"

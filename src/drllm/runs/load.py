@@ -13,7 +13,7 @@ from drllm.runs.answers import read_answers
 from drllm.runs.layout import MANIFEST_FILE, METRICS_FILE, RunFolder
 from drllm.runs.manifest import Manifest
 from drllm.runs.provenance import read_jobs
-from drllm.runs.recommendation import Recommendation, read_recommendation
+from drllm.runs.recommendation import Recommendation
 from drllm.runs.records import RouteRecord, read_records
 from drllm.runs.scan_result import Cell, ScanResult, read_map, read_scan
 from drllm.runs.summary import Summary
@@ -72,7 +72,7 @@ def load_run(folder: Path) -> Run:
         what = "no search, training or evaluation, and no finished scan"
         raise ArtifactError(f"{str(folder)!r} holds {what}: give the --out of a search, evaluate, scan or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
-    recommendation = read_recommendation(run.recommendation)
+    recommendation = Recommendation.read(run.recommendation, "run the retrofit again")
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
     begun = run.scan.settings.is_file() and not scanned
     read = (manifests, records, epochs, summaries, questions, policies, recommendation)

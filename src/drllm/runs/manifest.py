@@ -15,22 +15,8 @@ from drllm.runs.stored import Stored
 from drllm.tasks.base import Kind, Task, get_task, own_task
 
 MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
-PART_KEYS = {"folder", "data", "questions", "ids"}  # what a merged manifest says of each it was merged from
 PLACE_KEYS = ("dtype", "device", "threads", "conditions")  # how it was computed, not what
 _MISSING = object()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergedPart(Stored):
-    """One of the task folders that a manifest was merged from: where it lay, and which questions its search read from where."""
-
-    OPTIONAL: ClassVar = ("folder", "source", "model")
-    folder: str = ""
-    source: str = ""
-    data: str | None = None
-    model: str = ""
-    questions: str = ""
-    ids: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +37,9 @@ class Manifest(Stored):
         skipped: by name, why a question was left out.
         paths: the routes evaluated instead of a search, as text; a later call may add to them.
         control: the blind baseline's routes, as text.
-        merged: the task folders this was merged from.
     """
 
-    OPTIONAL: ClassVar = ("kind", "merged", "prompts", "reader")
-    PARTS: ClassVar = {"merged": MergedPart}
+    OPTIONAL: ClassVar = ("kind", "prompts", "reader")
     task: str = ""
     kind: Kind | None = None
     source: str = ""
@@ -78,7 +62,6 @@ class Manifest(Stored):
     skipped: dict[str, str] = field(default_factory=dict)
     paths: list[str] | None = None
     control: list[str] = field(default_factory=list)
-    merged: list[MergedPart] | None = None
 
     @property
     def as_task(self) -> Task:
@@ -103,12 +86,6 @@ class Manifest(Stored):
     def dtype_name(self) -> str:
         """The type of the weights, as a flag takes it; empty where an older version did not say."""
         return type_name(self.dtype)
-
-    @property
-    def parts(self) -> list[MergedPart]:
-        """What it was merged from; one that was not merged is its own part."""
-        names = ("source", "data", "model", "questions", "ids")
-        return self.merged or [MergedPart.of({name: value for name, value in self.to_json().items() if name in names})]
 
 
 def data_of(folder: Path, data: str | Path | None) -> str | Path | None:
@@ -181,10 +158,8 @@ def _manifests(folder: Path) -> dict[Path, Manifest]:
 def _is_manifest(values: Any) -> bool:
     if not isinstance(values, dict) or MANIFEST_KEYS - values.keys():
         return False
-    ids, parts = values["ids"], values.get("merged", [])
-    if not isinstance(ids, list) or not isinstance(parts, list) or not isinstance(values["config"], dict):
-        return False
-    return all(isinstance(name, str) for name in ids) and all(isinstance(part, dict) and not PART_KEYS - part.keys() for part in parts)
+    ids = values["ids"]
+    return isinstance(values["config"], dict) and isinstance(ids, list) and all(isinstance(name, str) for name in ids)
 
 
 def differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, str, str]]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
-from drllm.core.files import read_json, write_json
 from drllm.runs.stored import Stored
 from drllm.runs.summary import SummaryRow
 
@@ -96,15 +94,3 @@ class Recommendation(Stored):
         spread = (row.better + row.worse) / row.n - row.difference**2
         found = math.ceil(SURE**2 * spread / row.difference**2)
         return found if found > row.n else 0
-
-
-def write_recommendation(path: Path, found: Recommendation) -> None:
-    """Write it atomically."""
-    write_json(path, found.to_json())
-
-
-def read_recommendation(path: Path) -> Recommendation | None:
-    """What a run recommends; None where it was not asked to, `ArtifactError` for a corrupt file."""
-    if not path.is_file():
-        return None
-    return Recommendation.of(read_json(path, "run the retrofit again", dict), path)

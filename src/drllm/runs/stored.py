@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from drllm.core.errors import ArtifactError
+from drllm.core.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,11 @@ class Stored:
             if (one := found.get(name)) is not None:
                 found[name] = kind.of(one, source)
         return cls(**found)
+
+    @classmethod
+    def read(cls, path: Path, advice: str) -> Self | None:
+        """The object of a JSON file; None where there is none, `ArtifactError`, which ends in the advice, for a corrupt one."""
+        return cls.of(read_json(path, advice, dict), path) if path.is_file() else None
 
     def changed(self, **changes: Any) -> Self:
         """With other values, which it then has."""

@@ -17,8 +17,7 @@ def load_unseen(run: Path, read_from: Mapping[str, str | Path | None], split: st
     """
     searched: dict[str, LoadedTask] = {}
     for folder, manifest in (search_manifests(run) | path_manifests(run)).items():
-        named = f"{manifest.task} as read for {folder.parent.name}, part "
-        searched |= {f"{named}{n}": load_task(manifest.task, data_of(folder, part.data)) for n, part in enumerate(manifest.parts)}
+        searched[f"{manifest.task} as read for {folder.parent.name}"] = load_task(manifest.task, data_of(folder, manifest.data))
     healing = RunFolder(run).healing
     files = [file for file in (healing.asked, RunFolder(run).nested(1).asked) if file.is_file()]
     keys = {key for file in files for key in read_json(file, "heal again", list)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +60,7 @@ class ModelScorer(ABC):
     """
 
     packed = False  # whether the choices of a question share a sequence
+    at_once: Any  # evaluations to have submitted at most
     _filler: Any
 
     def __init__(self, routed: RoutedModel, max_step_tokens: int, cache_bytes: int, keep_keys_values: bool = False):
@@ -80,11 +82,9 @@ class ModelScorer(ABC):
         """Take questions in: a handle each."""
         handles = list(range(self._n_opened, self._n_opened + len(questions)))
         self._n_opened += len(questions)
-        places = [(handle, place) for handle, question in zip(handles, questions, strict=True) for place in range(len(question.sequences))]
-        asked = [(question, sequence) for question in questions for sequence in question.sequences]
-        roots = dict(zip(places, self._roots(asked), strict=True))
+        roots = iter(self._roots([(question, sequence) for question in questions for sequence in question.sequences]))
         for handle, question in zip(handles, questions, strict=True):
-            self._questions[handle] = (question, [roots[handle, place] for place in range(len(question.sequences))])
+            self._questions[handle] = (question, [next(roots) for _ in question.sequences])
         return handles
 
     def _roots(self, asked: Sequence[tuple[Question, Any]]) -> list[Node]:
@@ -105,8 +105,25 @@ class ModelScorer(ABC):
             self.runner.close(self._questions.pop(handle)[1])
 
     @abstractmethod
+    def submit(self, handle: int, route: Route) -> None:
+        """Ask for a verdict; `collect` brings it."""
+
+    @abstractmethod
+    def collect(self) -> list[tuple[int, Route, Verdict]]:
+        """(handle, route, verdict) of what is finished, one evaluation at least; empty when nothing is under way."""
+
     def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
         """The verdict of each (handle, route), in order; each distinct pair is evaluated once."""
+        # Routes of one question together share the most.
+        waiting = deque(sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))))
+        verdicts: dict[tuple[int, Route], Verdict] = {}
+        n_submitted = 0
+        while len(verdicts) < n_submitted or waiting:
+            while waiting and n_submitted - len(verdicts) < self.at_once:
+                self.submit(*waiting.popleft())
+                n_submitted += 1
+            verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
+        return [verdicts[pair] for pair in pairs]
 
     def score_all(self, questions: Sequence[Question], routes: Sequence[Route]) -> list[list[Verdict]]:
         """Each question's verdicts on all of the routes."""

@@ -59,7 +59,7 @@ class GeneratedScorer(ModelScorer):
 
     _filler = (0,)
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
-    at_once = sys.maxsize  # evaluations to have submitted at most; only `DECODED_ANSWERS` of them hold states
+    at_once = sys.maxsize  # only `DECODED_ANSWERS` of them hold states
 
     def __init__(
         self,
@@ -147,7 +147,6 @@ class GeneratedScorer(ModelScorer):
         return can_begin_alike(self.routed)
 
     def submit(self, handle: int, route: Route) -> None:
-        """Ask for a verdict; `collect` brings it."""
         self._queue.append(Answer(handle, route, self._questions[handle][0]))
 
     def close(self, handles: Iterable[int]) -> None:
@@ -178,14 +177,6 @@ class GeneratedScorer(ModelScorer):
             return Verdict(reading.strict, text=answer.text, f1=f1, n_new=n_new)
         right = reading.strict if self.reader == "strict" else reading.lenient
         return Verdict(right, text=answer.text, strict=reading.strict, lenient=reading.lenient, form=reading.form, n_new=n_new)
-
-    def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (question, route), in this order; a pair that comes twice is computed once."""
-        # Routes of one question together share the most.
-        for pair in sorted(dict.fromkeys(pairs), key=lambda pair: (pair[0], str(pair[1]))):
-            self.submit(*pair)
-        verdicts = {(handle, route): verdict for found in iter(self.collect, []) for handle, route, verdict in found}
-        return [verdicts[pair] for pair in pairs]
 
     def _answer(self, answers: list[Answer]) -> None:
         """Prefill and decode some answers together."""
@@ -231,11 +222,8 @@ class GeneratedScorer(ModelScorer):
     def extend(self, answers: Sequence[Answer], logits_BV: Tensor) -> None:
         """One more token for each running answer; those whose verdict is settled, or whose logits are NaN or infinite, are done."""
         finite = logits_BV.amax(-1).isfinite().tolist()
-        sequences, n_new = (
-            [(*answer.question.context_ids, *answer.tokens) for answer in answers],
-            [len(answer.tokens) for answer in answers],
-        )
-        tokens = self._choose(sequences, logits_BV, n_new)
+        sequences = [(*answer.question.context_ids, *answer.tokens) for answer in answers]
+        tokens = self._choose(sequences, logits_BV, [len(answer.tokens) for answer in answers])
         for answer, token, is_finite in zip(answers, tokens, finite, strict=True):
             if answer.done:
                 continue

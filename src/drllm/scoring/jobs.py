@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from drllm.core.config import Resources
 from drllm.policies.policy import RouteSource
-from drllm.runs.store import Asked, Conditions, Decided, Store
+from drllm.runs.store import Asked, Decided, Store
 from drllm.scoring.base import Question
 from drllm.scoring.inquiries import Asking, Inquiry, write_new
 from drllm.scoring.replica import Job, Judged, Replica, Wanted
 from drllm.scoring.route_prediction import decide_routes
-from drllm.tasks import Task
 
 IN_FLIGHT = 512  # evaluations that keep a replica's steps full
 
@@ -23,12 +20,6 @@ IN_FLIGHT = 512  # evaluations that keep a replica's steps full
 class Listed(Asking):
     """Routes that are given."""
 
-    task: Task
-    config: Any
-    packed: bool
-    shares_across_groups: bool
-    store: Path
-    conditions: Conditions
     names: Mapping[int, str]  # of each group's shard
     most: int  # routes of a question
 
@@ -55,17 +46,11 @@ class Listed(Asking):
 class Deciding(Job):
     """Policies decide their routes."""
 
-    task: Task
-    config: Any
-    packed: bool
-    shares_across_groups: bool
-    folder: Path
-    conditions: Conditions
     policies: Mapping[str, RouteSource]  # by their keys
     groups: Mapping[int, Sequence[Asked]]  # by index
 
     def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:
-        scorer, decided = replica.scorer(self), Decided(self.folder)
+        scorer, decided = replica.scorer(self), Decided(self.store)
         for index, group in groups:
             prompts = [scorer.question(self.task, wanted.example).context_ids for wanted in group]
             found = decide_routes(scorer.routed, list(self.policies.values()), prompts, scorer.max_step_tokens)
@@ -74,5 +59,5 @@ class Deciding(Job):
             yield index
 
     def is_done(self, index: int) -> bool:
-        decided, questions = Decided(self.folder), [asked.question for asked in self.groups[index]]
+        decided, questions = Decided(self.store), [asked.question for asked in self.groups[index]]
         return all(decided.shards.has(decided.name(key, self.conditions, questions)) for key in self.policies)

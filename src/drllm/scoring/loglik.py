@@ -6,7 +6,6 @@ of a fixed number of tokens, so that a verdict depends on the question and the r
 Shapes: B sequences, W width, D hidden size, V vocabulary, N scored tokens.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +72,7 @@ class LoglikScorer(ModelScorer):
         self._finished: list[tuple[int, Route, Verdict]] = []
 
     @property
-    def at_once(self) -> int:
+    def at_once(self) -> int:  # type: ignore[override]
         """Evaluations to have under way at most: their states cannot be evicted."""
         return max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
 
@@ -110,7 +109,6 @@ class LoglikScorer(ModelScorer):
         return make_batch(sequences, self.packed, dtype, self.routed.device, width).inputs
 
     def submit(self, handle: int, route: Route) -> None:
-        """Ask for a verdict; `collect` brings it."""
         question, tries = self._questions[handle]
         evaluation = self._n_submitted
         self._n_submitted += 1
@@ -129,16 +127,6 @@ class LoglikScorer(ModelScorer):
                 self._take(self.runner.sweep(force=True)) if waiting else self._run_head(len(self._head))
         finished, self._finished = self._finished, []
         return finished
-
-    def score(self, pairs: Sequence[tuple[int, Route]]) -> list[Verdict]:
-        """The verdict of each (question, route), in this order; a pair that comes twice is computed once."""
-        verdicts: dict[tuple[int, Route], Verdict] = {}
-        distinct = deque(dict.fromkeys(pairs))
-        while distinct or self._pending:
-            while distinct and len(self._pending) < self.at_once:
-                self.submit(*distinct.popleft())
-            verdicts |= {(handle, route): verdict for handle, route, verdict in self.collect()}
-        return [verdicts[pair] for pair in pairs]
 
     def _take(self, ended: Iterable[tuple[Any, Node]]) -> None:
         """Send the scored tokens of finished sequences to the output head, full steps at once."""

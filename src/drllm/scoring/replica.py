@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from drllm.core.config import Resources
@@ -13,6 +15,7 @@ from drllm.core.route import Route
 from drllm.model.load import is_out_of_memory
 from drllm.model.pool import Base
 from drllm.model.routed import RoutedModel
+from drllm.runs.store import Conditions
 from drllm.scoring.scorer import Scorer, scorer_of
 from drllm.tasks import Example, Task
 
@@ -39,6 +42,7 @@ def nobody(judged: Judged) -> None:
     """Who hears of it where nobody asked."""
 
 
+@dataclass(frozen=True)
 class Job(ABC):
     """What is done with the questions of one task, in groups; a worker is sent it whole."""
 
@@ -46,6 +50,8 @@ class Job(ABC):
     config: Any  # how answers are judged: reward, metric, max_new_tokens, max_step_tokens
     packed: bool  # how this process packs choices, which every worker must
     shares_across_groups: bool  # whether groups are under way together
+    store: Path  # the folder of the shards that its groups write
+    conditions: Conditions  # under which routes are asked
 
     @abstractmethod
     def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[Judged], None]) -> Iterator[int]:

@@ -44,7 +44,7 @@ def searched_cost(reward: str, n_simulations: int, control: bool = True, verify:
 
 
 def stages_of(loaded: Mapping[str, LoadedTask], config: SearchConfig, n_layers: int, routes: Sequence[Route] | None) -> dict[str, float]:
-    """Plain forwards of each task, by what is done there. A sweep of single edits, of preset `default`, is not counted.
+    """Plain forwards of each task, by what is done there.
 
     A listed route's share of the prompt is counted. Decoding shares nothing, so each answer adds what it adds to a searched path.
     """

@@ -14,22 +14,21 @@ from typing import Any
 
 from drllm.core.config import Resources, SearchConfig, to_dict
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.alone import alone_in
 from drllm.runs.kept import kept_in
-from drllm.runs.layout import PRIOR_FILE, RunFolder
+from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
 from drllm.runs.provenance import running
 from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
+from drllm.runs.store import Asked
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.replica import Ticket, Wanted
 from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
-from drllm.searching.edits import Evaluation
-from drllm.searching.prior import EditPrior, fit_prior, random_routes, read_prior, sweep_routes
+from drllm.searching.edits import random_routes
 from drllm.searching.worker import Searching, question_seed
 from drllm.tasks import LoadedTask, load_task
 
@@ -240,20 +239,19 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
             check_manifest(folder, manifest)
         for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], task, control)
+            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], manifest)
         told[name] = task.counts(len(done))
         notes += task.notes
         n_done += sum(len(groups[index]) for index in done)
         todo = [index for index in range(len(groups)) if index not in done]
         if not todo:
             continue
-        prior = _prior(bench, task, folder) if config.preset == "default" else None
         left = tuple(question.digest for index in todo for question, _ in groups[index])
-        made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder, folder)
+        made = (task.loaded.task, config, task.scorer.packed, task.scorer.shares_across_groups, bench.store.shards.folder)
         for index in todo:
             group = [Wanted(split, question.example) for question, split in groups[index]]
             tickets.append(Ticket(len(jobs), index, group, groups[index][-1][0].n_tokens))
-        jobs.append(Searching(*made, manifest.under, manifest.counts, left, prior, control))
+        jobs.append(Searching(*made, manifest.under, folder, manifest.counts, left, control))
 
     @functools.cache
     def read(path: Path) -> list[RouteRecord]:
@@ -273,34 +271,8 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
             say(f"{name}: {found}; {len(kept.visited)} visited")
 
 
-def _check_shard(path: Path, group: Sequence[tuple[Question, str]], task: _Prepared, control: tuple[Route, ...]) -> None:
-    """Refuse a shard that is unreadable, or holds other records than this search writes there."""
-    records = read_shard(path)
-    again = "remove it, and it is made again"
-    name, weights, config = task.loaded.task.name, task.manifest.fingerprint, task.config
-    wanted = [(name, split, question.example.id, weights) for question, split in group]
-    if [(record.task, record.split, record.id, record.fingerprint) for record in records] != wanted:
-        raise ArtifactError(f"{path} holds records of other questions or another model than this search: {again}")
-    for record in records:
-        same = (record.seed, record.reward) == (config.seed, task.scorer.reward)
-        if not record.broken:  # a broken question has neither control nor checks
-            same = same and record.control_routes == control and bool(record.checks) == config.verify
-        if not same:
-            raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")
-
-
-def _prior(bench: Bench, task: _Prepared, folder: Path) -> EditPrior | None:
-    """The prior over edits: read back, or from a sweep of every single edit over some questions of all lengths."""
-    config, n_layers, questions = task.config, bench.routed.n_layers, task.questions
-    n_questions = min(config.sweep_questions, len(questions))
-    if not n_questions:
-        return None
-    if not (folder / PRIOR_FILE).is_file():
-        say(f"trying every single edit on {n_questions} questions first")
-        loops = config.max_loop_span, config.loop_strength
-        swept = [questions[at * len(questions) // n_questions] for at in range(n_questions)]
-        routes = [Route.full(n_layers), *sweep_routes(n_layers, config.max_skip_run, *loops)]
-        [found] = bench.ensure([task.ask(swept, task.splits[0], routes)], f"single edits {task.loaded.task.name}")
-        answers = [[Evaluation(route, one.correct, one.margin) for route, one in verdicts.items()] for verdicts in found]
-        write_json(folder / PRIOR_FILE, fit_prior(n_layers, config.max_skip_run, answers, *loops).to_json())
-    return read_prior(folder)
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest) -> None:
+    """Refuse a shard that is unreadable, or holds records of other questions or conditions than this search writes there."""
+    wanted = [(Asked(manifest.task, split, question.example.id, question.digest), manifest.under) for question, split in group]
+    if [(record.asked, record.conditions) for record in read_shard(path)] != wanted:
+        raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")

@@ -1,8 +1,7 @@
-"""Tree search over the routes of one question, as a pure ask / tell object. No torch.
+"""Algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB over the routes of one question, as an ask / tell object. No torch.
 
-A node is a route and the root is the base route; edits (`drllm.searching.edits`) lead from node to node. A route reached by two orders of
-edits is one node with several parents and is evaluated once. Preset `paper` is `drllm.searching.paper_tree`, preset `default` is
-`drllm.searching.margin_tree`, and `drllm.searching.presets.make_tree` takes the one that a configuration names.
+A node is a route and the root is the base route; edits (`drllm.searching.edits`), drawn at random, lead from node to node. A route reached
+by two orders of edits is one node with several parents and is evaluated once.
 
 Departure from the paper: with about 3 L edits at every node, 50 simulations never leave the root's children. So a node holds at most
 `widening * sqrt(visits)` children (progressive widening, Coulom 2007) and the search goes deeper under the best of them.
@@ -12,14 +11,23 @@ from __future__ import annotations
 
 import math
 import random
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
-from drllm.core.route import Route
-from drllm.searching.edits import EditSpace, Evaluation
+from drllm.core.route import Action, Route
+from drllm.searching.edits import EditSpace
+
+SHORTER = 2  # blocks that a right route saves, at least, to end the search of a question
+
+
+class Evaluation(NamedTuple):
+    """One evaluated route: its verdict and its margin in the scorer's unit (nats, or nats a character); nan where the reward has none."""
+
+    route: Route
+    correct: bool
+    margin: float
 
 
 @dataclass(slots=True, eq=False)
@@ -27,34 +35,56 @@ class Node:
     """A route in the tree, and what is known below it."""
 
     route: Route
-    undrawn: int  # paper: codes of edits not drawn yet, legal or not
-    edit: int = -1  # code of the edit that made it
-    moved: dict[int, int] = field(default_factory=dict)  # paper: the sparse part of a lazy Fisher-Yates shuffle of the codes
-    keys: dict[int, float] | None = None  # margins: the Gumbel key of each code not drawn yet, made when the node first grows
-    grade: float = 0.0  # margins: its margin; where the reward has none, its verdict
-    best: tuple[float, ...] = ()  # margins: the standing of the best route here and below
+    undrawn: int  # codes of edits not drawn yet, legal or not
+    moved: dict[int, int] = field(default_factory=dict)  # the sparse part of a lazy Fisher-Yates shuffle of the codes
     value: float = 0.0  # Q: sum of the verdicts seen at this node and below it, along the lines that passed here
     visits: int = 0
     children: list[Node] = field(default_factory=list)
     done: bool = False  # nothing new can be reached from here
 
 
-class Strategy(ABC):
-    """Which routes of one question to evaluate.
+class RouteTree:
+    """The search tree of one question.
 
     `ask()` gives the next route, the base route first, or None when there is nothing left to do; `tell()` answers it. The two strictly
-    alternate.
+    alternate. It ends when the budget is spent, the tree exhausted, or an early stop met.
+
+    Simulations are counted as the authors' code counts them: the base's is one, and so is each step that meets a known route or draws the
+    edit "repeat no times", a quarter of all; such a step is told the verdict that is known. With `counted` "distinct" only edited routes
+    count, each once: the base comes on top, so 50 simulations are at most 51 evaluations.
+
+    Args:
+        n_layers: L, at least 1.
+        config: every option of the search.
+        seed: of the tree's own random choices; the same seed and verdicts give the same routes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, n_layers: int, config: SearchConfig, seed: int):
         self.evaluated: list[Evaluation] = []  # every evaluated route with its verdict and margin, in order
         self._asked: Route | None = None  # the route that waits for its verdict
+        self._space = EditSpace.of(n_layers, config)
+        self._config = config
+        self._counts_all = config.counted == "all"
+        self._n_met = 0  # simulations without a new route
+        # With all counted, the codes from the space's own on repeat a block no times.
+        self._n_codes = self._space.n_codes + (n_layers if self._counts_all else 0)
+        self._random = random.Random(seed)
+        self._root = Node(Route.full(n_layers), self._n_codes)
+        self._nodes = {self._root.route: self._root}
+        self._line: list[Node] = []  # root to the node asked last
+        self._verdicts: dict[Route, bool] = {}
 
     def ask(self) -> Route | None:
         """The next route to evaluate, never one asked before; None at the end."""
         if self._asked is not None:
             raise RuntimeError("ask() came twice in a row: tell() the last route's verdict first")
-        self._asked = self._next()
+        if not self.evaluated:
+            self._line = [self._root]
+        elif self._has_budget() and not self._stopped():
+            self._line = self._descend()
+        else:
+            self._line = []
+        self._asked = self._line[-1].route if self._line else None
         return self._asked
 
     def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
@@ -65,104 +95,36 @@ class Strategy(ABC):
             raise InputError(f"verdict {correct} of route {route}: expected true or false")
         self.evaluated.append(Evaluation(route, bool(correct), float(margin)))
         self._asked = None
+        self._verdicts[route] = bool(correct)
+        self._book(self._line, bool(correct))
 
     @property
     def chosen(self) -> Route | None:
-        """The shortest right route that competes (ties: the larger margin, then the first one); None when no route was right.
+        """The shortest right route, the base's among them, as the authors sort a question's paths; None where none was right.
 
-        When the base was right, it competes too: the identity is chosen unless another right route is shorter, or as long with a larger
-        margin.
+        Of equally short ones that of the fewest blocks that run, then that of the larger margin, then the first.
         """
         right = [found for found in self.evaluated if found.correct]
-        # min() keeps the first of equals.
-        best = min(self._competing(right) if right else [], key=self._length, default=None)
+        best = min(right, key=_length, default=None)  # min() keeps the first of equals
         return best.route if best else None
 
-    def _length(self, found: Evaluation) -> tuple[float, ...]:
-        """What makes a right route the shorter; one without a margin loses ties."""
-        return found.route.n_passes, math.inf if math.isnan(found.margin) else -found.margin
-
-    @abstractmethod
-    def _next(self) -> Route | None:
-        """As `ask`."""
-
-    def _competing(self, right: list[Evaluation]) -> list[Evaluation]:
-        """Those of the right routes, at least one, that may be chosen."""
-        return right
-
-
-class RouteTree(Strategy):
-    """The search tree of one question.
-
-    It ends when the budget is spent, the tree exhausted, or a fix found early. `n_simulations` counts distinct edited routes, where
-    `counted` does not say otherwise: the base comes on top, so 50 simulations are at most 51 evaluations.
-
-    Args:
-        n_layers: L, at least 1.
-        config: every option of the search.
-        seed: of the tree's own random choices; the same seed, verdicts and margins give the same routes.
-    """
-
-    def __init__(self, n_layers: int, config: SearchConfig, seed: int):
-        super().__init__()
-        self._space = EditSpace.of(n_layers, config)
-        self._config = config
-        self._n_layers = n_layers
-        self._random = random.Random(seed)
-        self._root = Node(Route.full(n_layers), self._n_codes)
-        self._nodes = {self._root.route: self._root}
-        self._line: list[Node] = []  # root to the node asked last
-        self._first_fix: int | None = None  # its index in `evaluated`
-
-    def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
-        super().tell(route, correct, margin)
-        for node in self._line:
-            node.value += self.evaluated[-1].correct
+    def _book(self, nodes: list[Node], correct: bool) -> None:
+        """Count a simulation at the nodes it passed."""
+        for node in nodes:
+            node.value += correct
             node.visits += 1
-        if correct and not self.evaluated[0].correct and self._first_fix is None:
-            self._first_fix = len(self.evaluated) - 1
-
-    def _next(self) -> Route | None:
-        if not self.evaluated:
-            self._line = [self._root]
-        elif self._has_budget() and not self._stopped():
-            self._line = self._descend()
-        else:
-            self._line = []
-        return self._line[-1].route if self._line else None
-
-    @property
-    def _n_codes(self) -> int:
-        """Codes that a node draws from."""
-        return self._space.n_codes
 
     def _has_budget(self) -> bool:
         """Whether another simulation may be made."""
-        return len(self.evaluated) <= self._config.n_simulations
-
-    def _met(self, line: list[Node], node: Node) -> None:
-        """An edit of the last node of a line led to a node that is known, maybe that last one itself."""
-
-    def _width(self, node: Node) -> float:
-        """Children the node may have, in multiples of widening * sqrt(visits)."""
-        return 1.0
-
-    @abstractmethod
-    def _draw(self, node: Node) -> tuple[int, Route] | None:
-        """The code of a legal edit that was not drawn at this node before, and the route after it; None when there is none left."""
-
-    def _patience(self) -> int:
-        """Simulations that an early stop waits beyond the first right route."""
-        return 0
-
-    def _rank(self, parent: Node, child: Node) -> Any:
-        """It descends to the child that ranks highest: Q / v + c sqrt(ln V / v) - lambda * passes / L, V the parent's (algorithm 1)."""
-        explore = self._config.exploration * math.sqrt(math.log(parent.visits) / child.visits)
-        return child.value / child.visits + explore - self._config.length_penalty * child.route.n_passes / self._n_layers
+        made = len(self.evaluated) + self._n_met if self._counts_all else len(self.evaluated) - 1
+        return made < self._config.n_simulations
 
     def _stopped(self) -> bool:
-        """Early stop of algorithm 1: the base was wrong and a route is right."""
-        return self._config.early_stop and self._first_fix is not None and len(self.evaluated) > self._first_fix + self._patience()
+        """A wrong base is mended, or a right route is shorter by some blocks: the newest one, since the search would have ended before."""
+        newest = self.evaluated[-1]
+        if not self._config.early_stop or not newest.correct:
+            return False
+        return not self.evaluated[0].correct or newest.route.n_passes <= len(newest.route) - SHORTER
 
     def _descend(self) -> list[Node]:
         """Select down to a node that may grow and give it a new child: the line from the root to that child; empty when exhausted."""
@@ -182,21 +144,49 @@ class RouteTree(Strategy):
     def _grow(self, line: list[Node]) -> Node | None:
         """A new child of the last node, if that has room for one; edits that lead to known routes become links on the way."""
         node = line[-1]
-        room = math.ceil(self._width(node) * self._config.widening * math.sqrt(node.visits))
+        room = math.ceil(self._config.widening * math.sqrt(node.visits))
         while (len(node.children) < room or all(child.done for child in node.children)) and self._has_budget():
-            if (drawn := self._draw(node)) is None:
+            if (route := self._draw(node)) is None:
                 return None
-            code, route = drawn
             if (known := self._nodes.get(route)) is None:
-                self._nodes[route] = child = Node(route, self._n_codes, code)
+                self._nodes[route] = child = Node(route, self._n_codes)
                 node.children.append(child)
                 return child
-            self._met(line, known)
+            if self._counts_all:
+                self._n_met += 1
+                self._book(list(dict.fromkeys([*line, known])), self._verdicts[route])
             if known is not node:
                 node.children.append(known)
+        return None
+
+    def _draw(self, node: Node) -> Route | None:
+        """The route after a random legal edit that was not drawn at this node before; None when there is none left.
+
+        In O(1) and without a list of edits: the codes are shuffled as they are drawn.
+        """
+        while node.undrawn:
+            pick = self._random.randrange(node.undrawn)
+            node.undrawn -= 1
+            code = node.moved.pop(pick, pick)
+            if pick != node.undrawn:
+                node.moved[pick] = node.moved.pop(node.undrawn, node.undrawn)
+            route = node.route if code >= self._space.n_codes else self._space.apply(node.route, code)
+            if route is not None:
+                return route
         return None
 
     def _select(self, parent: Node, candidates: list[Node]) -> Node:
         if self._random.random() < self._config.random_prob:
             return self._random.choice(candidates)
         return max(candidates, key=lambda child: self._rank(parent, child))
+
+    def _rank(self, parent: Node, child: Node) -> float:
+        """Q / v + c sqrt(ln V / v) - lambda * passes / L, V the parent's (algorithm 1): it descends to the child that ranks highest."""
+        explore = self._config.exploration * math.sqrt(math.log(parent.visits) / child.visits)
+        return child.value / child.visits + explore - self._config.length_penalty * child.route.n_passes / len(child.route)
+
+
+def _length(found: Evaluation) -> tuple[float, ...]:
+    """What makes a right route the shorter; one without a margin loses ties."""
+    blocks = sum(action != Action.SKIP for action in found.route.actions)
+    return found.route.n_passes, blocks, math.inf if math.isnan(found.margin) else -found.margin

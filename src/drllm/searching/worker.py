@@ -1,6 +1,6 @@
 """The tree search of groups of questions, as a worker does it: trees through one scorer, then the blind baseline, then the checks.
 
-A question's record depends on the question, the model, the configuration and the prior alone. So one process, many workers, an interrupted
+A question's record depends on the question, the model and the configuration alone. So one process, many workers, an interrupted
 search and a resumed one all write the same records.
 """
 
@@ -8,19 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drllm.core.config import SearchConfig
 from drllm.core.digest import json_digest, number_of
 from drllm.core.route import Route
 from drllm.runs.records import FINITE, Check, RouteRecord, shard_path, write_shard
-from drllm.runs.store import Asked, Conditions, Store, Verdict
+from drllm.runs.store import Asked, Store, Verdict
 from drllm.scoring.base import Question
 from drllm.scoring.inquiries import Asking, Inquiry, write_new
 from drllm.scoring.replica import Replica, Wanted
-from drllm.searching.presets import make_tree
-from drllm.searching.prior import EditPrior
 from drllm.searching.tree import RouteTree
 from drllm.searching.verify import Verifier
-from drllm.tasks import Task
 
 
 def question_seed(seed: int, task: str, example_id: str) -> int:
@@ -33,24 +29,15 @@ class Searching(Asking):
     """What to do with every question of one task.
 
     Attributes:
-        packed, shares_across_groups: of the scorer.
-        store, folder: of the run's verdicts, and of the task's records.
-        conditions, counts: under which routes are asked, and which verdict of a row is the reward.
+        folder: of the task's records.
+        counts: which verdict of a row is the reward.
         digests: of the questions that are left; what the store knows of them is not asked again.
-        prior: of the edits.
         control: routes of the blind baseline.
     """
 
-    task: Task
-    config: SearchConfig
-    packed: bool
-    shares_across_groups: bool
-    store: Path
     folder: Path
-    conditions: Conditions
     counts: str
     digests: tuple[str, ...]
-    prior: EditPrior | None = None
     control: tuple[Route, ...] = ()
 
     @property
@@ -70,7 +57,7 @@ class Searching(Asking):
     def inquire(self, replica: Replica, question: Question, wanted: Wanted) -> Inquiry:
         """The question with its tree; the tree's base comes first."""
         name = self.task.name
-        tree = make_tree(replica.routed.n_layers, self.config, question_seed(self.config.seed, name, wanted.example.id), self.prior)
+        tree = RouteTree(replica.routed.n_layers, self.config, question_seed(self.config.seed, name, wanted.example.id))
         known = self._known(replica).get(question.digest, {})
         asked = Asked(name, wanted.split, wanted.example.id, question.digest)
         return Inquiry(question, asked, list(reversed(self.control)), tree, tree.ask(), dict(known))

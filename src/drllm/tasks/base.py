@@ -115,9 +115,8 @@ class Task:
         """Context and continuations (each with its leading space) as in lm-eval 0.4, zero-shot.
 
         A passage, if the example has one, goes on a line of its own before the question, as lm-eval's SciQ does. Choice texts are kept raw,
-        trailing blanks included: `acc_norm` divides by their length. Raises InputError for a free-answer example.
+        trailing blanks included: `acc_norm` divides by their length.
         """
-        self._need("loglik")
         question = example.question
         continuations = list(example.choices)
         text = self.loglik_template
@@ -145,7 +144,6 @@ class Task:
 
     def letter_prompt(self, example: Example, wording: Wording) -> str:
         """What asks for the letter of an option, in a wording; at most 26 options, else InputError."""
-        self._need("letter")
         self._need_letters(example, "a letter prompt")
         choices = dict(zip(LETTERS, self._dealt(example).choices, strict=False))
         return wording.asked_for_letter(example.question, choices, example.context.strip())
@@ -156,7 +154,6 @@ class Task:
 
     def boxed_prompt(self, example: Example, wording: Wording) -> str:
         r"""What asks for the answer in \boxed{}, in a wording; InputError for a gold answer that no answer can be compared with."""
-        self._need("boxed")
         if not is_parsed(str(example.answer)):
             raise InputError(
                 f"question {example.id} has a gold answer that math-verify cannot read, {example.answer!r}: mend it or leave it out"
@@ -165,13 +162,11 @@ class Task:
 
     def number_prompt(self, example: Example) -> str:
         """Raw text: the task's solved questions, then this one. Small models answer it with a number, and box none."""
-        self._need("number")
         solved = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in self.shots)
         return f"{solved}Question: {example.question}\nAnswer:"
 
     def passage_prompt(self, example: Example) -> str:
         """Raw text: passage, question, and the start of an answer, as lm-eval's squadv2."""
-        self._need("exact")
         return f"{example.context}\n\nQuestion: {example.question}\n\nAnswer:"
 
     def read(self, example: Example, text: str, reward: str, opens_box: bool = False) -> Reading:
@@ -182,7 +177,6 @@ class Task:
         """
         if reward == "loglik" or reward not in _KINDS:
             raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed', 'number' or 'exact'")
-        self._need(reward)
         if reward == "letter":
             return read_letter(text, len(example.choices), int(self._dealt(example).answer))
         if reward == "boxed":
@@ -211,13 +205,6 @@ class Task:
     def is_judged_by(self, reward: str) -> bool:
         """Whether a reward fits: its kind of answer, and for "number" solved questions to show."""
         return self.kind == _KINDS[reward] and (reward != "number" or bool(self.shots))
-
-    def _need(self, reward: str) -> None:
-        if self.kind != _KINDS[reward]:
-            use = {"choice": "'loglik' or 'letter'", "math": "'number'" if self.shots else "'boxed'", "passage": "'exact'"}[self.kind]
-            raise InputError(f"reward {reward!r} does not fit task {self.name} ({self.kind}): use {use}")
-        if reward == "number" and not self.shots:
-            raise InputError(f"reward 'number' needs a task with solved questions to show, which {self.name} has not: use 'boxed'")
 
 
 def _filled(form: str, example: Example) -> list[str]:
