@@ -473,7 +473,7 @@ def test_own_questions_need_no_task_and_keep_their_name_everywhere(folders, tmp_
     assert code == 0, err
     assert [path.name for path in (run_folder / "search").iterdir() if path.is_dir()] == ["trivia"]
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "train", "--out", run_folder, "--method", "static", "--confirm", 0)
+    code, _, err = run(capsys, "train", "--out", run_folder, "--method", "static")
     assert code == 0, err
     code, out, err = run(capsys, "evaluate", "--out", run_folder, "--methods", "base,static")
     assert code == 0, err

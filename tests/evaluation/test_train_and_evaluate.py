@@ -368,7 +368,7 @@ def test_the_run_file_holds_every_job(summary, trained):
     assert list(dict.fromkeys(done)) == ["search", "train", "evaluate"]
     assert jobs[0]["argv"] == ["drllm", "search"]
     assert jobs[0]["status"] == "done"
-    assert jobs[0]["config"]["n_simulations"] == 10
+    assert jobs[0]["config"]["n_simulations"] == SEARCH.n_simulations
     assert {job["config"]["method"] for job in jobs if job["job"] == "train" and job["status"] == "done"} == {"static", "routers"}
     first = next(job for job in jobs if job["job"] == "evaluate")
     assert first["config"] == to_dict(EVALUATE)

@@ -236,10 +236,11 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if not done:  # before there is a manifest that another dtype would not fit
             task.probe()
         manifest = task.manifest.changed(control=list(map(str, control)))
-        if not (finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)):
+        as_it_is = finished_in_any_type and done >= set(range(len(groups))) and bool(computed_otherwise(folder, manifest))
+        if not as_it_is:
             check_manifest(folder, manifest)
         for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], manifest)
+            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], manifest, as_it_is)
         told[name] = task.counts(len(done))
         notes += task.notes
         n_done += sum(len(groups[index]) for index in done)
@@ -271,8 +272,11 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
             say(f"{name}: {found}; {len(kept.visited)} visited")
 
 
-def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest) -> None:
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest, in_any_type: bool) -> None:
     """Refuse a shard that is unreadable, or holds records of other questions or conditions than this search writes there."""
-    wanted = [(Asked(manifest.task, split, question.example.id, question.digest), manifest.under) for question, split in group]
-    if [(record.asked, record.conditions) for record in read_shard(path)] != wanted:
+    records = read_shard(path)
+    under = {(one.weights, one.reward) if in_any_type else one for one in (record.conditions for record in records)}
+    expected = (manifest.under.weights, manifest.under.reward) if in_any_type else manifest.under
+    wanted = [Asked(manifest.task, split, question.example.id, question.digest) for question, split in group]
+    if [record.asked for record in records] != wanted or under - {expected}:
         raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")
