@@ -31,20 +31,21 @@ def run(job: Job) -> Lines:
 
         need_peft()  # before the model is loaded
     from drllm.core.route import Route
+    from drllm.deploy.export import check_route, export
+    from drllm.model.load import is_gguf
+    from drllm.policies.saved import open_policy
 
+    # What cannot be written is refused before the model is loaded.
     if arguments.route is not None:
-        Route.parse(arguments.route)  # before the model is loaded
+        check_route(Route.parse(arguments.route), arguments.format)
         routed = job.load(job.need("model"))
         route = Route.parse(arguments.route, routed.n_layers)
     else:
-        routed = job.load_policy()
-        policy = routed.policy
-        assert policy is not None
+        policy = open_policy(job.arguments.policy).unchecked()
         if (route := policy.route) is None:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
-    from drllm.deploy.export import export
-    from drllm.model.load import is_gguf
-
+        check_route(route, arguments.format)
+        routed = job.load_policy()
     in_type = f" in {type_name(routed.model.dtype)}" if arguments.format == "checkpoint" else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):

@@ -44,14 +44,8 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         raise InputError(f"unknown export format {format!r}: give one of {', '.join(FORMATS)}")
     if len(route) != routed.n_layers:
         raise InputError(f"the route has {len(route)} blocks, the model has {routed.n_layers}")
-    if not route.n_passes:
-        raise InputError("the route runs no block: an export needs at least one")
-    if damped := [span for span in route.spans if span.strength != 1]:
-        raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: generate with drllm, or serve the route")
+    check_route(route, format)
     routed.check_adapter(route)
-    if route.adapter and format not in HEALED:
-        instead = "export a checkpoint, then convert it (docs/export.md)"
-        raise InputError(f"{NAMES[format]} only puts the base's own tensors in another order, and this route is healed: {instead}")
     model = routed.model
     if model is not causal_lm(model):
         what = "the base carries an adapter or is compiled"
@@ -60,3 +54,14 @@ def export(routed: RoutedModel, route: Route, folder: str | Path, format: Format
         what = f"the base's weights are quantised ({quantised[0]})"
         raise UnsupportedModelError(f"{what}: export the unquantised base, then quantise the export")
     return FORMATS[format](routed, route, Path(folder).resolve())
+
+
+def check_route(route: Route, format: Format) -> None:
+    """Refuse what a format cannot hold, of any model."""
+    if not route.n_passes:
+        raise InputError("the route runs no block: an export needs at least one")
+    if damped := [span for span in route.spans if span.strength != 1]:
+        raise InputError(f"the route runs {damped[0]}, and {NAMES[format]} can hold no strength: generate with drllm, or serve the route")
+    if route.adapter and format not in HEALED:
+        instead = "export a checkpoint, then convert it (docs/export.md)"
+        raise InputError(f"{NAMES[format]} only puts the base's own tensors in another order, and this route is healed: {instead}")
