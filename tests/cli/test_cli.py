@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import families
 from drllm import Route, RoutedModel
 from drllm.cli import main as cli
-from drllm.cli.job import Job, warn_if_slow
+from drllm.cli.job import Job
 from drllm.cli.main import main
+from drllm.cli.options import CommonConfig, Namespace, Settings
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.layout import RunFolder
@@ -445,20 +447,20 @@ def test_retrofit_recommends(folders, tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "capability", "warns"),
+    ("asked", "device", "capability", "taken"),
     [
-        ("torch.bfloat16", "cpu", "AVX2", True),
-        ("torch.bfloat16", "cpu", "AVX512", False),
-        ("torch.float32", "cpu", "AVX2", False),
-        ("torch.bfloat16", "cuda", "AVX2", False),
+        ("auto", "", "AVX2", torch.float32),
+        ("bfloat16", "", "AVX2", torch.bfloat16),
+        ("auto", "", "AVX512", None),
+        ("auto", "meta", "AVX2", None),
     ],
 )
-def test_a_type_that_this_cpu_is_slow_in_is_said(monkeypatch, recwarn, dtype, device, capability, warns):
-    import torch
-
+def test_a_processor_that_is_slow_in_16_bits_computes_in_float32(monkeypatch, asked, device, capability, taken):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    warn_if_slow(dtype, device)
-    assert [("--dtype float32" in str(found.message)) for found in recwarn] == [True] * warns
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = Job(Namespace(), Settings(), CommonConfig(dtype=asked, device=device), ["drllm", "generate"])
+    assert job.placement()["dtype"] == taken
+    assert job.placement("bfloat16")["dtype"] == torch.bfloat16
 
 
 @pytest.mark.long

@@ -38,14 +38,14 @@ def run(job: Job) -> Lines:
     # What cannot be written is refused before the model is loaded.
     if arguments.route is not None:
         check_route(Route.parse(arguments.route), arguments.format)
-        routed = job.load(job.need("model"))
+        routed = job.load(job.need("model"), keeps_type=True)
         route = Route.parse(arguments.route, routed.n_layers)
     else:
         policy = open_policy(job.arguments.policy).unchecked()
         if (route := policy.route) is None:
             raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
         check_route(route, arguments.format)
-        routed = job.load_policy()
+        routed = job.load_policy(keeps_type=True)
     in_type = f" in {type_name(routed.model.dtype)}" if arguments.format == "checkpoint" else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):
@@ -78,7 +78,11 @@ def _clocked(routed: Any, folder: Path) -> str:
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument("--policy", metavar="FOLDER", help="a saved static policy; it knows its own model, which --model can override")
+    parser.add_argument(
+        "--policy",
+        metavar="FOLDER",
+        help="a saved policy of one route (static, healed), which knows its model",
+    )
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
     parser.add_argument("--clock", action="store_true", help="checkpoint: time it against the base in transformers, here and now")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +62,16 @@ class Job:
             raise InputError(f"no questions: give a file of yours (--data) or known tasks (--tasks); see `drllm {self.argv[1]} --help`")
         return tuple(name if name == own else get_task(name).name for name in self.need("tasks"))
 
-    def load(self, name: str, dtype: str = "") -> RoutedModel:
-        """The base model, wrapped; `dtype` is what "auto" stands for."""
+    def load(self, name: str, dtype: str = "", keeps_type: bool = False) -> RoutedModel:
+        """The base model, wrapped; `dtype` and `keeps_type`: as of `placement`."""
         with said_if_slow(f"loading {name} ..."):
             from drllm.model.routed import RoutedModel
 
-            routed = RoutedModel.wrap(name, **self.placement(dtype))
-        return routed if dtype else self._warned_of(routed)  # a run that has a dtype keeps it
+            placement = self.placement(dtype, keeps_type)
+            with self._told_type(dtype, placement):
+                return RoutedModel.wrap(name, **placement)
 
-    def load_policy(self) -> RoutedModel:
+    def load_policy(self, keeps_type: bool = False) -> RoutedModel:
         """The policy of --policy on its base; refused before any weights load when the folder holds none."""
         from drllm.policies.saved import open_policy
 
@@ -79,8 +80,15 @@ class Job:
         with said_if_slow(f"loading {base or saved.config.base_id} ..."):
             from drllm.model.routed import RoutedModel
 
-            routed = RoutedModel.from_pretrained(saved, base=base, **self.placement())
-        return self._warned_of(routed)
+            placement = self.placement(keeps_type=keeps_type)
+            with self._told_type("", placement):
+                return RoutedModel.from_pretrained(saved, base=base, **placement)
+
+    def _told_type(self, dtype: str, placement: dict[str, Any]) -> AbstractContextManager[None]:
+        """Say, where loading takes long, that the type is not the checkpoint's own."""
+        is_own = self.common.dtype != "auto" or dtype or placement["dtype"] is None
+        told = "... in float32: this processor has no instructions for bfloat16 (--dtype bfloat16 takes it all the same)"
+        return nullcontext() if is_own else said_if_slow(told)
 
     def searched_model(self, out: Path) -> tuple[str, str]:
         """Model and dtype of a run: what --model and --dtype say, else what was searched."""
@@ -89,8 +97,12 @@ class Job:
         found = next(iter((search_manifests(out) | path_manifests(out)).values()), Manifest())
         return self.common.model or found.model or self.need("model"), found.dtype_name
 
-    def placement(self, dtype: str = "") -> dict[str, Any]:
-        """The dtype and device arguments of `RoutedModel`; a GPU where torch sees one and nothing else is asked for."""
+    def placement(self, dtype: str = "", keeps_type: bool = False) -> dict[str, Any]:
+        """The dtype and device arguments of `RoutedModel`; a GPU where torch sees one and nothing else is asked for.
+
+        `dtype` is what "auto" stands for. Without it that is the checkpoint's own, but, unless the type is to be kept, float32 on a
+        processor that lacks instructions for 16 bits: bfloat16 has a fifth of float32's products a second there (AVX2, one thread).
+        """
         import torch
         from huggingface_hub.utils import logging as hub_logging
 
@@ -101,20 +113,7 @@ class Job:
                 torch.empty(0, device=self.common.device)
             except (RuntimeError, AssertionError) as error:
                 raise InputError(f"device {self.common.device!r} cannot be used here ({first_line(error)}): use cpu") from None
-        return {
-            "dtype": getattr(torch, wanted) if wanted else None,
-            "device": self.common.device or ("cuda" if torch.cuda.is_available() else None),
-        }
-
-    def _warned_of(self, routed: RoutedModel) -> RoutedModel:
-        if self.common.dtype == "auto":
-            warn_if_slow(str(routed.model.dtype), str(routed.device))
-        return routed
-
-
-def warn_if_slow(dtype: str, device: str) -> None:
-    """Warn of bfloat16 on a CPU without instructions for it: measured, a fifth of float32's products a second (AVX2, one thread)."""
-    import torch
-
-    if (dtype, device, torch.backends.cpu.get_cpu_capability()) == ("torch.bfloat16", "cpu", "AVX2"):
-        warnings.warn("this CPU has no bfloat16 instructions, so that type is several times slower: give --dtype float32", stacklevel=2)
+        device = self.common.device or ("cuda" if torch.cuda.is_available() else None)
+        if not (wanted or keeps_type) and device in (None, "cpu") and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            wanted = "float32"
+        return {"dtype": getattr(torch, wanted) if wanted else None, "device": device}

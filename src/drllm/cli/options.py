@@ -55,7 +55,9 @@ class CommonConfig:
     """Settings that several commands share; at the top level of a YAML file."""
 
     model: str = option("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "type of the weights; auto takes the checkpoint's own")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
+    )
     device: str = option("", "where the model runs, for example cpu or cuda:0; default: a GPU where torch sees one")
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
     data: str = option("", "file with the questions (.jsonl, .csv, .parquet), or a folder of them; without --tasks its name is the task's")
