@@ -53,7 +53,7 @@ def test_parts_are_joined_once_and_their_digest_is_checked(parts, cache, tmp_pat
     assert not whole.exists()
 
 
-def test_it_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, monkeypatch):
+def test_it_is_unpacked_once_a_type_and_is_the_file(parts, cache, monkeypatch):
     first = RoutedModel.wrap("tiny")
     assert (first.base_id, first.model.dtype) == ("tiny", torch.bfloat16)
     (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
@@ -69,6 +69,7 @@ def test_it_is_unpacked_once_to_bfloat16_and_is_the_file(parts, cache, monkeypat
     again = RoutedModel.wrap("tiny")
     assert again.tokenizer("the sea")["input_ids"] == plain.tokenizer("the sea")["input_ids"]
     assert again.fingerprint == first.fingerprint
+    assert torch.equal(RoutedModel.wrap("tiny", dtype=torch.float32)(ids, routes=route).logits, in_full[1])
     assert not getattr(again.model.config, "quantization_config", None)
     assert torch.equal(again(ids, routes=route).logits, wanted)
 

