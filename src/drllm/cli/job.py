@@ -44,6 +44,8 @@ class Job:
         value = getattr(self.common, name)
         if not value:
             raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
+        if name == "out" and Path(value).is_file():
+            raise InputError(f"--out {value} is a file: give a folder")
         return value
 
     @property

@@ -27,6 +27,7 @@ from drllm.core.text import type_name
 from drllm.model.gguf_windows import sliding, stated_pattern
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
+from drllm.policies.saved_config import CONFIG_FILE
 
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
@@ -129,6 +130,8 @@ def _resolve(name: str) -> tuple[str, dict[str, Any]]:
         if importlib.util.find_spec("gguf") is None:
             raise InputError(f"model {name!r} is a GGUF file, which needs the gguf package: run `pip install gguf`")
         return str(path.parent), {"gguf_file": path.name}
+    if (path / CONFIG_FILE).is_file() and not (path / "config.json").is_file():
+        raise InputError(f"{name!r} holds a policy, not a model: give it as --policy, which knows its own model")
     if path.exists() and not path.is_dir():
         raise InputError(f"{name!r} is a file, expected a folder with config.json, a .gguf file, a Hub id, or one of {', '.join(ALIASES)}")
     return name, {}

@@ -33,7 +33,10 @@ def read_claims(texts: Sequence[str], n_layers: int | None = None) -> dict[Route
 def claimed_route(text: str, n_layers: int | None) -> Route:
     """The route of one claim; `InputError` where it cannot be read, or leads past the model."""
     if (found := _SPAN.fullmatch(text.strip())) is None:
-        return Route.parse(text, n_layers)
+        try:
+            return Route.parse(text, n_layers)
+        except InputError as error:
+            raise InputError(f"{error}; or say it as '12-14 twice' or '12-14 skipped'") from None
     first, last = int(found[1]), int(found[2] or found[1])
     full = Route.full(n_layers or last + 2)
     if not first <= last < len(full):

@@ -104,13 +104,16 @@ def _card(routed: RoutedModel, route: Route, done: Exported, library: str, use: 
     trained, which = "nothing was trained", f'--model {name} --route "{route}"'
     if route.adapter:
         rank, which = routed.adapters[route.adapter].rank, "--policy THE HEALED POLICY"
-        trained = f"low-rank weights of rank {rank} were trained to say what the base says (`drllm heal`)"
+        within = "" if done.format == "peft" else ", merged in"
+        trained = f"low-rank weights of rank {rank}{within}, were trained to say what the base says (`drllm heal`)"
     how = "one digit a block: 0 skip, 1 execute, 2 repeat" if route.bare.has_digits else "the blocks in the order they run"
     chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
+    if done.format != "gguf":
+        chosen += f"--dtype {type_name(routed.model.dtype)} "
     checked = f"logits of {done.n_checked} tokens differ from the routed model's by at most {done.difference:.1e}"
     return (
         f"---\nlibrary_name: {library}\ntags: [{', '.join(tags)}]\n{named}---\n\n# {name}, on one route of blocks\n\n"
-        f"The base's own weights in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of "
+        f"The base's blocks in another order: {in_words(route)} (counted from 0). {done.n_blocks} blocks instead of "
         f"{routed.n_layers}; {trained}. {use}\n- base: `{name}`, weights `{routed.fingerprint}`\n- route: `{route}` ({how})\n"
         f"- made by: `drllm export {chosen}{which} --out {done.folder.name}`\n- size: {done.size}\n"
         f"- checked: {checked} ({type_name(routed.model.dtype)})\n\nThe licence is the base model's.\n"
