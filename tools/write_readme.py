@@ -18,7 +18,7 @@ from drllm_research.comparison.stored import Results
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
-MIXED = (Results(ROOT / "results" / "policies-smollm2-135m-q4"), "mixed")
+SMALLS = Results(ROOT / "results" / "policies-smollm2-135m-q4")
 IN_DOMAIN = "smollm2-135m-q4, 30 blocks: in domain: ARC and OpenBookQA together"
 SMALL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 HEALED = ROOT / "results" / "healed-27-smollm2-135m-q4"
@@ -125,8 +125,8 @@ def table(results: str) -> str:
     promise = read_json(ROOT / "examples" / "smollm2-135m-27-of-30" / "drllm_config.json")["promise"]
     sizes = " and ".join((megabytes(SMALL, 30), megabytes(LARGER, 28)))
     caveat = CAVEAT.format(
-        second=where_the_gain_is(MIXED[0], "in-domain", "static"),
-        third=where_the_gain_is(*MIXED, "codebook"),
+        second=where_the_gain_is(SMALLS, "in-domain", "static"),
+        third=where_the_gain_is(SMALLS, "mixed", "codebook"),
         sizes=sizes,
         elsewhere=elsewhere(),
         promised=f"{100 * promise['epsilon']:g}",

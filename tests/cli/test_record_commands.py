@@ -87,6 +87,14 @@ def test_exporting_onto_a_folder_is_one_line(folders, capsys):
     assert list((folders["tmp"] / "x.csv").iterdir()) == []
 
 
+def test_exporting_again_replaces_the_file_and_a_merge_wants_a_folder(folders, capsys):
+    out = folders["tmp"] / "rows.csv"
+    out.write_text("of before\n", encoding="utf-8")
+    assert run(capsys, "export", folders["a"], "--out", out)[0] == 0
+    assert "of before" not in out.read_text(encoding="utf-8")
+    assert run(capsys, "merge", folders["a"], folders["b"], "--out", out)[2] == f"drllm: error: --out {out} is a file: give a folder\n"
+
+
 def test_info_counts_the_store_and_describes_the_search(folders, capsys):
     code, out, err = run(capsys, "info", folders["a"], folders["other"])
     assert (code, err) == (0, "")

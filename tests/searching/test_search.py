@@ -17,7 +17,7 @@ from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.runs.provenance import read_jobs
-from drllm.runs.records import read_records, read_shard, shard_indices, shard_path
+from drllm.runs.records import read_records, read_shard, shard_indices, shard_path, write_shard
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.edits import random_routes
@@ -435,6 +435,23 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
         search(tiny, [TASK], SEARCH, tmp_path, edited)
     with pytest.raises(ArtifactError, match="not those that were searched"):
         train(tiny, tmp_path, TRAIN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 9}, {"checks": ()}, {"control_routes": ()}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
+    """As one of an earlier drllm, which had no control and no checks, would be."""
+    copy_run(run, tmp_path, "search", "verdicts")
+    path = shard_path(tmp_path / "search" / TASK, 0)
+    records = read_shard(path)
+    path.unlink()
+    write_shard(tmp_path / "search" / TASK, 0, [replace(record, **change) for record in records])
+    shard_path(tmp_path / "search" / TASK, 1).unlink()
+    with pytest.raises(ArtifactError, match=r"shard-00000.parquet holds records made with other settings, or by an earlier drllm"):
+        search(tiny, [TASK], SEARCH, tmp_path, data)
 
 
 def test_a_search_that_cannot_start_is_recorded_as_failed(tiny, data, tmp_path):

@@ -29,7 +29,7 @@ def run(job: Job) -> Lines:
         get_task(name)
     placed = changed_flags(job.common, ("dtype", "device"))
     tasks = job.tasks() if job.common.tasks else TASKS
-    setup = Setup(job.need("model"), tasks, Path(job.need("out")), job.common.data, config, tuple(placed), resources)
+    setup = Setup(job.need("model"), tasks, Path(job.out), job.common.data, config, tuple(placed), resources)
     if job.arguments.dry_run:
         from drllm.evaluation.clock import plain_ms
 

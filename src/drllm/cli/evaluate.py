@@ -20,7 +20,7 @@ SHOWN = ("out", "methods", "tasks", "data", "split", "limit", "harness", "harnes
 
 
 def run(job: Job) -> Lines:
-    out, config, methods = Path(job.need("out")), job.config("evaluate"), job.common.methods
+    out, config, methods = Path(job.out), job.config("evaluate"), job.common.methods
     if job.arguments.harness or job.arguments.harness_args:
         yield from _run_harness(job, out, config)
         return

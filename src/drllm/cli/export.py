@@ -19,7 +19,7 @@ FORMATS = ("checkpoint", "peft", "gguf")
 
 
 def run(job: Job) -> Lines:
-    arguments, out = job.arguments, job.need("out")
+    arguments, out = job.arguments, job.out
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: an export has one route, leave one of them out")
     if arguments.route is None and arguments.policy is None:
@@ -78,11 +78,7 @@ def _clocked(routed: Any, folder: Path) -> str:
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--policy",
-        metavar="FOLDER",
-        help="a saved policy of one route (static, healed), which knows its model",
-    )
+    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy of one route (static, healed), which knows its model")
     parser.add_argument("--route", metavar="ROUTE", help=ROUTE_HELP)
     parser.add_argument("--format", choices=FORMATS, default="checkpoint", help="what to write (default: checkpoint); see docs/export.md")
     parser.add_argument("--clock", action="store_true", help="checkpoint: time it against the base in transformers, here and now")

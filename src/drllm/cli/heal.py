@@ -20,7 +20,7 @@ SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps",
 
 
 def run(job: Job) -> Lines:
-    arguments, out, config = job.arguments, job.need("out"), job.config("heal")
+    arguments, out, config = job.arguments, job.out, job.config("heal")
     promise = job.config("promise")
     if arguments.route is not None and arguments.policy is not None:
         raise InputError("got both --route and --policy: one route is healed, leave one of them out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,14 @@ class Job:
         value = getattr(self.common, name)
         if not value:
             raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
-        if name == "out" and Path(value).is_file():
-            raise InputError(f"--out {value} is a file: give a folder")
         return value
+
+    @property
+    def out(self) -> str:
+        """The folder that a command writes; `InputError` where it was not said, or is a file."""
+        if Path(out := self.need("out")).is_file():
+            raise InputError(f"--out {out} is a file: give a folder")
+        return out
 
     @property
     def data(self) -> str | None:
@@ -66,12 +71,10 @@ class Job:
 
     def load(self, name: str, dtype: str = "", keeps_type: bool = False) -> RoutedModel:
         """The base model, wrapped; `dtype` and `keeps_type`: as of `placement`."""
-        with said_if_slow(f"loading {name} ..."):
+        with self.loading(name, dtype, keeps_type) as placement:
             from drllm.model.routed import RoutedModel
 
-            placement = self.placement(dtype, keeps_type)
-            with self._told_type(dtype, placement):
-                return RoutedModel.wrap(name, **placement)
+            return RoutedModel.wrap(name, **placement)
 
     def load_policy(self, keeps_type: bool = False) -> RoutedModel:
         """The policy of --policy on its base; refused before any weights load when the folder holds none."""
@@ -79,18 +82,20 @@ class Job:
 
         saved = open_policy(self.arguments.policy)
         base = self.common.model or None
-        with said_if_slow(f"loading {base or saved.config.base_id} ..."):
+        with self.loading(base or saved.config.base_id, keeps_type=keeps_type) as placement:
             from drllm.model.routed import RoutedModel
 
-            placement = self.placement(keeps_type=keeps_type)
-            with self._told_type("", placement):
-                return RoutedModel.from_pretrained(saved, base=base, **placement)
+            return RoutedModel.from_pretrained(saved, base=base, **placement)
 
-    def _told_type(self, dtype: str, placement: dict[str, Any]) -> AbstractContextManager[None]:
-        """Say, where loading takes long, that the type is not the checkpoint's own."""
-        is_own = self.common.dtype != "auto" or dtype or placement["dtype"] is None
-        told = "... in float32: this processor has no instructions for bfloat16 (--dtype bfloat16 takes it all the same)"
-        return nullcontext() if is_own else said_if_slow(told)
+    @contextmanager
+    def loading(self, name: str, dtype: str = "", keeps_type: bool = False) -> Iterator[dict[str, Any]]:
+        """While a model loads: its `placement`. Where that takes long, what loads is said, and a type that nobody asked for."""
+        with said_if_slow(f"loading {name} ..."):
+            placement = self.placement(dtype, keeps_type)
+            is_chosen = self.common.dtype == "auto" and not dtype and placement["dtype"] is not None
+            told = "... in float32: this processor has no instructions for bfloat16 (--dtype bfloat16 takes it all the same)"
+            with said_if_slow(told) if is_chosen else nullcontext():
+                yield placement
 
     def searched_model(self, out: Path) -> tuple[str, str]:
         """Model and dtype of a run: what --model and --dtype say, else what was searched."""

@@ -34,7 +34,7 @@ def run(job: Job) -> Lines:
     from drllm.runs.merge import OVERVIEW, export_rows, merge_runs, overview, rows_of
 
     if action == "merge":
-        out = Path(job.need("out"))
+        out = Path(job.out)
         merged = merge_runs(folders, out)
         yield f"{RunFolder(out).verdicts}: {merged.n:,} rows, from {len(folders)} runs; {merged.n_again:,} were given again"
         yield from (f"{folder}: copied" for folder in merged.copied)

@@ -13,7 +13,7 @@ def run(job: Job) -> Lines:
     given = job.arguments.run
     if given and job.common.out:
         raise InputError(f"the run folder was given twice, {given!r} and --out {job.common.out!r}: give one")
-    out = given or job.need("out")
+    out = given or job.out
     from drllm.reporting.report import report
 
     yield f"report: {report(out)}"

@@ -31,7 +31,7 @@ def run(job: Job) -> Lines:
         return
     if idle := [flag for flag in ("budgets", "differ") if getattr(job.arguments, flag) is not None]:
         raise InputError(f"--{idle[0]} is for prompts without an answer key: give --prompts, or leave it out")
-    out, tasks, model, configs = job.need("out"), job.tasks(), job.need("model"), configs_of(job)
+    out, tasks, model, configs = job.out, job.tasks(), job.need("model"), configs_of(job)
     if job.arguments.dry_run:
         yield from _dry_run(job, model, tasks, configs)
         return
@@ -53,7 +53,7 @@ def _by_prompts(job: Job) -> Lines:
         raise InputError(f"--{idle[0].replace('_', '-')} is for questions with an answer key: leave it out with --prompts")
     if job.arguments.dry_run:
         raise InputError("--dry-run counts questions with an answer key: leave it out with --prompts, whose first line says what fits")
-    out, model = job.need("out"), job.need("model")
+    out, model = job.out, job.need("model")
     job.arguments.promise_calibrate = "calibrate"
     configs = {name: job.config(name, f"{name}_") for name in ("promise", "heal")}
     configs |= {name: job.config(name) for name in ("retrofit", "prompts", "resources")}

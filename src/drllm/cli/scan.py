@@ -26,7 +26,7 @@ def run(job: Job) -> Lines:
     from drllm.scanning.claims import read_claims
     from drllm.scanning.scan import check_claims, scan
 
-    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("scan"), job.config("resources")
+    out, tasks, config, resources = job.out, job.tasks(), job.config("scan"), job.config("resources")
     check_claims(read_claims(job.arguments.claimed), config)  # before the model is loaded
     routed = job.load(model)
     claimed = read_claims(job.arguments.claimed, routed.n_layers)

@@ -19,7 +19,7 @@ SHOWN = ("model", "tasks", "data", "out", "n_simulations", "limit", "keep", "rew
 
 
 def run(job: Job) -> Lines:
-    out, tasks, config, resources = job.need("out"), job.tasks(), job.config("search"), job.config("resources")
+    out, tasks, config, resources = job.out, job.tasks(), job.config("search"), job.config("resources")
     model = job.need("model")
     from drllm.runs.labels import count_labels, render
     from drllm.runs.layout import RunFolder

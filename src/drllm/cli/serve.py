@@ -44,10 +44,9 @@ def run(job: Job) -> Lines:
     from drllm.model.routed import RoutedModel
     from drllm.policies.saved import open_policy
 
-    placement = job.placement()
     saved = open_policy(arguments.policy) if arguments.policy else None
     folder = str(saved.folder.resolve()) if saved else ""
-    with said_if_slow(f"loading {base or (saved.config.base_id if saved else '')} ..."):
+    with job.loading(base or (saved.config.base_id if saved else "")) as placement:
         routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
     name = arguments.name or Path(routed.base_id).name
     if routed.policy is not None and routed.policy.adapters:

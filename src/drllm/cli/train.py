@@ -24,7 +24,7 @@ SHOWN = ("method", "name", "out", "tasks", "calibrate", "epsilon", "model")  # b
 
 
 def run(job: Job) -> Lines:
-    out, method = Path(job.need("out")), get_method(job.arguments.method)
+    out, method = Path(job.out), get_method(job.arguments.method)
     config, promise = job.config(job.arguments.method), job.config("promise")
     if job.arguments.name:
         check_name(job.arguments.name)

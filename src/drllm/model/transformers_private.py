@@ -64,9 +64,10 @@ def kept_tokens(slot: Any, n_seen: int) -> int:
 def fill(slot: Any, keys_BHTS: Tensor, values_BHTS: Tensor, n_seen: int) -> None:
     """Put keys and values of `n_seen` tokens, those that it keeps, into an empty slot; behind them room, where the slot has some."""
     slot.lazy_initialization(keys_BHTS, values_BHTS)
-    slot.keys, slot.values = keys_BHTS, values_BHTS
     if isinstance(slot, RoomySlot):
         slot.take((keys_BHTS, values_BHTS), n_seen)
+    else:
+        slot.keys, slot.values = keys_BHTS, values_BHTS
     if is_window(slot):
         slot.cumulative_length = n_seen
 

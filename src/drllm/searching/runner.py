@@ -20,7 +20,7 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.alone import alone_in
 from drllm.runs.kept import kept_in
 from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise
+from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise, read_manifest
 from drllm.runs.provenance import running
 from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
 from drllm.runs.store import Asked
@@ -236,11 +236,10 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         if not done:  # before there is a manifest that another dtype would not fit
             task.probe()
         manifest = task.manifest.changed(control=list(map(str, control)))
-        as_it_is = finished_in_any_type and done >= set(range(len(groups))) and bool(computed_otherwise(folder, manifest))
-        if not as_it_is:
-            check_manifest(folder, manifest)
+        as_it_is = finished_in_any_type and done >= set(range(len(groups))) and computed_otherwise(folder, manifest)
+        there = read_manifest(folder) if as_it_is else check_manifest(folder, manifest)
         for index in sorted(done):  # what is unreadable or not of this search is refused now, not after hours
-            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], manifest, as_it_is)
+            _check_shard(shard_path(folder, index), groups[index] if index < len(groups) else [], there)
         told[name] = task.counts(len(done))
         notes += task.notes
         n_done += sum(len(groups[index]) for index in done)
@@ -272,11 +271,15 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
             say(f"{name}: {found}; {len(kept.visited)} visited")
 
 
-def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest, in_any_type: bool) -> None:
-    """Refuse a shard that is unreadable, or holds records of other questions or conditions than this search writes there."""
-    records = read_shard(path)
-    under = {(one.weights, one.reward) if in_any_type else one for one in (record.conditions for record in records)}
-    expected = (manifest.under.weights, manifest.under.reward) if in_any_type else manifest.under
-    wanted = [Asked(manifest.task, split, question.example.id, question.digest) for question, split in group]
-    if [record.asked for record in records] != wanted or under - {expected}:
-        raise ArtifactError(f"{path} holds records of other questions or another model than this search: remove it, and it is made again")
+def _check_shard(path: Path, group: Sequence[tuple[Question, str]], manifest: Manifest) -> None:
+    """Refuse a shard that is unreadable, or holds other records than the search of this manifest writes there."""
+    records, config, again = read_shard(path), manifest.search_config, "remove it, and it is made again"
+    wanted = [(Asked(manifest.task, split, question.example.id, question.digest), manifest.under) for question, split in group]
+    if [(record.asked, record.conditions) for record in records] != wanted:
+        raise ArtifactError(f"{path} holds records of other questions or another model than this search: {again}")
+    for record in records:
+        same = record.seed == config.seed
+        if not record.broken:  # a broken question has neither control nor checks
+            same = same and list(map(str, record.control_routes)) == manifest.control and bool(record.checks) == config.verify
+        if not same:
+            raise ArtifactError(f"{path} holds records made with other settings, or by an earlier drllm (question {record.id!r}): {again}")

@@ -104,8 +104,8 @@ def _card(routed: RoutedModel, route: Route, done: Exported, library: str, use: 
     trained, which = "nothing was trained", f'--model {name} --route "{route}"'
     if route.adapter:
         rank, which = routed.adapters[route.adapter].rank, "--policy THE HEALED POLICY"
-        within = "" if done.format == "peft" else ", merged in"
-        trained = f"low-rank weights of rank {rank}{within}, were trained to say what the base says (`drllm heal`)"
+        merged = "" if done.format == "peft" else ", merged in,"
+        trained = f"low-rank weights of rank {rank}{merged} were trained to say what the base says (`drllm heal`)"
     how = "one digit a block: 0 skip, 1 execute, 2 repeat" if route.bare.has_digits else "the blocks in the order they run"
     chosen = "" if done.format == "checkpoint" else f"--format {done.format} "
     if done.format != "gguf":
