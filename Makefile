@@ -21,7 +21,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-harness bench-generate bench-serve bench-http soak serve-env llama-cpp-env table-methods table-healed lint lint-imports lint-serve clean
+.PHONY: help install demo demo-audit docs test-docs model-1.5b test test-fast test-mutants test-slow test-gpu test-oldest bench-gpu bench-search bench-generate bench-serve bench-http soak serve-env llama-cpp-env table-methods table-healed lint lint-imports lint-serve clean
 
 help:
 	@echo "make install    drllm, the research package and the demo's data, into .venv (one to five minutes)"
@@ -36,7 +36,6 @@ help:
 	@echo "make bench-gpu  on a GPU: search, heal, scan and serve a model of 1.5 billion weights; runs/bench-gpu.json"
 	@echo "make test-oldest  the laws on transformers 5.19"
 	@echo "make bench-search  what a searched path costs, against plain forwards, a floor and a naive scorer (about half an hour)"
-	@echo "make bench-harness  lm-evaluation-harness at the identity against its stock model (some minutes)"
 	@echo "make serve-env  an environment for serving on vLLM, .venv-serve (docs/serve.md)"
 	@echo "make llama-cpp-env  llama.cpp for Node in .venv-llama-cpp, for the slow tests of GGUF exports (docs/export.md; needs npm)"
 	@echo "make bench-generate  routes in transformers: batches, exported limit, table 7, latency (half an hour to two, by the machine)"
@@ -99,10 +98,6 @@ table-methods: $(VENV)/.installed
 # healed.md of docs/ and its pictures; how the verdicts were made stands in research/drllm_research/healed.
 table-healed: $(VENV)/.installed
 	$(BIN)/python -m drllm_research.healed page $(addprefix --out ,$(sort $(wildcard results/healed-*)))
-
-# Against the harness's own model, interleaved; alone on the machine.
-bench-harness: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/harness.py --out runs/bench-harness.json
 
 # One thread; alone on the machine.
 bench-generate: $(VENV)/.installed

@@ -25,6 +25,7 @@ PARTS: list[tuple[str, str, list[str] | None]] = [
     ("lm_eval.config.evaluate_config", "EvaluatorConfig.from_cli", ["namespace"]),
     ("lm_eval.config.evaluate_config", "EvaluatorConfig.process_tasks", ["self", "metadata"]),
     ("lm_eval.models.huggingface", "HFLM._loglikelihood_tokens", ["self", "requests", "disable_tqdm", "override_bs"]),
+    ("lm_eval.models.huggingface", "HFLM._model_call", ["self", "inps"]),
     ("lm_eval.models.huggingface", "HFLM._model_generate", ["self", "context", "max_length", "stop"]),
     ("lm_eval.models.huggingface", "HFLM._detect_batch_size", ["self", "requests", "pos"]),
     ("lm_eval.models.huggingface", "HFLM.tok_batch_encode", ["self", "strings"]),
@@ -107,13 +108,14 @@ def test_the_stock_model_sets_the_attributes_that_drllm_reads():
 
 
 def test_the_stock_model_asks_our_steps():
-    """`loglikelihood` and `generate_until` of the stock model end in the two methods that `RoutedLM` overrides."""
+    """`loglikelihood` and `generate_until` of the stock model end in the methods that `RoutedLM` overrides."""
     from drllm.evaluation.harness.model import RoutedLM
 
     stock = stock_model()
-    assert stock.__abstractmethods__ == {"score_tokens", "generate_tokens"}, CHANGED % "HFLM, which leaves other methods open,"
+    assert stock.__abstractmethods__ == {"score_tokens", "logits_of", "generate_tokens"}, CHANGED % "HFLM, which leaves other methods open,"
     assert not RoutedLM.__abstractmethods__
     assert "_loglikelihood_tokens" in inspect.getsource(stock.__mro__[1].__mro__[1].loglikelihood), CHANGED % "TemplateLM.loglikelihood"
+    assert "self._model_call(" in inspect.getsource(stock.__mro__[1]._loglikelihood_tokens), CHANGED % "HFLM._loglikelihood_tokens"
     assert "_model_generate" in inspect.getsource(stock.__mro__[1].generate_until), CHANGED % "HFLM.generate_until"
 
 

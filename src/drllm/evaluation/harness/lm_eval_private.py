@@ -64,7 +64,7 @@ def shots_sorted(sampler: Any, key: Callable[[dict[str, Any]], Any]) -> Iterator
 
 
 def stock_model() -> Any:
-    """`HFLM` with its inner steps as methods to override: `score_tokens` and `generate_tokens`."""
+    """`HFLM` with its inner steps as methods to override; `stock_...` is what the harness does there itself."""
     from lm_eval.models.huggingface import HFLM
 
     stock: Any = HFLM  # its registering decorator hides its type
@@ -75,10 +75,17 @@ def stock_model() -> Any:
             """(log-likelihood, is greedy) of each ((context, continuation), context tokens, continuation tokens)."""
 
         @abstractmethod
-        def generate_tokens(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-            """The sequences (B, T) that a batch of contexts grows to; `stock_generate` is the harness's own."""
+        def logits_of(self, ids_BT: Tensor) -> Tensor:
+            """(B, T, V) of right-padded sequences, which `stock_score_tokens` asks for."""
 
-        def stock_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        @abstractmethod
+        def generate_tokens(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+            """The sequences (B, T) that a batch of contexts grows to."""
+
+        def stock_score_tokens(self, requests: Sequence[Any], disable_tqdm: bool, override_bs: int | None) -> list[tuple[float, bool]]:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+
+        def stock_generate_tokens(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
             return super()._model_generate(context, max_length, stop, **options)
 
         def find_batch_size(self, requests: Sequence[Any], longest: int) -> int:
@@ -87,6 +94,9 @@ def stock_model() -> Any:
 
         def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None, **_: Any) -> Any:
             return self.score_tokens(requests, disable_tqdm, override_bs)
+
+        def _model_call(self, inps: Any, *_: Any, **__: Any) -> Any:
+            return self.logits_of(inps)
 
         def _model_generate(self, context: Any, max_length: int, stop: list[str], **options: Any) -> Any:
             return self.generate_tokens(context, max_length, stop, **options)

@@ -1,7 +1,7 @@
 """What routing cost and did during a harness run: one entry a prompt, seconds a task, and the summary that stands beside the metrics."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,10 @@ class RoutingLog:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._router_seconds: defaultdict[str, float] = defaultdict(float)
 
-    def add_seconds(self, tasks: Sequence[str], seconds: float, router_seconds: float) -> None:
-        """One step's seconds, shared evenly by the requests in it."""
-        for task, n in Counter(tasks).items():
-            share = n / len(tasks)
+    def add_seconds(self, weights: Mapping[str, int], seconds: float, router_seconds: float) -> None:
+        """Share some seconds among tasks by what each had in them."""
+        for task, weight in weights.items():
+            share = weight / sum(weights.values())
             self._seconds[task] += seconds * share
             self._router_seconds[task] += router_seconds * share
 
