@@ -102,14 +102,14 @@ def replay(arguments: argparse.Namespace) -> None:
         "of_kind": {kind: _told(stored, gain_C, accuracy_C, _best_of(gain_C, kinds, kind)) for kind in KINDS},
     }
     everything = np.arange(len(stored.verdicts))
-    found["as_scanned"] = _raced(stored, kinds, [_asked_first(stored, everything)])
+    found["as_scanned"] = raced(stored, kinds, [asked_first(stored, everything)])
     rng = np.random.default_rng(0)
     drawn = [np.sort(rng.choice(everything, round(PART * len(everything)), replace=False)) for _ in range(arguments.orders)]
     found["subsets"] = {
         "n": len(drawn),
         "questions": len(drawn[0]),
-        "least_sure_first": _raced(stored, kinds, [_asked_first(stored, one) for one in drawn]),
-        "as_they_come": _raced(stored, kinds, [rng.permutation(one) for one in drawn]),
+        "least_sure_first": raced(stored, kinds, [asked_first(stored, one) for one in drawn]),
+        "as_they_come": raced(stored, kinds, [rng.permutation(one) for one in drawn]),
     }
     found["curse"] = _curse(stored, arguments.orders)
     found["probes"] = _probes(stored)
@@ -118,7 +118,7 @@ def replay(arguments: argparse.Namespace) -> None:
         write_json(arguments.to, found)
 
 
-def _asked_first(stored: Product, questions: np.ndarray) -> np.ndarray:
+def asked_first(stored: Product, questions: np.ndarray) -> np.ndarray:
     """These questions in the order in which a scan asks them."""
     return questions[least_sure_first([stored.tasks[one] for one in questions], stored.margins[questions, 0])]
 
@@ -132,7 +132,7 @@ def _told(stored: Product, gain_C: np.ndarray, accuracy_C: list[float], one: int
     return {"kind": shown.kind, "first": shown.first, "last": shown.last, "score": float(gain_C[one]), "accuracy": accuracy_C[one]}
 
 
-def _raced(stored: Product, kinds: list[str], orders: list[np.ndarray]) -> dict[str, object]:
+def raced(stored: Product, kinds: list[str], orders: list[np.ndarray]) -> dict[str, object]:
     """Over sets of questions, as they are asked: cost, how often the race names the best of all on them, how much score it lacks."""
     whole, full = scores(stored.verdicts, stored.margins), stored.forwards(list(range(len(kinds))))
     costs, same, lacking, of_kind, winners = [], [], [], [], []

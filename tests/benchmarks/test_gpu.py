@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
 import families
+import gpu
 import runs
 from byte_tokens import byte_tokenizer
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import gpu
 
 pytestmark = [pytest.mark.long, pytest.mark.gpu]
 

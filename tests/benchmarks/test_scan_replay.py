@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import runs
+import scan as benchmark
 from byte_tokens import byte_tokenizer
 from drllm import ScanConfig, scan
 from drllm.runs.layout import RunFolder
 from drllm.runs.scan_result import read_map, read_scan
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import scan as benchmark
 
 pytestmark = pytest.mark.long
 
@@ -66,8 +62,8 @@ def test_the_replay_costs_and_names_what_the_scan_does(stored):
 def test_a_race_that_leaves_nobody_behind_finds_the_best(stored):
     product = benchmark.Product(stored / "whole" / "product.npz")
     kinds = [one.kind for one in product.pool]
-    told = benchmark._raced(product, kinds, [benchmark._asked_first(product, np.arange(QUESTIONS))])
+    told = benchmark.raced(product, kinds, [benchmark.asked_first(product, np.arange(QUESTIONS))])
     assert told["share_of_full_cost"] < 1, "who is clearly behind is asked no more"
-    told = benchmark._raced(product, kinds, [np.arange(8)])  # one round
+    told = benchmark.raced(product, kinds, [np.arange(8)])  # one round
     assert (told["share_of_full_cost"], told["same_best"], told["score_lacking"]) == (pytest.approx(1, rel=0.2), 1, 0)
     assert told["same_best_of_kind"] == {"loop": 1, "damped": 1, "skip": 1}

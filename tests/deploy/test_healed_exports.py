@@ -91,9 +91,9 @@ def test_the_command_line_merges_a_policy(tmp_path, checkpoint, capsys):
     assert "3 block passes, the base 4" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore:this command cannot run as it is:UserWarning")
 def test_served_it_is_a_plain_model_of_fewer_blocks(tmp_path, checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
-    monkeypatch.setattr("drllm.deploy.serving.launch.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     routed = healed("llama", "1011", checkpoint)
     routed.save_pretrained(tmp_path / "healed")
     assert main(["serve", str(tmp_path / "healed"), "--print", "--port", "18731"]) == 0

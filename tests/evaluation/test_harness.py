@@ -18,8 +18,7 @@ import families
 from byte_tokens import byte_tokenizer
 from deciding import Asked
 from drllm import InputError, Route, RoutedModel
-from drllm.evaluation.harness.log import consensus
-from drllm.evaluation.harness.model import RoutedLM
+from drllm.evaluation.harness.model import RoutedLM, consensus
 from drllm.policies.policy import Policy
 
 pytestmark = pytest.mark.long

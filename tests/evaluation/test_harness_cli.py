@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -23,10 +24,10 @@ from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores, render
-from drllm.evaluation.harness.tasks.docs import _document
+from drllm.evaluation.harness.tasks.docs import documents
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.stats.paired import holm
-from drllm.tasks import Example, get_task, load_task
+from drllm.tasks import get_task, load_task
 from drllm.tasks.package import package_folder
 
 pytestmark = pytest.mark.long
@@ -79,14 +80,18 @@ def stock_cli(place, monkeypatch):
     """The stock command line, in this process; see `test_the_stock_command_line_in_a_process_of_its_own`."""
     from drllm import lm_eval
 
-    monkeypatch.setattr("lm_eval.utils.setup_logging", lambda: None)  # would change the logging of every later test
     monkeypatch.chdir(place)
+    root, theirs = logging.getLogger(), logging.getLogger("lm_eval")
+    before = [(logger, logger.level, [*logger.handlers], logger.propagate) for logger in (root, theirs)]
 
     def run(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["drllm.lm_eval", *arguments])
         return lm_eval.main()
 
-    return run
+    yield run
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:], logger.propagate = handlers, propagate
 
 
 def test_both_command_lines_give_the_same_numbers(place, stock_cli, capsys):
@@ -257,10 +262,10 @@ def test_the_stock_command_line_in_a_process_of_its_own(place, arguments, code, 
 
 def test_offline_prompts_are_the_stock_ones():
     """Rendered by the harness from its own task files, on documents in the Hub's layout."""
+    import lm_eval.tasks
     from jinja2 import Environment
-    from lm_eval.tasks import TaskManager
 
-    index = TaskManager()._index
+    stock_tasks = Path(lm_eval.tasks.__file__).parent
     environment = Environment(keep_trailing_newline=True)
     question, choices = "  What is it? ", ["one", "two", "three", "four"]
     docs = {
@@ -275,11 +280,16 @@ def test_offline_prompts_are_the_stock_ones():
     from drllm.tasks.layouts import LAYOUTS
 
     names = {"commonsense_qa": "commonsenseqa", "mmlu_anatomy": "mmlu"}
-    from lm_eval.tasks._yaml_loader import load_yaml
+    files = {"arc_easy": "arc/arc_easy", "arc_challenge": "arc/arc_challenge", "piqa": "piqa/piqa", "sciq": "sciq/sciq"}
+    files |= {"commonsense_qa": "commonsense_qa/default", "boolq": "super_glue/boolq/default", "mmlu_anatomy": "mmlu/default/mmlu_anatomy"}
+
+    def read(path: Path) -> dict:
+        found = yaml.safe_load(path.read_text().replace("!function", ""))
+        return (read(path.parent / found["include"]) if "include" in found else {}) | found
 
     for stock, doc in docs.items():
         task = get_task(names.get(stock, stock))
-        config = load_yaml(index[stock].yaml_path, resolve_func=False)
+        config = read(stock_tasks / f"{files[stock]}.yaml")
         context, continuations = task.loglik_prompt(LAYOUTS[task.name](task, doc | {"id": "1"}, "1", ""))
         prompt = environment.from_string(config.get("description", "") + config["doc_to_text"]).render(**doc)
         assert context == prompt, stock
@@ -299,7 +309,7 @@ def test_every_choice_task_has_an_offline_task():
 
 
 @pytest.mark.parametrize(("ours", "stock"), [("gsm8k", "gsm8k/gsm8k.yaml"), ("aime24", "aime/aime24.yaml")])
-def test_worked_answers_are_asked_and_graded_as_by_the_stock_task(ours, stock):
+def test_worked_answers_are_asked_and_graded_as_by_the_stock_task(ours, stock, tmp_path):
     """Shots, what ends an answer, its limit, filters and metrics; what says where questions come from is ours."""
     import lm_eval.tasks
 
@@ -307,7 +317,9 @@ def test_worked_answers_are_asked_and_graded_as_by_the_stock_task(ours, stock):
     mine, theirs = (yaml.safe_load(text.replace("!function", "")) for text in texts)
     for name in ("output_type", "generation_kwargs", "filter_list", "metric_list", "num_fewshot"):
         assert mine.get(name) == theirs.get(name), name
-    document = _document(get_task(ours), Example("q", "How many?", (), "3", ours, solution="1 + 2 = 3"))
+    row = {"id": "q", "question": "How many?", "answer": "3", "solution": "1 + 2 = 3", "part": "test"}
+    (tmp_path / "row.jsonl").write_text(json.dumps(row) + "\n")
+    [document] = documents(ours, str(tmp_path / "row.jsonl"), "test")["eval"]
     assert document["prompt"] == theirs["doc_to_text"].replace("{{question}}", "How many?").replace("{{Problem}}", "How many?")
     assert document["target"] == "1 + 2 = 3"
 

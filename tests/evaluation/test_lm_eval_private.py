@@ -55,29 +55,9 @@ def test_each_private_part_is_there(module: str, name: str, parameters: list[str
 def test_the_settings_have_the_fields_that_drllm_reads():
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    read = {
-        "tasks",
-        "num_fewshot",
-        "batch_size",
-        "max_batch_size",
-        "use_cache",
-        "cache_requests",
-        "limit",
-        "samples",
-        "check_integrity",
-        "write_out",
-        "system_instruction",
-        "apply_chat_template",
-        "fewshot_as_multiturn",
-        "gen_kwargs",
-        "seed",
-        "confirm_run_unsafe_code",
-        "metadata",
-        "verbosity",
-        "show_config",
-        "include_path",
-    }
-    missing = read - {field.name for field in dataclasses.fields(EvaluatorConfig)}
+    read = """tasks num_fewshot batch_size max_batch_size use_cache cache_requests limit samples check_integrity write_out seed metadata
+        system_instruction apply_chat_template fewshot_as_multiturn gen_kwargs confirm_run_unsafe_code verbosity show_config include_path"""
+    missing = {*read.split()} - {field.name for field in dataclasses.fields(EvaluatorConfig)}
     assert not missing, CHANGED % f"EvaluatorConfig: no {sorted(missing)}"
 
 

@@ -166,13 +166,20 @@ def test_two_workers_answer_as_one_process_does(saved, data, compared, trained, 
     for part in (PLACE, "verdicts", "decided"):
         assert folder_bytes(trained / part) == folder_bytes(compared / part)
     assert gone(replicas())
-    monkeypatch.setattr(asking, "work_on", lambda *_: pytest.fail("asked again"))
+    written = {path: path.stat().st_mtime_ns for part in ("verdicts", "decided") for path in (trained / part).rglob("*")}
     assert evaluate(saved, METHODS, [TASK], "run", EVALUATE, data, resources=TWO) == summary
+    assert {path: path.stat().st_mtime_ns for part in ("verdicts", "decided") for path in (trained / part).rglob("*")} == written
     # One process goes on where workers stopped.
     for path in sorted((trained / "verdicts").iterdir())[::2]:
         path.unlink()
     evaluate(saved, METHODS, [TASK], "run", EVALUATE, data)
     assert folder_bytes(trained / PLACE) == folder_bytes(compared / PLACE)
+
+
+@pytest.fixture
+def replica(request, monkeypatch):
+    """Workers of another kind."""
+    monkeypatch.setattr(asking, "Replica", request.param)
 
 
 class Mortal(asking.Replica):
@@ -187,9 +194,9 @@ class Mortal(asking.Replica):
 
 
 @pytest.mark.long
-def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("replica", [Mortal], indirect=True)
+def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, trained, tmp_path, monkeypatch, replica):
     monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
-    monkeypatch.setattr(asking, "Replica", Mortal)
     evaluate(saved, METHODS, [TASK], trained, EVALUATE, data, resources=TWO)
     assert (tmp_path / "died").exists()
     for part in (PLACE, "verdicts", "decided"):
@@ -206,8 +213,8 @@ class Deadly(asking.Replica):
 
 
 @pytest.mark.long
-def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "Replica", Deadly)
+@pytest.mark.parametrize("replica", [Deadly], indirect=True)
+def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, replica):
     with pytest.raises(DrllmError, match=rf"{TASK}: group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     blamed = int(str(caught.value).split()[2])
@@ -228,8 +235,8 @@ class Full(asking.Replica):
 
 
 @pytest.mark.long
-def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(asking, "Replica", Full)
+@pytest.mark.parametrize("replica", [Full], indirect=True)
+def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, replica):
     with pytest.raises(OSError, match="No space left on device") as error:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
@@ -296,21 +303,19 @@ def test_what_a_worker_failed_of_reaches_the_reader():
 
 
 def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    chosen = {
-        "a scan": executors.settled(saved, Resources(), scanning=True),
-        "a search": executors.settled(saved, Resources()),
-        "a scan with threads": executors.settled(saved, Resources(threads=2), scanning=True),
-        "a scan of a model of this process": executors.settled(model(), Resources(), scanning=True),
-        "a scan of a changed model": executors.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
-        "a scan that memory bears once": executors.settled(saved, Resources(cache_bytes=2**50), scanning=True),
-    }
+    torch.set_num_threads(2)
+    try:
+        chosen = {
+            "a scan": executors.settled(saved, Resources(), scanning=True),
+            "a search": executors.settled(saved, Resources()),
+            "a scan with threads": executors.settled(saved, Resources(threads=2), scanning=True),
+            "a scan of a model of this process": executors.settled(model(), Resources(), scanning=True),
+            "a scan of a changed model": executors.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
+            "a scan that memory bears once": executors.settled(saved, Resources(cache_bytes=2**50), scanning=True),
+        }
+    finally:
+        torch.set_num_threads(1)
     assert {what: (one.executor, one.workers, one.threads) for what, one in chosen.items()} == {
-        "a scan": ("processes", 2, 1),
-        "a search": ("local", 1, 2),
-        "a scan with threads": ("local", 1, 2),
-        "a scan of a model of this process": ("local", 1, 2),
-        "a scan of a changed model": ("local", 1, 2),
-        "a scan that memory bears once": ("local", 1, 2),
+        what: ("processes", 2, 1) if what == "a scan" else ("local", 1, 2) for what in chosen
     }

@@ -15,7 +15,6 @@ import torch
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.methods.training import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.answers import read_answers
 from drllm.runs.merge import merge_runs
@@ -74,11 +73,12 @@ def test_training_writes_metrics_and_a_policy(trained, run):
     assert (config["policy"], config["prompt_format"]) == ("routers", "raw")
 
 
-def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained, run, tiny, tmp_path, monkeypatch):
-    def no_extraction(*args, **kwargs):
-        raise AssertionError("features were cached")
+def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained, run, tiny, tmp_path):
+    def features() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (run / "train").rglob("*.safetensors")}
 
-    monkeypatch.setattr(feature_files, "extract_features", no_extraction)
+    before = features()
+    assert before
     tiny.policy = train(tiny, run, TRAIN)
     tiny.save_pretrained(tmp_path)
     tiny.policy = None
@@ -87,8 +87,7 @@ def test_training_twice_gives_the_same_bytes_and_extracts_features_once(trained,
         return {name: part for name, part in folder_bytes(folder).items() if name != "README.md"}
 
     assert bare(tmp_path) == bare(trained / "routers"), "the same but for the card, which holds the run's commands"
-    with pytest.raises(AssertionError, match="cached"):
-        train(tiny, run, dataclasses.replace(TRAIN, n_windows=3))  # other windows, other features
+    assert features() == before
 
 
 def test_training_leaves_the_base_alone(trained, tiny):

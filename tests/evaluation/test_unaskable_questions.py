@@ -9,7 +9,7 @@ import pytest
 from drllm.core.config import EvaluateConfig, SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.evaluation.clock import batched_ms, plain_ms
+from drllm.evaluation.clock import batched_ms
 from drllm.evaluation.run import evaluate
 from drllm.methods.training_data import TrainingData
 from drllm.scoring.scorer import askable, scorer_of
@@ -49,7 +49,6 @@ def test_every_place_that_asks_leaves_it_out(routed, tmp_path, caplog):
     assert [question.example.id for question in found] == [row.id for row in rows if row.id not in reasons]
     assert {*reasons.values()} == {"a prompt that, with its answer, exceeds the context of 256 tokens"}
 
-    assert plain_ms(routed, [TASK], "auto", data) > 0
     assert batched_ms(routed, [TASK], SearchConfig(), data) > 0
 
     summary = evaluate(routed, [], [TASK], tmp_path, EvaluateConfig(split=split), data)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import shlex
+import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -47,10 +47,11 @@ def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
     assert f"without and with the adapter: {run.healed.kl_before:.3f}, {run.healed.kl_after:.3f}\n" in card
 
 
-def test_the_same_call_finds_all_of_it_done(run, monkeypatch):
-    before = runs.folder_bytes(run.folder / "healed")
-    monkeypatch.setattr("drllm.healing.training._Training._step", None)
+def test_the_same_call_finds_all_of_it_done(run):
+    before, state = runs.folder_bytes(run.folder / "healed"), run.folder / "train" / "healed" / "state.safetensors"
+    written = state.stat().st_mtime_ns
     policy, found = again(run)
+    assert state.stat().st_mtime_ns == written, "no step was taken"
     assert policy.route == run.policy.route
     assert found == run.healed
     assert runs.folder_bytes(run.folder / "healed") == before
@@ -195,17 +196,13 @@ def test_the_harness_takes_it(run):
     from drllm.evaluation.harness.model import RoutedLM
 
     routed = RoutedModel.from_pretrained(run.folder / "healed", base=runs.model())
-    lm = RoutedLM(routed, batch_size=2)
     from lm_eval.api.instance import Instance
 
-    def requests(texts):
-        return [Instance("loglikelihood", {}, pair, index, metadata=("t", index, 1)) for index, pair in enumerate(texts)]
-
-    asked = [("1: what is 20 and 30?", " 50"), ("1: what is 20 and 30?", " 51"), ("hello", " you")]
-    got = [value for value, _ in lm.loglikelihood(requests(asked))]
-    tokenizer = routed.tokenizer
-    for (context, continuation), value in zip(asked, got, strict=True):
-        head, tail = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (context, continuation))
+    pairs = [("1: what is 20 and 30?", " 50"), ("1: what is 20 and 30?", " 51"), ("hello", " you")]
+    asked = [Instance("loglikelihood", {}, pair, index, metadata=("t", index, 1)) for index, pair in enumerate(pairs)]
+    got = [value for value, _ in RoutedLM(routed, batch_size=2).loglikelihood(asked)]
+    for pair, value in zip(pairs, got, strict=True):
+        head, tail = (routed.tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair)
         logs = routed(torch.tensor([[*head, *tail]]), routes=run.policy.route).logits[0].log_softmax(-1)
         wanted = sum(float(logs[len(head) - 1 + at, token].detach()) for at, token in enumerate(tail))
         assert value == pytest.approx(wanted, abs=1e-3)
@@ -223,8 +220,7 @@ def test_routes_that_cannot_be_healed(tmp_path, route, said):
 def test_without_prompts_or_peft_it_says_so_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^no prompts to learn from: give tasks"):
         drllm.heal(runs.model(), tmp_path)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"^healing needs the package peft, which is not installed: run `pip install 'drllm\[heal\]'`$"):
         drllm.heal(runs.model(), tmp_path, prompts="none.txt")
 

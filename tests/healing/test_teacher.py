@@ -9,6 +9,7 @@ import torch
 
 import runs
 from drllm import ArtifactError, InputError, Route
+from drllm.core.progress import Reporter, reporting_to
 from drllm.healing.measuring import RouteMeter, distance
 from drllm.healing.teacher import TOP, Teacher, divergence, joined
 
@@ -69,28 +70,33 @@ def test_with_every_token_kept_it_is_the_kl(tmp_path):
     assert torch.allclose(divergence(logits, top, logs, torch.full((6,), -30.0)), wanted, atol=1e-4)
 
 
-def test_killed_it_goes_on_and_makes_the_same_files(tmp_path, monkeypatch):
+class Deadly(Reporter):
+    """Ends the process by `kill -9` once a file is written."""
+
+    def advance(self, job) -> None:
+        os.kill(os.getpid(), 9)
+
+
+def test_killed_it_goes_on_and_makes_the_same_files(tmp_path):
     told(tmp_path / "whole")
-    pid = os.fork()
-    if pid == 0:
-        original = Teacher._told
-
-        def dies(self, prompts):
-            if (tmp_path / "killed" / "fit-00000.safetensors").is_file():
-                os.kill(os.getpid(), 9)
-            return original(self, prompts)
-
-        Teacher._told = dies
-        told(tmp_path / "killed")
+    if (pid := os.fork()) == 0:
+        with reporting_to(Deadly()):
+            told(tmp_path / "killed")
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 9
     assert len(list((tmp_path / "killed").iterdir())) == 1
     told(tmp_path / "killed")
     assert runs.folder_bytes(tmp_path / "killed") == runs.folder_bytes(tmp_path / "whole")
-    monkeypatch.setattr(Teacher, "_told", None)  # it is not asked again
-    texts = told(tmp_path / "killed")
+    # It is not asked again: this one would answer nothing.
+    texts = Teacher(broken_model(), tmp_path / "killed", 0, 200).texts(PROMPTS, "teaching", "fit")
     assert [text.ids for text in texts] == PROMPTS
     assert joined(texts, torch.device("cpu"))[0].shape == (sum(map(len, PROMPTS)), TOP)
+
+
+def broken_model():
+    broken = runs.model()
+    broken.model.model.norm.weight.data.fill_(float("nan"))
+    return broken
 
 
 def test_what_cannot_be_used_is_refused(tmp_path):
@@ -102,7 +108,5 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "fit-00001.safetensors").write_bytes(b"no")
     with pytest.raises(ArtifactError, match=r"fit-00001\.safetensors is not readable .*delete it"):
         told(tmp_path)
-    broken = runs.model()
-    broken.model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="the base's logits are NaN or infinite on a prompt"):
-        Teacher(broken, tmp_path / "nan", 0, 200).texts(PROMPTS, "teaching", "fit")
+        Teacher(broken_model(), tmp_path / "nan", 0, 200).texts(PROMPTS, "teaching", "fit")

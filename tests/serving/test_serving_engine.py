@@ -12,12 +12,14 @@ import torch
 
 from codebooks import plain_selector
 from drllm import Route, RoutedModel
+from drllm.deploy.export import export
 from drllm.deploy.serving.launch import make_spec
 from drllm.model.prompts import left_pad
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.route_prediction import decide_routes
 from engines import DECIDES, FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, run_engine
+from healed import random_policy
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 ROUTES = ["111111", "011111", "111110", "211111", "111112", "222222", "101101", "001100", "120120", "210012", "000001", "100000"]
@@ -323,3 +325,16 @@ def test_real_model_along_nested_routes():
     done = run_engine(folder, {"mode": "routes", "n_layers": 30, "repeatable": [27]}, asked)
     for request, answer in zip(asked, done["answers"], strict=True):
         check(routed, request, answer, tolerance=2e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_merged_folder_says_what_the_healed_route_says(family, models, tmp_path):
+    """In the stock engine, and as `drllm serve` starts it."""
+    routed = in_transformers(models[family])
+    routed.policy = random_policy(routed, Route.parse("110211"))
+    export(routed, routed.policy.route, tmp_path / "merged")
+    asked = [{"ids": ids, "new": 12} for ids in prompts(3, high=60)]
+    for spec in (None, {"mode": "static", "n_layers": 6, "route": "111111"}):
+        done = run_engine(tmp_path / "merged", spec, asked)
+        for request, answer in zip(asked, done["answers"], strict=True):
+            check(routed, request, answer, str(routed.policy.route))

@@ -20,8 +20,7 @@ from deciding import Asked
 from drllm import Route
 from drllm.core.errors import InputError
 from drllm.core.route import MAX_PASSES, Span, Visit
-from drllm.deploy.serving.engine.paths import Loop, lay_out, loops_of
-from drllm.deploy.serving.engine.schedule import Schedule, Undecided, run_schedule
+from drllm.deploy.serving.engine.schedule import Loop, Schedule, Undecided, lay_out, loops_of, run_schedule
 from drllm.deploy.serving.engine.segments import cuts, most_passes
 from drllm.deploy.serving.engine.vllm_private import StepAttention
 from drllm.policies.policy import Policy

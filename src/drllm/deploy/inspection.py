@@ -27,41 +27,25 @@ MOST_SPOKEN = 8  # tokens and pairs shown for a route, and as many against it
 
 @dataclass(frozen=True)
 class Inspection:
-    """One prompt under one policy.
-
-    Attributes:
-        policy, prompt_format: names.
-        windows: the tokens of each window that routers pool; one window where a policy pools the whole prompt or reads none.
-        dropped: tokens at the end that enter no window.
-        probabilities: of skip, execute and repeat at each block, under the control; None of a policy that has none.
-        routes, values, threshold: of a codebook, its routes, what each is worth (predicted gain plus the worth of saved passes, fractions)
-            and what a route must be worth to be taken.
-        spoken: of a codebook that reads text, what the prompt's tokens and pairs of them add to the worth of the route that was worth most,
-            the most first.
-        route: what was decided.
-        text: the answer along it.
-    """
+    """One prompt under one policy."""
 
     policy: str
     prompt_format: str
-    windows: tuple[tuple[str, ...], ...]
-    dropped: int
-    probabilities: tuple[tuple[float, ...], ...] | None
-    routes: tuple[Route, ...]
-    values: tuple[float, ...]
-    threshold: float
-    spoken: tuple[tuple[str, float], ...]
-    route: Route
-    text: str
+    windows: tuple[tuple[str, ...], ...]  # the tokens of each that routers pool; one where a policy pools the whole prompt or reads none
+    dropped: int  # tokens at the end that enter no window
+    probabilities: tuple[tuple[float, ...], ...] | None  # of skip, execute and repeat at each block, under the control
+    routes: tuple[Route, ...]  # of a codebook
+    values: tuple[float, ...]  # what each is worth: predicted gain plus the worth of saved passes, fractions
+    threshold: float  # what a route must be worth to be taken
+    spoken: tuple[tuple[str, float], ...]  # what tokens and pairs of them add to the worth of the best route, the most first
+    route: Route  # what was decided
+    text: str  # the answer along it
 
 
 def inspect(
     routed: RoutedModel, prompt: Prompt, policy: RouteSource | None = None, max_new_tokens: int = 16, check_prompt_format: bool = True
 ) -> Inspection:
-    """Answer one prompt greedily and keep what the policy saw; `policy` defaults to the model's own.
-
-    Raises `InputError` where there is no policy, or the prompt is not one `generate` takes.
-    """
+    """Answer one prompt greedily and keep what the policy saw (None: the model's own); `InputError` where there is none."""
     policy = policy or routed.policy
     if policy is None:
         raise InputError("there is no policy to look into: give --policy, or set the model's")

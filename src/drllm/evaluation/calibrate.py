@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -44,13 +44,10 @@ def calibrate(
     They are tested in the order in which tune questions say that they will pass; a policy with one point needs none.
 
     Args:
-        routed: the model of the run.
         run: the run folder; its searches and its healing say which tasks, from where, and how their answers are judged.
-        tasks: those of the run (`asked_tasks`) to promise for; none: all.
         policy: what was trained; its points and their order are fixed before a calibrate question is read.
-        as_it_is: test the one point that the policy stands at, so that calibrate questions choose nothing: its gain on them is not
-            flattered by a choice.
-        resources: executor, workers and threads; default `Resources()`.
+        tasks: those of the run (`asked_tasks`) to promise for; none: all.
+        as_it_is: test the one point that the policy stands at, whose gain is then not flattered by a choice.
 
     Returns:
         The policy at the chosen point (the identity where none passed), with its promise, and the promise.
@@ -102,19 +99,19 @@ def asked_tasks(run: Path) -> dict[str, tuple[AskConfig, str | Path | None]]:
 
 @dataclass
 class PointAnswers:
-    """Questions a task, the verdicts and passes of the base and of each point on all of them, and why questions were left out."""
+    """Of the base and of each point on all questions."""
 
-    counts: dict[str, int]
     verdicts: list[list[bool]]
     passes: list[list[int]]
-    left_out: Counter[str]
+    counts: dict[str, int] = field(default_factory=dict)  # questions a task
+    left_out: Counter[str] = field(default_factory=Counter)  # why
 
 
 def answer_points(
     bench: Bench, tasks: dict[str, tuple[AskConfig, LoadedTask]], points: Sequence[Policy], seen: set[str], split: Split, limit: int
 ) -> PointAnswers:
     """Answer a split's questions with the base and each point; no question in `seen`, which grows, is answered again."""
-    found = PointAnswers({}, [[] for _ in range(1 + len(points))], [[] for _ in range(1 + len(points))], Counter())
+    found = PointAnswers([[] for _ in (None, *points)], [[] for _ in (None, *points)])
     for name, (config, loaded) in tasks.items():
         scorer = scorer_of(bench.routed, loaded.task, config)
         new = []
@@ -148,12 +145,8 @@ def judged_by(asked: Iterable[tuple[AskConfig, LoadedTask]]) -> str:
 def earlier_tries(run: Path, found: Promise, answers: str, base: str) -> int:
     """How many policies the run has tried on questions of the same split and of any of these tasks.
 
-    Calibrations with other answers (the same policy, also for another epsilon, has the same), and routes of lists that were answered on it.
-
-    Args:
-        answers: a digest of this one's answers and passes.
+    Calibrations with other answers than these, of which `answers` is a digest, and routes of lists that were answered on it.
     """
-
     tried = [(job, job["promise"]) for job in read_jobs(run) if job["job"] == "calibrate" and "promise" in job]
     others = [each for each in tried if each[1]["split"] == found.split and set(each[1]["tasks"]) & set(found.tasks)]
     results = {job["answers"] for job, _ in others}

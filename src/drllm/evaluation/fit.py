@@ -34,7 +34,6 @@ def fit_policy(
 
 
 def save_as(routed: RoutedModel, policy: RouteSource, folder: Path) -> Path:
-    """Save a policy with its card; the model's own stays what it was."""
     with under_policy(routed, policy):
         return routed.save_pretrained(folder)
 

@@ -20,15 +20,9 @@ from drllm.model.twin import twin_in
 
 @torch.no_grad()
 def rounding(routed: RoutedModel, policy: Any, prompts: Sequence[Sequence[int]]) -> dict[str, list[float]]:
-    """Divergence, in nats, of the next token's distribution in bfloat16 from that in float32, of the base and of a policy.
+    """Of the `base` and of a `policy`, or route: KL(float32 || bfloat16) of the token behind each prompt, in nats.
 
-    Args:
-        routed: the model in either type; a twin runs in the other one. Its policy is not used.
-        policy: a policy or route; one that decides a prompt decides in each type anew.
-        prompts: token ids; each runs alone.
-
-    Returns:
-        `base` and `policy`: KL(float32 || bfloat16) of each prompt.
+    The model is in either type; a twin runs in the other. A policy decides in each type anew; each prompt runs alone.
     """
     runs_in = routed.model.dtype
     other = torch.bfloat16 if runs_in == torch.float32 else torch.float32
@@ -39,7 +33,8 @@ def rounding(routed: RoutedModel, policy: Any, prompts: Sequence[Sequence[int]])
             model = routed if dtype == runs_in else twin_in(routed, dtype)
             said[dtype] = {name: [_log_probs(model, routes, prompt, progress) for prompt in prompts] for name, routes in asked.items()}
     exact, rough = said.pop(torch.float32), said.popitem()[1]
-    return {name: [_divergence(one, two) for one, two in zip(exact[name], rough[name], strict=True)] for name in asked}
+    pairs = {name: zip(exact[name], rough[name], strict=True) for name in asked}
+    return {name: [float((exact_V.exp() * (exact_V - rough_V)).sum()) for exact_V, rough_V in of] for name, of in pairs.items()}
 
 
 def _log_probs(routed: RoutedModel, routes: Any, prompt: Sequence[int], progress: Progress) -> Tensor:
@@ -48,8 +43,3 @@ def _log_probs(routed: RoutedModel, routes: Any, prompt: Sequence[int], progress
     logits_V = routed(ids_1T, routes=routes, logits_to_keep=1).logits[0, -1]
     progress.advance(1)
     return logits_V.double().log_softmax(-1).cpu()
-
-
-def _divergence(exact_V: Tensor, rough_V: Tensor) -> float:
-    """KL in nats."""
-    return float((exact_V.exp() * (exact_V - rough_V)).sum())

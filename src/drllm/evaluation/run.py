@@ -7,7 +7,6 @@ gain from reading the prompt. `random` and `shuffled` alone are the routers'.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,11 +59,8 @@ def evaluate(
         routed: the model; trained policies are loaded from `out/<method>/`, and its own policy is left as it is.
         methods: "base" (always added), saved policies of the run by their folder's name, such as "static", "routers" or "codebook", and
             blind baselines of them, such as "shuffled-codebook" ("random", "shuffled": of the routers), whose policies are added.
-        tasks: task names.
         out: the run folder.
-        config: split, reward, sizes; default `EvaluateConfig()`.
         data: a JSONL file to read the questions from; default where the search of that task read them.
-        resources: executor, workers and threads; default `Resources()`.
         evaluators: what answers questions by itself and decides no route, by its name among `methods`.
 
     Returns:
@@ -83,10 +79,10 @@ def evaluate(
     read_from = {name: data or read_from.get(name) for name in tasks}
     config = _asked_as_searched(config, run)
     asked = {name: evaluators[name] for name in trained if name in evaluators}
-    comparison = _Comparison(routed, run, config, loaded, baselines, policies, asked)
     with asking(routed, run.root, resources or Resources()) as bench, running(run.root, "evaluate", to_dict(config), argv) as entry:
         entry["read_test_split"] = config.split == "test"
         entry["resources"] = to_dict(bench.resources)
+        comparison = _Comparison(routed, run, config, loaded, baselines, policies, asked)
         comparison.answer(bench)
         write_answers(run.answers(config.folder), comparison.answers)
         summary = comparison.summary(read_from)
@@ -123,17 +119,11 @@ class _Comparison:
         # The base, then policies, then the baselines, which are made from their routes.
         self.methods = (BASE, *self.policies, *self.evaluators, *self.baselines)
 
-    @cached_property
-    def scorers(self) -> dict[str, Scorer]:
-        """By task."""
-        return {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
-
-    @cached_property
-    def questions(self) -> dict[str, list[Question]]:
-        """By task, in its order, but for those that the model cannot be asked, which is said."""
-        return {name: self._asked(loaded) for name, loaded in self.loaded.items()}
+        self.scorers = {name: scorer_of(self.routed, loaded.task, self.config) for name, loaded in self.loaded.items()}
+        self.questions = {name: self._asked(loaded) for name, loaded in self.loaded.items()}
 
     def _asked(self, loaded: LoadedTask) -> list[Question]:
+        """In the task's order, but for those that the model cannot be asked, which is said."""
         rows = loaded.select(self.config.split, self.config.limit)
         questions, reasons = askable(self.scorers[loaded.task.name], loaded.task, rows)
         for line in said_left_out(loaded.task.name, reasons.values()):
@@ -157,16 +147,15 @@ class _Comparison:
             routes[name] = mine
             asks.append(replace(ask, routes=list(zip(*mine.values(), strict=True))))
         for ask, found in zip(asks, bench.ensure(asks, f"{len(self.methods)} methods"), strict=True):
+            ids = [question.example.id for question in ask.questions]
             for method, mine in routes[ask.task.name].items():
-                self._keep(method, ask, [one[route] for one, route in zip(found, mine, strict=True)], mine)
+                verdicts = [one[route] for one, route in zip(found, mine, strict=True)]
+                self.answers[method, ask.task.name] = Answers.of(ids, mine, verdicts)
             for method, evaluator in self.evaluators.items():
-                self._keep(method, ask, *evaluator.evaluate(ask.scorer, ask.questions))
-
-    def _keep(self, method: str, ask: Ask, verdicts: Sequence[Any], routes: Sequence[Any]) -> None:
-        self.answers[method, ask.task.name] = Answers.of([question.example.id for question in ask.questions], routes, verdicts)
+                verdicts, mine = evaluator.evaluate(ask.scorer, ask.questions)
+                self.answers[method, ask.task.name] = Answers.of(ids, mine, verdicts)
 
     def summary(self, read_from: Mapping[str, str | Path | None]) -> Summary:
-        """The table, and what its questions and policies were."""
         config, routed, tasks = self.config, self.routed, list(self.loaded)
         about: dict[str, Any] = {"split": config.folder, "reference": BASE, "model": routed.base_id, "fingerprint": routed.fingerprint}
         rows = rows_of(self.methods, tasks, self.answers, routed.n_layers, config)

@@ -13,7 +13,7 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import read_json, write_json
 from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
-from drllm.healing.choice import choose_route
+from drllm.healing.measuring import choose_route
 from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
 from drllm.healing.training import Course, check_targets, distance_along, need_peft, train_adapter
@@ -32,40 +32,26 @@ POLICY = "healed"  # the policy's name in its run
 
 @dataclass(frozen=True)
 class Healed:
-    """What a healing came to; as JSON in `heal.json`.
+    """What a healing came to; as JSON in `heal.json`."""
 
-    Attributes:
-        route: healed, with the name of its adapter.
-        n_layers, n_passes: blocks of the base, and of those that are left.
-        n_weights, rank: of the adapter.
-        n_prompts, n_held_out, n_tokens: prompts learned from and held out, tokens learned from.
-        kl_before, kl_after: of the route without and with its adapter to the base, in nats a token, on the held-out prompts; a lower bound
-            of the whole vocabulary's (`teacher.py`).
-        same_before, same_after: the share of their tokens behind which the most likely next token is the base's.
-        steps: taken; ended: why there were no more, where they ended early.
-        seconds: of each stage, by the call that ended it; of training, by all calls.
-        looks: (step, KL, share of the same next token) while it was trained.
-    """
-
-    route: str
-    n_layers: int
+    route: str  # healed, with the name of its adapter
+    n_layers: int  # of the base
     n_passes: int
-    n_weights: int
+    n_weights: int  # of the adapter
     rank: int
-    n_prompts: int
+    n_prompts: int  # learned from
     n_held_out: int
-    n_tokens: int
-    kl_before: float
-    kl_after: float
-    same_before: float
+    n_tokens: int  # learned from
+    kl_before: float  # to the base without the adapter, nats a held-out token; a lower bound of the whole vocabulary's (`teacher.py`)
+    kl_after: float  # with it
+    same_before: float  # share of held-out tokens behind which the most likely next token is the base's
     same_after: float
     steps: int
-    ended: str
-    seconds: dict[str, float]
-    looks: list[tuple[int, float, float]]
+    ended: str  # why there were no more steps, where they ended early
+    seconds: dict[str, float]  # of each stage, by the call that ended it; of training, by all calls
+    looks: list[tuple[int, float, float]]  # (step, KL, share of the same next token) while it was trained
 
     def lines(self) -> list[str]:
-        """For who reads it in a terminal."""
         left_out = self.n_layers - self.n_passes
         return [
             f"route {self.route}: {self.n_passes} block passes of {self.n_layers}, {left_out} saved",
@@ -97,9 +83,6 @@ def heal(
         tasks: their fit questions are prompts, as they are asked; `data` as of `drllm.search`.
         prompts: a file of prompts beside or instead of them: plain lines, or `.jsonl` with messages or text.
 
-    Returns:
-        The policy, and what the healing came to.
-
     Raises:
         InputError: peft is not installed, no prompts, too few, or a route that cannot be healed.
         UnsupportedModelError: no linear maps to adapt, or a family that computes something else in a shorter model.
@@ -112,23 +95,20 @@ def heal(
         _check_route(routed, route)
     folder = RunFolder(out).healing
     with alone_in(out, "heal"), running(out, "heal", to_dict(config) | {"tasks": list(tasks), "prompts": _text(prompts)}, argv):
-        held_out, fit = split_prompts(routed, _prompts(routed, tasks, data, prompts, config), config)
+        if not tasks and prompts is None:
+            raise InputError("no prompts to learn from: give tasks (--tasks) or a file of prompts (--prompts)")
+        found = [] if prompts is None else [one.ids for one in file_prompts(routed, prompts)]
+        held_out, fit = split_prompts(routed, [*task_prompts(routed, tasks, data, config), *found], config)
         about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
         about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
         _check_settings(folder, about | to_dict(config))
         if prompts is not None:
             write_json(folder.asked, file_keys(prompts))
-        adapter, found = Healing(routed, folder, config, held_out, fit).run(route)
+        adapter, healed = Healing(routed, folder, config, held_out, fit).run(route)
         policy = HealedPolicy(adapter)
         save_policy(policy, routed.identity, RunFolder(out).policy(POLICY))
     refresh_card(RunFolder(out).policy(POLICY))  # with this command and its figures
-    return policy, found
-
-
-def _prompts(routed: RoutedModel, tasks: Sequence[str], data: Any, prompts: Any, config: HealConfig) -> list[Ids]:
-    if not tasks and prompts is None:
-        raise InputError("no prompts to learn from: give tasks (--tasks) or a file of prompts (--prompts)")
-    return task_prompts(routed, tasks, data, config) + ([] if prompts is None else [one.ids for one in file_prompts(routed, prompts)])
+    return policy, healed
 
 
 def _check_route(routed: RoutedModel, route: Route) -> None:
@@ -150,12 +130,12 @@ def _check_settings(folder: HealFolder, settings: dict[str, Any]) -> None:
 
 @dataclass
 class Healing:
-    """One healing, its prompts told apart: those it learns from, and those that say when to stop."""
+    """One healing."""
 
     routed: RoutedModel
     folder: HealFolder
     config: HealConfig
-    held_out: list[Ids]
+    held_out: list[Ids]  # say when to stop
     fit: list[Ids]
 
     def __post_init__(self) -> None:
@@ -186,7 +166,6 @@ class Healing:
         return adapter, found
 
     def _measured(self, adapter: Adapter, course: Course, held_out: Sequence[Text], learned: Sequence[Text]) -> Healed:
-        """Measure the route itself, bare and healed."""
         before, after = (distance_along(self.routed, one, held_out, self.config.max_step_tokens) for one in (adapter.route, adapter.healed))
         return Healed(
             route=str(adapter.healed),
@@ -208,7 +187,7 @@ class Healing:
         )
 
     def _spent(self, stage: str, started: float) -> None:
-        """Keep a stage's first time: later calls only read what it made."""
+        # A stage's first time: later calls only read what it made.
         self.seconds.setdefault(stage, round(time.monotonic() - started, 1))
 
 

@@ -22,11 +22,11 @@ PARTS = {"heal": 0.5, "select": 0.25, "calibrate": 0.25}  # of the prompts of a 
 
 
 class Asked(NamedTuple):
-    """A prompt of a file. Attributes: kind: what its line calls "task" or "kind", else empty; form: "raw" or "chat"."""
+    """A prompt of a file."""
 
     ids: Ids
-    kind: str
-    form: str
+    kind: str  # what its line calls "task" or "kind", else empty
+    form: str  # "raw" or "chat"
 
 
 _FRAME = re.compile(r"^(?:question|q)\s*:\s*|\s*\b(?:answer|a)\s*:$", re.IGNORECASE)  # around a question
@@ -69,7 +69,6 @@ def file_keys(path: str | Path) -> list[str]:
 
 
 def _read(path: Path) -> list[tuple[Prompt, str]]:
-    """The prompts of a file, and their kinds."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

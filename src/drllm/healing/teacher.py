@@ -8,7 +8,7 @@ Shapes: T tokens of a text, K kept tokens, V vocabulary, N tokens of several tex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,26 +34,16 @@ LEAST = 1e-7  # probability that is left for all other tokens, at least: float32
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt, the base's answer behind it, and what the base says comes next behind each of its tokens.
+    """A prompt, the base's answer behind it, and what the base says comes next behind each of its tokens."""
 
-    Attributes:
-        ids: T token ids; the last one's distribution is that of the next.
-        top: (T, K) token ids, the most likely first.
-        logs: (T, K) their log-probabilities, float32, and rest: (T,) that of all other tokens together; their sum is 1.
-    """
-
-    ids: Ids
-    top: Tensor
-    logs: Tensor
-    rest: Tensor
+    ids: Ids  # T
+    top: Tensor  # (T, K) token ids, the most likely first
+    logs: Tensor  # (T, K) their log-probabilities, float32
+    rest: Tensor  # (T,) that of all other tokens together
 
 
 class Teacher:
-    """Texts of prompts, in files of a folder; a file that is not there is computed.
-
-    Args:
-        new_tokens: of the base's greedy answer; 0: none.
-    """
+    """Texts of prompts, in files of a folder; a file that is not there is computed. `new_tokens`: of the base's answer; 0: none."""
 
     def __init__(self, routed: RoutedModel, folder: Path, new_tokens: int, max_step_tokens: int):
         self.routed, self.folder, self.new_tokens, self.max_step_tokens = routed, folder, new_tokens, max_step_tokens
@@ -80,7 +70,6 @@ class Teacher:
 
     @torch.no_grad()
     def _told(self, prompts: Sequence[Ids]) -> dict[str, Tensor]:
-        """What a file holds: the texts one after the other."""
         texts = self._answered(prompts) if self.new_tokens else list(prompts)
         parts: list[dict[str, Tensor]] = [{}] * len(texts)
         for members, inputs in prompt_steps(self.routed, texts, self.max_step_tokens, by_length=True):
@@ -113,17 +102,16 @@ def _kept(logits_TV: Tensor) -> dict[str, Tensor]:
     return {"top": top.int().cpu(), "logs": logs.half().cpu(), "rest": rest.cpu()}
 
 
-def _read(path: Path) -> Iterator[Text]:
+def _read(path: Path) -> list[Text]:
     """The texts of a file; `ArtifactError` where it cannot be read. Rounded probabilities are scaled to a sum of 1."""
     try:
         tensors = load_tensors(path.read_bytes())
         lengths = tensors["lengths"].tolist()
         logs = torch.cat([tensors["logs"].float(), tensors["rest"][:, None]], 1).log_softmax(1)
         parts = zip(*(part.split(lengths) for part in (tensors["ids"], tensors["top"], logs[:, :-1], logs[:, -1])), strict=True)
-        texts = [Text(tuple(ids.tolist()), top, kept, rest) for ids, top, kept, rest in parts]
+        return [Text(tuple(ids.tolist()), top, kept, rest) for ids, top, kept, rest in parts]
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{path} is not readable ({first_line(error)}): delete it and run the same command again") from None
-    yield from texts
 
 
 def divergence(logits_NV: Tensor, top_NK: Tensor, logs_NK: Tensor, rest_N: Tensor) -> Tensor:

@@ -52,40 +52,21 @@ def need_peft() -> None:
 
 @dataclass
 class Course:
-    """How a training went, and where it is.
+    """How a training went, and where it is."""
 
-    Attributes:
-        step: steps done.
-        looks: (step, KL, share of the same next token) on the held-out texts; the first is the route without an adapter.
-        best: which of them had the lowest KL, a place in `looks`.
-        ended: why, where it has ended before its last step.
-        seconds: spent on it, by all processes.
-    """
-
-    step: int = 0
-    looks: list[tuple[int, float, float]] = field(default_factory=list)
-    best: int = 0
-    ended: str = ""
-    seconds: float = 0.0
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether the held-out texts have gained nothing for a while."""
-        return len(self.looks) - 1 - self.best >= PATIENCE
+    step: int = 0  # done
+    looks: list[tuple[int, float, float]] = field(default_factory=list)  # (step, KL, share of the same next token) on held-out texts
+    best: int = 0  # which of them had the lowest KL; the first is the route without an adapter
+    ended: str = ""  # why, where it has ended before its last step
+    seconds: float = 0.0  # spent on it, by all processes
 
 
 def train_adapter(
     routed: RoutedModel, route: Route, steps: Sequence[Sequence[Text]], held_out: Sequence[Text], config: HealConfig, folder: Path
 ) -> tuple[Adapter, Course]:
-    """The adapter of the best look at the held-out texts; the same call goes on where it was.
+    """The adapter of the best look at the held-out texts; the same call goes on where it was. `steps`: what each learns from.
 
-    Args:
-        steps: what each step learns from.
-        folder: of the state.
-
-    Raises:
-        UnsupportedModelError: a family whose blocks compute something else in a shorter model.
-        InputError: the route's logits are NaN or infinite.
+    `UnsupportedModelError` for a family whose blocks compute something else in a shorter model, `InputError` where logits are not finite.
     """
     training = _Training(routed, route, config, folder)
     with Progress("heal: training", len(steps)) as progress:
@@ -110,7 +91,6 @@ class _Training:
         self._saved = time.monotonic()
 
     def run(self, steps: Sequence[Sequence[Text]], held_out: Sequence[Text], progress: Progress) -> None:
-        """Take the steps that are left, looking at the held-out texts between them."""
         if self.course.ended or self.course.step == self.config.steps:
             return
         if not self.course.looks:
@@ -124,7 +104,7 @@ class _Training:
             progress.advance(1, self._note())
             if self.course.step % EVERY == 0 or self.course.step == self.config.steps:
                 self._look(held_out, progress)
-            if self.course.is_stuck:
+            if len(self.course.looks) - 1 - self.course.best >= PATIENCE:
                 self.course.ended = f"held-out prompts gained nothing in {PATIENCE * EVERY} steps"
                 break
             if time.monotonic() - self._saved > SAVE_EVERY_S:
@@ -132,7 +112,7 @@ class _Training:
         self._save()
 
     def _step(self, texts: Sequence[Text]) -> bool:
-        """One step of the optimizer; True, and nothing changed, where loss or gradient is NaN or infinite."""
+        """True, and nothing changed, where loss or gradient is NaN or infinite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * min(1.0, (self.course.step + 1) / WARM_UP, 1 - self.course.step / self.config.steps)
         logits = self.model(**prompt_inputs(self.routed, [text.ids for text in texts])).logits
@@ -160,14 +140,12 @@ class _Training:
         return f"(held-out KL {kl:.3f}, at first {self.course.looks[0][1]:.3f}; same next token {same:.0%})"
 
     def adapter(self) -> Adapter:
-        """The best weights, rounded."""
         blocks = self.model.get_submodule(block_list(self.routed))
         weights = {}
         for place, block in enumerate(self.route.path):
             for name, module in blocks[place].named_modules():
                 if hasattr(module, "lora_A"):
-                    pair = (self._best_of(module.lora_A[NAME].weight), self._best_of(module.lora_B[NAME].weight))
-                    weights[block, name] = pair
+                    weights[block, name] = self._best_of(module.lora_A[NAME].weight), self._best_of(module.lora_B[NAME].weight)
         return Adapter(self.route, block_list(self.routed), SCALE, weights)
 
     def _best_of(self, part: Tensor) -> Tensor:
@@ -175,7 +153,6 @@ class _Training:
         return self.best[name].cpu().to(DTYPE)
 
     def _save(self) -> None:
-        """Write all of it, atomically."""
         now = time.monotonic()
         self.course.seconds, self._saved = self.course.seconds + now - self._saved, now
         tensors = {}
@@ -234,5 +211,5 @@ def _with_low_rank(routed: RoutedModel, route: Route, config: HealConfig) -> Any
 
 
 def distance_along(routed: RoutedModel, route: Route, held_out: Sequence[Text], max_step_tokens: int) -> Distance:
-    """Of the routed model itself along a route, as whoever uses the policy runs it."""
+    """Of the routed model itself along a route."""
     return distance(routed, held_out, max_step_tokens, lambda **inputs: routed(**inputs, routes=route))

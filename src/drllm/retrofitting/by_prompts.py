@@ -26,8 +26,8 @@ from drllm.core.progress import say
 from drllm.core.route import Route, kept_passes
 from drllm.core.text import type_name
 from drllm.evaluation.fit import save_as
-from drllm.healing.apart import answer_kls, greedy_answers
 from drllm.healing.heal import Healing
+from drllm.healing.measuring import answer_kls, greedy_answers
 from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, in_order, most_tokens, parted
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, need_peft

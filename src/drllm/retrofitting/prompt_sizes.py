@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from drllm.core.config import HealConfig
 from drllm.core.errors import InputError
 from drllm.core.route import kept_passes
-from drllm.healing.choice import TRIED
+from drllm.healing.measuring import TRIED
 
 # Of the time: what healing may take, and measuring on the prompts of each of the two other parts; the rest is for what cannot be foreseen.
 HEALING, MEASURING = 0.55, 0.15

@@ -120,7 +120,7 @@ def test_what_an_adapter_refuses(tmp_path, monkeypatch):
         export(routed, Route.parse("0-2,(1-2)*0.5,3"), tmp_path / "out", "peft")
     with pytest.raises(InputError, match="unknown export format 'lora'"):
         export(routed, ROUTES["skip"], tmp_path / "out", "lora")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match="pip install peft"):
         export(routed, ROUTES["skip"], tmp_path / "out", "peft")
     assert not list(tmp_path.iterdir())

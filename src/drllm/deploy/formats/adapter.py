@@ -21,11 +21,11 @@ from drllm.model.equal_logits import BUILD_ERRORS, checked_ids, compared, differ
 from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
 from drllm.model.shortened import block_list, path_config, plain_twin
-from drllm.policies.healed import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from drllm.policies.healed import ADAPTER_CONFIG as CONFIG_FILE
+from drllm.policies.healed import ADAPTER_WEIGHTS as WEIGHTS_FILE
 
 CANNOT = "cannot express this route as a PEFT adapter"
 N_GENERATED = 8  # tokens of the check, through the cache that PEFT's configuration leads to
-CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 
 def need_peft() -> None:
@@ -35,12 +35,7 @@ def need_peft() -> None:
 
 
 def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
-    """adapter_config.json, adapter_model.safetensors and README; see `drllm.deploy.export.export`.
-
-    Raises:
-        InputError: peft is not installed, or the base is spread over several devices.
-        UnsupportedModelError: the family's layout, or a list of its configuration, that PEFT does not know.
-    """
+    """adapter_config.json, adapter_model.safetensors and README; `InputError` without peft, or where the base is on several devices."""
     need_peft()
     if len(set(getattr(routed.model, "hf_device_map", {}).values())) > 1:
         raise InputError("the base is spread over several devices: load it on one to export an adapter")
@@ -94,8 +89,7 @@ def _target(block: nn.Module) -> tuple[str, nn.Linear]:
 def _check(routed: RoutedModel, route: Route, place: Path) -> tuple[float, int]:
     """(largest difference of a logit, tokens compared): a whole forward, and `N_GENERATED` tokens one by one.
 
-    The routed model writes the same tokens through its own cache: a forward of the whole sequence rounds 16-bit types differently, by more
-    than two blocks may differ that compute something else.
+    The routed model writes the same tokens through its own cache: a forward of the whole sequence rounds 16-bit types differently.
     """
     from peft import PeftModel
 

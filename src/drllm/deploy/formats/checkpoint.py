@@ -1,8 +1,4 @@
-"""A checkpoint for stock transformers: fewer or more blocks, weights copied.
-
-What is written is loaded again and run against the routed model before it counts: a family whose configuration cannot say which block is
-which is refused by what it computes, not by a list of names.
-"""
+"""A checkpoint for stock transformers: fewer or more blocks, weights copied; loaded again and run against the routed model."""
 
 import copy
 from pathlib import Path
@@ -23,7 +19,6 @@ CANNOT = "cannot express this route as a plain checkpoint"
 
 
 def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exported:
-    """Weights, configuration, tokenizer and README; see `drllm.deploy.export.export`."""
     with new_folder(folder) as place:
         copied_bytes = write_weights(routed, route, place)
         difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT)
@@ -72,7 +67,7 @@ def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
     return copied_bytes
 
 
-def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
+def load_written(routed: RoutedModel, place: Path) -> Any:
     """The written checkpoint, loaded by transformers where the routed model is."""
     from transformers import AutoModelForCausalLM
 
@@ -82,6 +77,6 @@ def load_written(routed: RoutedModel, place: Path, cannot: str = CANNOT) -> Any:
             attention = attention_of(model.config)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=model.dtype, attn_implementation=attention)
     except BUILD_ERRORS as error:
-        raise inexpressible(routed.config, error, cannot) from None
+        raise inexpressible(routed.config, error, CANNOT) from None
     device = "cpu" if len(set(getattr(model, "hf_device_map", {}).values())) > 1 else routed.device
     return loaded.eval().to(device)

@@ -20,31 +20,24 @@ from drllm.model.routed import RoutedModel
 from drllm.runs.layout import EXPORT_FILE
 from drllm.runs.provenance import versions
 
+IN_MEMORY = "a model in memory"  # what a card calls a base without a name
+
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
-
-    Attributes:
-        route: as text.
-        n_blocks: of the model that the export loads as.
-        n_bytes: of its weights; `copied_bytes` of them belong to later passes, which most formats cannot store once.
-        difference: largest absolute difference of a logit from the routed model's, on `n_checked` tokens.
-        format: which one.
-    """
+    """What was written."""
 
     folder: Path
     route: str
-    n_blocks: int
-    n_bytes: int
-    copied_bytes: int
-    difference: float
-    n_checked: int
+    n_blocks: int  # of the model that the export loads as
+    n_bytes: int  # of its weights
+    copied_bytes: int  # of them: later passes, which most formats cannot store once
+    difference: float  # largest absolute difference of a logit from the routed model's
+    n_checked: int  # tokens that were compared
     format: str = "checkpoint"
 
     @property
     def size(self) -> str:
-        """Its bytes, in words."""
         whole = f"{self.n_bytes / 1e6:.1f} MB" if self.n_bytes >= 1e5 else f"{self.n_bytes / 1e3:.1f} KB"
         return whole + (f", of which {self.copied_bytes / 1e6:.1f} MB are second copies of repeated blocks" if self.copied_bytes else "")
 
@@ -53,8 +46,7 @@ class Exported:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A place to write and to check an export in; it becomes `folder` when the body ends well, and is gone when it does not.
 
-    Raises:
-        InputError: `folder` is a file, or holds what no export wrote.
+    `InputError` where `folder` is a file, or holds what no export wrote.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a new folder")
@@ -98,7 +90,7 @@ def check_export(folder: Path) -> None:
 
 def _card(routed: RoutedModel, route: Route, done: Exported, library: str, use: str) -> str:
     """The README, by whose head the Hub files it: `rys` is the tag under which people look for repeated blocks."""
-    base, name = hub_or_folder(routed.base_id) or "", title(routed)
+    base, name = hub_or_folder(routed.base_id) or "", routed.base_id or IN_MEMORY
     tags = ["drllm", "adaptive-depth", *(["rys"] if max(route) > Action.EXECUTE else [])]
     named = f"base_model: {base}\n" if "/" in base and not Path(base).exists() else ""
     trained, which = "nothing was trained", f'--model {name} --route "{route}"'
@@ -118,11 +110,6 @@ def _card(routed: RoutedModel, route: Route, done: Exported, library: str, use: 
         f"- made by: `drllm export {chosen}{which} --out {done.folder.name}`\n- size: {done.size}\n"
         f"- checked: {checked} ({type_name(routed.model.dtype)})\n\nThe licence is the base model's.\n"
     )
-
-
-def title(routed: RoutedModel) -> str:
-    """What a card calls the base."""
-    return routed.base_id or "a model in memory"
 
 
 def slices(route: Route) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
-from drllm.deploy.formats.folder import Exported, finish, new_folder, title
+from drllm.deploy.formats.folder import IN_MEMORY, Exported, finish, new_folder
 from drllm.model.equal_logits import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
 from drllm.model.gguf_windows import PATTERN_KEY, sliding
 from drllm.model.load import gguf_path, load_base
@@ -45,15 +45,10 @@ class Entry(NamedTuple):
 
 
 def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
-    """The .gguf file, a Modelfile for Ollama and README; see `drllm.deploy.export.export`.
-
-    Raises:
-        InputError: the base was not loaded from a GGUF file.
-        UnsupportedModelError: an architecture of llama.cpp in which a block's place decides what it computes.
-    """
+    """The .gguf file, a Modelfile for Ollama and README; `InputError` where the base was not loaded from a GGUF file."""
     source = gguf_path(routed.base_id) if routed.base_id else None
     if source is None:
-        raise InputError(f"the base {title(routed)!r} is no .gguf file: export a checkpoint, then convert it (docs/export.md)")
+        raise InputError(f"{routed.base_id or IN_MEMORY!r} is no .gguf file: export a checkpoint, then convert it (docs/export.md)")
     from gguf import GGUFReader, GGUFValueType
 
     reader = GGUFReader(source)
@@ -64,7 +59,8 @@ def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
         file = place / f"{folder.name}.gguf"
         write_copy(reader, file, entries, [(name, tensor.tensor_type, tensor.data) for name, tensor in tensors])
         difference, n_checked = _check(routed, route, file)
-        copied = sum(tensor.n_bytes for name, tensor in tensors if _is_later(name, route))
+        once = {tensor.name: tensor.n_bytes for _, tensor in tensors}
+        copied = sum(tensor.n_bytes for _, tensor in tensors) - sum(once.values())
         done = Exported(folder, str(route), route.n_passes, file.stat().st_size, copied, difference, n_checked, "gguf")
         write_text(place / "Modelfile", f"# ollama create {folder.name} -f Modelfile\nFROM ./{file.name}\n")
         use = f"```\nllama-cli -m {file.name}\nollama create {folder.name} -f Modelfile && ollama run {folder.name}\n```\n"
@@ -75,8 +71,7 @@ def write_gguf(routed: RoutedModel, route: Route, folder: Path) -> Exported:
 def changed_entries(reader: GGUFReader, route: Route) -> dict[str, Entry]:
     """The entries of the metadata that follow the path: the number of blocks, every array by layer, and the period of windows.
 
-    Raises:
-        UnsupportedModelError: llama.cpp decides by a block's place or by the number of blocks what a block computes.
+    `UnsupportedModelError` where llama.cpp decides by a block's place or by the number of blocks what a block computes.
     """
     from gguf import GGUFValueType
 
@@ -131,11 +126,6 @@ def along(reader: GGUFReader, route: Route) -> list[tuple[str, ReaderTensor]]:
             ends[bool(blocks)].append((tensor.name, tensor))
     path = [(f"blk.{place}.{name}", tensor) for place, block in enumerate(route.path) for name, tensor in blocks[block]]
     return [*ends[0], *path, *ends[1]]
-
-
-def _is_later(name: str, route: Route) -> bool:
-    match = _BLOCK.fullmatch(name)
-    return match is not None and route.path[int(match[1])] in route.path[: int(match[1])]
 
 
 def write_copy(reader: GGUFReader, path: Path, changed: Mapping[str, Entry], tensors: Sequence[tuple[str, Any, Any]]) -> None:

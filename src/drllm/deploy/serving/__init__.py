@@ -1,5 +1,4 @@
-"""Serving on vLLM: what is served (`spec`), how the server starts (`launch`), what runs inside it (`engine`).
+"""Serving on vLLM: what is served (`spec`), how the server starts (`launch`), what runs inside it (`engine`, which imports `spec` alone).
 
-`launch.launch` and `spec.ServeSpec` are the interface; requests and answers are described in docs/serve.md. The engine imports `spec`,
-never `launch`.
+Requests and answers are described in docs/serve.md.
 """

@@ -59,11 +59,9 @@ def make_spec(
     repeatable: str = "auto",
     any_format: bool = False,
 ) -> ServeSpec:
-    """How a policy is served.
+    """How a policy that is saved in `folder` is served; None: the base, and whatever routes requests ask for.
 
     Args:
-        policy: None serves the base, and whatever routes requests ask for.
-        folder: where it is saved.
         repeatable: blocks with keys and values for a second pass: "all", numbers such as "3,17", of up to three passes "3:3,17" or
             "all:3", or "auto": those that the policy's routes repeat; all for a policy whose routes cannot be listed; none without one.
         any_format: take prompts of a format that the policy was not trained on; one route for all takes both anyway.
@@ -80,14 +78,10 @@ def make_spec(
     routes = policy.routes
     mode = "engine" if policy.routes_for([]) is None else "routes"
     most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
-    blocks = _blocks(repeatable, _again(most), n_layers)
+    again = tuple(block for block, n_passes in enumerate(most) for _ in range(n_passes - 1))
+    blocks = _blocks(repeatable, again, n_layers)
     prompt_format = None if any_format else policy.prompt_format
     return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), prompt_format)
-
-
-def _again(passes: Iterable[int]) -> tuple[int, ...]:
-    """Each block once for every pass beyond its first, given its passes."""
-    return tuple(block for block, n in enumerate(passes) for _ in range(n - 1))
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
@@ -176,13 +170,9 @@ def _flag(word: str) -> str:
 def launch(
     spec: ServeSpec, arch: str, device: str, flags: Mapping[str, Any], api_key: str = "", extra: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """The command line of a server, and the environment variables to add.
+    """The command line of a server, and the environment variables to add; `arch` is what `check_supported` gave.
 
-    Args:
-        arch: what `check_supported` gave.
-        device: "cpu" or "cuda".
-        flags: vLLM's --model, --served-model-name, --dtype, --host, --port and --max-model-len.
-        extra: more of vLLM's own flags.
+    `flags`: vLLM's --model, --served-model-name, --dtype, --host, --port and --max-model-len; `extra`: more of its own.
     """
     given = dict(flags) | {"--middleware": f"{ENGINE}.answers.RouteMiddleware", "--generation-config": "vllm"}
     for name, value in engine_options(spec, arch, device).items():

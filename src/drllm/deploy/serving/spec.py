@@ -21,25 +21,17 @@ MODES = ("static", "routes", "engine")
 class ServeSpec:
     """How a server decides routes.
 
-    Attributes:
-        mode: `static`: one route, compiled in. `routes`: a route a request, which comes with it: its own `drllm_route`, else what the
-            policy chooses from its tokens before the engine, else the base's. `engine`: the policy decides inside, at prefill.
-        n_layers: L.
-        policy: the saved policy's folder; "" for none.
-        route: the one route, of `static`.
-        repeatable: blocks that have keys and values for a second pass, and once more for each pass beyond; what they cost in cache is paid
-            whether or not a route makes it.
-        routes: those that requests will mostly take, where they are known: what they have in common is compiled.
-        prompt_format: "raw" or "chat", what a policy that reads prompts was trained on; None takes both.
+    Its mode is `static`: one route, compiled in; `routes`: a route a request, which comes with it (its own `drllm_route`, else what the
+    policy chooses from its tokens before the engine, else the base's); or `engine`: the policy decides inside, at prefill.
     """
 
     mode: str
     n_layers: int
-    policy: str = ""
-    route: str | None = None
-    repeatable: tuple[int, ...] = ()
-    routes: tuple[str, ...] = ()
-    prompt_format: str | None = None
+    policy: str = ""  # its folder
+    route: str | None = None  # the one route, of `static`
+    repeatable: tuple[int, ...] = ()  # blocks with keys and values for a second pass, once more for each beyond: paid for, made or not
+    routes: tuple[str, ...] = ()  # those that requests will mostly take, where they are known: what they have in common is compiled
+    prompt_format: str | None = None  # "raw" or "chat", what a policy that reads prompts was trained on; None takes both
 
     def __post_init__(self) -> None:
         for name in ("repeatable", "routes"):  # lists, where they come from JSON
@@ -55,7 +47,6 @@ class ServeSpec:
 
     @cached_property
     def fixed(self) -> Route | None:
-        """The one route, of `static`."""
         return None if self.route is None else Route.parse(self.route, self.n_layers)
 
     @cached_property
@@ -105,6 +96,6 @@ class ServeSpec:
 
     @classmethod
     def from_config(cls, additional_config: Any) -> ServeSpec | None:
-        """Read back what `to_config` wrote; None where there is none."""
+        """What `to_config` wrote; None where there is none."""
         values = additional_config.get(KEY) if isinstance(additional_config, dict) else None
         return None if values is None else cls(**values)

@@ -19,10 +19,7 @@ Scores = dict[tuple[str, str, str], dict[str, float]]  # (task, filter, metric) 
 
 
 def read_scores(folder: str | Path) -> Scores:
-    """Every numeric metric of every document in a folder's sample logs; of several runs of a task, the latest.
-
-    Raises `InputError` when the folder holds no sample logs, or a line is not one; `ArtifactError` where it is not JSON.
-    """
+    """Every numeric metric of every document in a folder's sample logs, the latest of a task; `InputError` where there are none."""
     latest: dict[str, tuple[str, Path]] = {}
     for path in sorted(Path(folder).rglob(SAMPLES_FILES)):
         if match := SAMPLES_NAME.fullmatch(path.name):
@@ -48,8 +45,7 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
     """Rows: each method against the first on each task, filter and metric, and on all tasks of a metric together.
 
     Differences are of means over the same documents, with the percentile bootstrap's 95 % interval (stratified by task in the pooled rows);
-    McNemar's exact p where every value is 0 or 1, and Holm's adjustment of it over the tasks of a method and metric. Raises `InputError`
-    where two methods did not answer the same documents.
+    McNemar's exact p where every value is 0 or 1, Holm's adjustment over the tasks. `InputError` where the documents are not the same.
     """
     names = list(methods)
     if n_resamples < 1:
@@ -88,7 +84,6 @@ def compare(methods: Mapping[str, Scores], n_resamples: int = 10_000, seed: int 
 
 
 def _row(ours: np.ndarray, base: np.ndarray, strata: np.ndarray | None, n_resamples: int, seed: int) -> dict[str, Any]:
-    """What a row says of the values of two methods on the same documents."""
     difference, low, high = paired_bootstrap(ours, base, n_resamples, seed, strata)
     is_binary = bool(np.isin(ours, (0, 1)).all() and np.isin(base, (0, 1)).all())
     means = {"n": len(ours), "reference": float(base.mean()), "value": float(ours.mean())}
@@ -106,7 +101,6 @@ def render(rows: list[dict[str, Any]], reference: str) -> str:
 
 
 def _table(metric: str, rows: list[dict[str, Any]], reference: str) -> str:
-    """One metric's rows."""
     title = f"{metric} against {reference}, paired, 95 % intervals; + / -: documents only one is right on"
     is_share = all(0 <= row[name] <= 1 for row in rows for name in ("reference", "value"))
     show, change = (percent, points) if is_share else ("{:.4g}".format, "{:+.4g}".format)

@@ -1,7 +1,6 @@
 """The parts of lm-evaluation-harness that it does not document as its interface, under names of our own. No other module uses one.
 
 Checked on the version named below; `tests/evaluation/test_lm_eval_private.py` names the part that a later version changed.
-What the harness does document is imported where it is used: `lm_eval.api`, `HFLM`, `simple_evaluate`, `TaskManager`.
 """
 
 from __future__ import annotations

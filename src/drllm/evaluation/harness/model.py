@@ -1,4 +1,4 @@
-"""`RoutedLM`: a routed model as a model of lm-evaluation-harness 0.4, and its model arguments.
+"""`RoutedLM`: a routed model as a model of lm-evaluation-harness 0.4, its model arguments, and what its routes did and cost.
 
 A stock harness passes context and continuation to the model as one sequence, so a policy would read the answer it is asked to score; it
 scores every choice as a prompt of its own, so choices of one question could take different routes. Here the route comes from the
@@ -11,8 +11,10 @@ from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
@@ -24,7 +26,6 @@ from drllm.core.names import did_you_mean
 from drllm.core.route import Route
 from drllm.evaluation.harness import SPLITS_READ
 from drllm.evaluation.harness.lm_eval_private import stock_model
-from drllm.evaluation.harness.log import Routed, RoutingLog
 from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
 from drllm.model.routed import RoutedModel
@@ -43,17 +44,71 @@ STOCK_OPTIONS = tuple(_STOCK.split())  # of the stock model, which mean the same
 OWN_OPTIONS = ("pretrained", "base", "revision", "route", "control", "dtype", "device", "batch_size", "max_batch_size")
 
 
+@dataclass(frozen=True)
+class Routed:
+    """A prompt and its route."""
+
+    task: str
+    doc_id: int  # -1 where the harness does not say
+    route: Route
+    n_prompt_tokens: int  # that the policy read
+    n_new_tokens: int = 0  # generated up to the sequence's own end; 0 where continuations were scored
+
+
+class RoutingLog:
+    """Collects routes and seconds; `summary` is what results carry."""
+
+    def __init__(self, n_layers: int):
+        self.n_layers = n_layers
+        self.prompts: list[Routed] = []
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._router_seconds: defaultdict[str, float] = defaultdict(float)
+
+    def add_seconds(self, weights: Mapping[str, int], seconds: float, router_seconds: float) -> None:
+        """Share some seconds among tasks by what each had in them."""
+        for task, weight in weights.items():
+            share = weight / sum(weights.values())
+            self._seconds[task] += seconds * share
+            self._router_seconds[task] += router_seconds * share
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Figures of each task; see `docs/harness.md` for what each one is."""
+        by_task: defaultdict[str, list[Routed]] = defaultdict(list)
+        for prompt in self.prompts:
+            by_task[prompt.task].append(prompt)
+        return {task: self._summarize(task, prompts) for task, prompts in by_task.items()}
+
+    def _summarize(self, task: str, prompts: list[Routed]) -> dict[str, Any]:
+        passes = np.array([prompt.route.n_passes for prompt in prompts])
+        steps = np.array([max(1, prompt.n_new_tokens) for prompt in prompts])  # one, and one more for each new token but the last
+        counts = Counter(str(prompt.route) for prompt in prompts)
+        found: dict[str, Any] = {"prompts": len(prompts), "mean_passes": float(passes.mean()), "n_layers": self.n_layers}
+        found["passes"] = {str(value): int(n) for value, n in sorted(Counter(passes.tolist()).items())}
+        layers, base_layers = float(np.mean(passes * steps)), float(np.mean(self.n_layers * steps))
+        found |= {"layers_per_prompt": layers, "base_layers_per_prompt": base_layers}
+        found["new_tokens"] = sum(prompt.n_new_tokens for prompt in prompts)
+        found |= {"identity_share": counts[str(Route.full(self.n_layers))] / len(prompts), "distinct_routes": len(counts)}
+        found["consensus"] = consensus([prompt.route for prompt in prompts])
+        return found | {"seconds": self._seconds[task], "router_seconds": self._router_seconds[task]}
+
+
+def consensus(routes: Sequence[Route]) -> float | None:
+    """Mean share of blocks at which two different prompts' routes agree (Dr.LLM, table 8), over all pairs; None for a single prompt."""
+    n = len(routes)
+    if n < 2:
+        return None
+    columns = list(zip(*(route.visits for route in routes), strict=True))
+    agreeing = sum(count * (count - 1) for column in columns for count in Counter(column).values())
+    return float(agreeing / (n * (n - 1) * len(columns)))
+
+
 class RoutedLM(stock_model()):
     """A routed model for the harness; `--model drllm` on its command line.
 
     Args:
         pretrained: a saved policy's folder or Hub id (its base loads with it), anything `RoutedModel.wrap` loads, or a `RoutedModel`.
-        base: another place to load the same base from.
-        revision: of the policy, on the Hub.
         route: this route for every prompt, instead of a policy: digits, or a path with + for its commas.
-        control: appendix C's control of routers.
-        dtype, device: as in `RoutedModel.wrap`.
-        batch_size: sequences of a step, or "auto".
+        base, revision, control, dtype, device: as docs/harness.md has them.
         **options: `STOCK_OPTIONS`, as in `HFLM`.
 
     Raises:
@@ -106,7 +161,6 @@ class RoutedLM(stock_model()):
         return _in_groups(requests, lambda request: _origin(request)[0], answer)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Generated text of each request, its route decided at prefill."""
         self._warn_of_format()
 
         def answer(some: list[Instance]) -> list[str]:
@@ -162,7 +216,6 @@ class RoutedLM(stock_model()):
         return [answers[index] for index in range(len(requests))]
 
     def logits_of(self, ids_BT: Tensor) -> Tensor:
-        """Along the route of the sequences being scored."""
         with torch.no_grad(), self._autocast():
             return self.routed(ids_BT, routes=self._route).logits
 
@@ -186,7 +239,6 @@ class RoutedLM(stock_model()):
             self._warned = True
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As the stock model."""
         self._format = "chat"
         return super().apply_chat_template(chat_history, add_generation_prompt)
 
@@ -203,12 +255,10 @@ class RoutedLM(stock_model()):
         return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": summary}}
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """As the stock model; `generate_until` calls it with a batch's contexts."""
-        self._contexts = deque(strings)
+        self._contexts = deque(strings)  # `generate_until` calls it with a batch's
         return super().tok_batch_encode(strings, *args, **kwargs)
 
     def generate_tokens(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        """The stock generation on a routed cache."""
         routes = [Route.full(self.routed.n_layers)] * len(context)
         mask = options.get("attention_mask", torch.ones_like(context))
         origins = [self._by_context[text].popleft() for text in self._contexts]
@@ -255,7 +305,6 @@ def _in_groups(requests: list[Instance], key: Callable[[Instance], str], answer:
 
 
 def _origin(request: Instance) -> tuple[str, int]:
-    """(task, document) of a request."""
     return str(request.task_name), -1 if request.doc_id is None else request.doc_id
 
 

@@ -21,7 +21,6 @@ from drllm.evaluation.fit import under_policy
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.compare import compare, read_scores
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SAMPLES_FILES, SUMMARY_FILE, RunFolder
@@ -83,12 +82,10 @@ def evaluate_harness(
         methods: "base" (always added, first) and folders of `out` that hold a policy, such as "static" and "routers".
         tasks: the harness's task names; `drllm_*` are the offline ones, whose split and data follow `config.split` and `data`.
         out: the run folder; results go to `out/harness/<split>/<tasks>/<method>/`, finished methods are read back.
-        config: split, limit, batch size, resamples and seed; default `EvaluateConfig()`.
         harness_args: any other options of the harness's command line.
 
     Returns:
-        The summary, also written to `out/harness/<split>/<tasks>/summary.json`: each method's metrics and routing figures, and the paired
-        rows.
+        The summary, also written beside the methods' folders: their metrics and routing figures, and the paired rows.
     """
     config, run = config or EvaluateConfig(), RunFolder(Path(out))
     names = [BASE, *dict.fromkeys(name for name in methods if name != BASE)]
@@ -97,9 +94,20 @@ def evaluate_harness(
     policies = {name: None if name == BASE else routed.load_policy(run.policy(name)) for name in names}
     digests = {name: policy_digest(run.policy(name)) for name in names if name != BASE}
     request = {"tasks": list(tasks), "harness_args": list(harness_args)}
+    results: dict[str, Any] = {}
+    fresh = set()  # methods that are not read back
     with running(run.root, "evaluate --harness", to_dict(config) | request, argv) as entry:
         manager, questions, entry["read_test_split"] = _load_tasks(settings, config)
-        results, fresh = _answer(routed, policies, digests, settings, manager, questions, folder)
+        for name, policy in policies.items():
+            model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
+            key = _key(model, settings, questions)
+            results[name] = read_kept(folder / name / RESULTS_FILE, key, "delete it and evaluate again", "drllm_key")
+            if results[name] is None:
+                fresh.add(name)
+                # The harness's cache knows requests, not models: a file for each.
+                cache = settings.use_cache and f"{settings.use_cache}_{name}_{key_of(model)}"
+                with under_policy(routed, policy):
+                    results[name] = _run(routed, settings, manager, cache, folder / name, key)
         scores = {name: read_scores(folder / name) for name in names} if len(names) > 1 else {}
         rows = compare(scores, config.n_resamples, config.seed) if scores else []
         summary = {"model": routed.base_id, "fingerprint": routed.fingerprint, "split": config.folder, "reference": BASE} | request
@@ -109,32 +117,6 @@ def evaluate_harness(
     for name in digests:
         refresh_card(run.policy(name))  # with this command and its figures
     return summary
-
-
-def _answer(
-    routed: RoutedModel,
-    policies: Mapping[str, Policy | None],
-    digests: Mapping[str, str],
-    settings: EvaluatorConfig,
-    manager: TaskManager,
-    questions: str,
-    folder: Path,
-) -> tuple[dict[str, Any], set[str]]:
-    """Each method's results, read back where they were finished before; and the names of the others."""
-    results: dict[str, Any] = {}
-    fresh = set()
-    for name, policy in policies.items():
-        model = [name, routed.fingerprint, str(routed.model.dtype), digests.get(name, "")]
-        key = _key(model, settings, questions)
-        saved = read_kept(folder / name / RESULTS_FILE, key, "delete it and evaluate again", "drllm_key")
-        if saved is None:
-            fresh.add(name)
-            # The harness's cache knows requests, not models: a file for each.
-            cache = settings.use_cache and f"{settings.use_cache}_{name}_{key_of(model)}"
-            with under_policy(routed, policy):
-                saved = _run(routed, settings, manager, cache, folder / name, key)
-        results[name] = saved
-    return results, fresh
 
 
 def _routing(results: Mapping[str, Any], fresh: set[str]) -> dict[str, Any]:
@@ -157,7 +139,6 @@ def harness_folder(out: Path, tasks: Sequence[str], config: EvaluateConfig, harn
 
 
 def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | None, harness_args: Sequence[str]) -> EvaluatorConfig:
-    """The harness's own configuration, from its own parser."""
     from drllm.evaluation.harness.lm_eval_private import parse_run, settings_of
 
     said = io.StringIO()  # its parser writes what is wrong to standard error, the last line says it
@@ -187,10 +168,7 @@ def _settings(tasks: Sequence[str], config: EvaluateConfig, data: str | Path | N
 
 
 def _load_tasks(settings: EvaluatorConfig, config: EvaluateConfig) -> tuple[TaskManager, str, bool]:
-    """The task manager, a digest of what will be asked, and whether a task reads a test split.
-
-    That is an offline task of split test, or a stock one that has test documents.
-    """
+    """The task manager, a digest of what will be asked, and whether a task reads a test split: of ours, or test documents of its own."""
     from datasets.exceptions import DatasetsError
 
     try:

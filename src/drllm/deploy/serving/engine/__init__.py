@@ -1,5 +1,4 @@
-"""What runs inside a vLLM server: the plugin's entry points, models, worker and HTTP surface. vLLM alone imports these.
+"""What runs inside a vLLM server, which alone imports it; module names stand in the server's command line and in our entry points.
 
-Their names are in the server's command line and in the package's entry points, so they stay. What vLLM does not document is used in
-`vllm_private` alone; `gathering`, `schedule` and `segments` are one step along several routes.
+What vLLM does not document is used in `vllm_private` alone; `schedule` and `segments` are one step along several routes.
 """

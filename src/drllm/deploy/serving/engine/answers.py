@@ -1,4 +1,4 @@
-"""Routes in answers: an ASGI middleware, `--middleware drllm.deploy.serving.engine.answers.RouteMiddleware`.
+"""Routes on their way into answers: from the engine that decided them, and by `RouteMiddleware`, an ASGI one, into the JSON.
 
 The JSON of every answer of `/v1/completions` and `/v1/chat/completions` has the member `drllm`: a list of one object a prompt with `route`,
 `passes`, `of` (the base's passes), `decided` (`policy`, `request` or `server`) and `seconds` (of choosing it from the text). A stream has
@@ -7,15 +7,18 @@ it in the first event after a route is known, and again once all are. What else 
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from drllm.core.route import Route
 
 FORMATS = {"/v1/completions": "raw", "/v1/chat/completions": "chat"}  # what can be asked for text
 OPEN_PATHS = ("/v1/models", "/health", "/ping", "/version", "/load", "/metrics")
+ASKS_EVERY_S = 0.001  # while the engine is idle, which is between a prompt's coming and its step; busy it answers once a step
+PATIENCE_S = 60.0  # for the decision on a prompt that has been answered: it is there, unless the engine lost it
 _NOT_SERVED = f"not served with routes; these paths are: {', '.join((*FORMATS, *OPEN_PATHS))}"
 NOT_SERVED = json.dumps({"error": {"message": _NOT_SERVED, "type": "NotFoundError", "code": 404}}).encode()
 
@@ -35,7 +38,6 @@ class Taken:
         self.route, self.decided, self.seconds = route, decided, seconds
 
     def record(self) -> dict[str, Any] | None:
-        """For an answer's JSON; null while it is not known."""
         if self.route is None:
             return None
         about = {"route": str(self.route), "passes": self.route.n_passes, "of": len(self.route)}
@@ -51,13 +53,11 @@ class Call:
     n_known: int = 0
 
     def take(self) -> Taken:
-        """The place for one more prompt's route."""
         self.taken.append(Taken(self))
         return self.taken[-1]
 
     @property
     def records(self) -> list[dict[str, Any] | None]:
-        """What the answer says, prompt by prompt."""
         return [taken.record() for taken in self.taken]
 
 
@@ -158,3 +158,57 @@ def _refusal(answer: Any, status: int) -> dict[str, Any]:
     detail = (error if isinstance(error, str) else answer.get("detail", answer)) if isinstance(answer, dict) else answer
     text = detail if isinstance(detail, str) else json.dumps(detail, ensure_ascii=False)
     return {"error": {"message": " ".join(text.split())[:4096], "type": "BadRequestError", "code": status}}
+
+
+class Decision(NamedTuple):
+    """Of a policy on one prompt; vLLM carries it as a plain list."""
+
+    route: str = ""
+    failure: str = ""  # why there is no route
+
+
+class Decisions:
+    """Prompts whose decisions are yet to come, each under a key; `client` is vLLM's engine client.
+
+    An engine answers a call between two steps. Asked once a prompt's first token is there, it is in its next step already, for which that
+    token would wait. So it is asked all the while, one call at a time for all prompts, and a route comes with the step that decided it.
+    """
+
+    def __init__(self, client: Any):
+        self.client = client
+        self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._asking: asyncio.Task[None] | None = None
+
+    def expect(self, key: str) -> None:
+        self._waiting[key] = asyncio.get_running_loop().create_future()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(_heard)
+
+    async def take(self, key: str) -> Decision:
+        """That of an expected prompt that has been answered; raises what a call to the engine raised."""
+        decision, asking = self._waiting[key], self._asking
+        if asking is not None:
+            await asyncio.wait({decision, asking}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done() and not decision.done():
+                asking.result()
+        self.drop(key)
+        return decision.result() if decision.done() else Decision(failure="its route is not known")
+
+    def drop(self, key: str) -> None:
+        """Nobody waits for it any more."""
+        self._waiting.pop(key, None)
+
+    async def _ask(self) -> None:
+        while keys := [key for key, decision in self._waiting.items() if not decision.done()]:
+            found: dict[str, list[str]] = (await self.client.collective_rpc("drllm_decisions", args=(keys,)))[0]
+            for key, decision in found.items():
+                if key in self._waiting:
+                    self._waiting[key].set_result(Decision(*decision))
+            await asyncio.sleep(ASKS_EVERY_S)
+
+
+def _heard(asking: asyncio.Task[None]) -> None:
+    """What it raised reaches whoever takes a decision; without one, the requests fail by themselves."""
+    if not asking.cancelled():
+        asking.exception()

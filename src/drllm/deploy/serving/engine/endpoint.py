@@ -12,8 +12,7 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.answers import CALL, Taken
-from drllm.deploy.serving.engine.decisions import Decisions
+from drllm.deploy.serving.engine.answers import CALL, Decisions, Taken
 from drllm.deploy.serving.engine.vllm_private import replace_beam_search, validation_error
 from drllm.deploy.serving.engine.worker import load_policy
 from drllm.deploy.serving.spec import PROMPT_ARGUMENT, ROUTE_ARGUMENT, ServeSpec
@@ -31,7 +30,6 @@ class RoutesPlugin:
         """No path of its own."""
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Stand before the engine client's `generate`."""
         if engine_client is not None and (spec := ServeSpec.from_config(engine_client.vllm_config.additional_config)) is not None:
             engine_client.generate = RequestRouter(spec, engine_client).generate
             replace_beam_search(state, _refuse_beams)

@@ -1,8 +1,7 @@
 """vLLM's own models of four families, their blocks run along routes.
 
 The base checkpoint is loaded unchanged. A block's second pass is a twin: a copy of the block module that shares every weight and owns an
-attention of its own, hence keys and values of its own; a third pass is another. Nothing here knows the inside of a family's block but the
-name of its attention.
+attention of its own, hence keys and values of its own; a third pass is another.
 """
 
 from collections.abc import Iterable
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.paths import Loop, number
-from drllm.deploy.serving.engine.refusals import refuse
-from drllm.deploy.serving.engine.schedule import Schedule, run_schedule
+from drllm.deploy.serving.engine.plugin import refuse
+from drllm.deploy.serving.engine.schedule import Loop, Schedule, number, run_schedule
 from drllm.deploy.serving.engine.segments import Segment, compiled, compiled_loops, cuts, looped, most_passes, single
 from drllm.deploy.serving.engine.vllm_private import (
     Blocks,
@@ -55,7 +53,7 @@ class RoutedMixin:
             if n_passes == 0:
                 leave_out(layers, block, vllm_config)
         later = [(block, n_pass) for block, n_passes in enumerate(spec.n_caches) for n_pass in range(1, n_passes)]
-        twins = {_name(*step): make_twin(layers[step[0]], spec.n_layers + place, vllm_config) for place, step in enumerate(later)}
+        twins = {f"{step[0]}_{step[1]}": make_twin(layers[step[0]], spec.n_layers + place, vllm_config) for place, step in enumerate(later)}
         self.twins = nn.ModuleDict(twins)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -77,8 +75,7 @@ class RoutedMixin:
         return modules
 
     def block(self, block: int, n_pass: int) -> Any:
-        """The module of a block's first (0) or a later pass."""
-        return self.twins[_name(block, n_pass)] if n_pass else self.model.layers[block]
+        return self.twins[f"{block}_{n_pass}"] if n_pass else self.model.layers[block]
 
     def prepare(self) -> None:
         """After the weights are in their final form: what a routed step runs, compiled where the base is and the routes are known."""
@@ -91,7 +88,6 @@ class RoutedMixin:
             run_once([segment.run for segment in (*self.segments, *self.loops.values())], self.vllm_config, self.model.norm.weight)
 
     def plain_loop(self, loop: Loop) -> Segment:
-        """A span that is run again, uncompiled."""
         if len(self.plain_loops) >= MOST_LOOPS:  # requests may name any
             self.plain_loops.clear()
         if loop not in self.plain_loops:
@@ -112,11 +108,6 @@ class RoutedMixin:
         else:
             states, residual = run_schedule(schedule, self.singles, positions, states, self.plain_loop)
         return self.model.norm(states, residual)[0]
-
-
-def _name(block: int, n_pass: int) -> str:
-    """Of the module of a later pass."""
-    return f"{block}_{n_pass}"
 
 
 class RoutedLlama(RoutedMixin, stock_class("LlamaForCausalLM")):

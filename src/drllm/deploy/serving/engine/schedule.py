@@ -4,24 +4,121 @@ Sequences that run the same pass are gathered, run as one call, and written back
 that skip the same blocks cost no copies between them. Spans that routes run again stand behind a block's own passes: sequences whose loops
 there begin alike run that beginning together, as in transformers (`drllm.model.sub_batches`).
 
+A step of a path is (block, pass): the n-th time that a block occurs is its n-th pass and has keys and values of its own, those of the
+block's n-th module. A sequence is a request of the step; vLLM lays the tokens of all sequences end to end.
+
 Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 """
 
+from __future__ import annotations
+
+import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
-from drllm.core.route import Route
+from drllm.core.route import Route, Span
 from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
-from drllm.deploy.serving.engine.gathering import Gathered, Places
-from drllm.deploy.serving.engine.paths import Loop, Loops, number
-from drllm.deploy.serving.engine.vllm_private import StepAttention
 from drllm.model.sub_batches import check_decision, run_together
+
+if TYPE_CHECKING:
+    from drllm.deploy.serving.engine.vllm_private import StepAttention
+
+MOST_KEPT = 512  # places remembered; then all are forgotten
+
+
+@dataclass(eq=False)
+class Gathered:
+    """Some sequences of a step: the places of their tokens (None: all of them), and what their attention needs."""
+
+    tokens: Tensor | None
+    metadata: Any
+    slot_mapping: Tensor
+
+
+@dataclass(eq=False)
+class Place:
+    """Where the tokens of some sequences lie in a step; `_on` is on the engine's device."""
+
+    sequences: Tensor  # their numbers
+    sequences_on: Tensor
+    tokens_on: Tensor  # the places of their tokens
+    ends: Tensor  # of each sequence's tokens once gathered, after a 0
+    ends_on: Tensor
+    longest: int  # tokens of a sequence
+
+
+class Places:
+    """Remembers places from step to step: while the same requests decode, they stay the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes], Place] = {}
+
+    def find(self, chosen_S: np.ndarray, starts: np.ndarray, device: torch.device) -> Place:
+        """Of the sequences that are chosen; `starts` (S + 1,) is where each sequence's tokens begin."""
+        key = (chosen_S.tobytes(), starts.tobytes())
+        if key not in self._known:
+            if len(self._known) >= MOST_KEPT:
+                self._known.clear()
+            sequences = np.flatnonzero(chosen_S)
+            lengths = starts[sequences + 1] - starts[sequences]
+            ends = np.append(0, np.cumsum(lengths)).astype(np.int32)
+            # Gathered token j is token j - (where its sequence begins there) + (where it begins here).
+            tokens = torch.from_numpy(np.repeat(starts[sequences] - ends[:-1], lengths) + np.arange(ends[-1])).long()
+            on_cpu, ends_on_cpu = torch.from_numpy(sequences), torch.from_numpy(ends)
+            on_device = on_cpu.to(device), tokens.to(device), ends_on_cpu, ends_on_cpu.to(device)
+            self._known[key] = Place(on_cpu, *on_device, int(lengths.max()))
+        return self._known[key]
+
+
+class Loop(NamedTuple):
+    """A span that runs behind a block's own passes."""
+
+    span: Span
+    passes: tuple[int, ...]  # for each of its blocks, which pass this is, counted from 0
+
+    @property
+    def steps(self) -> tuple[tuple[int, int], ...]:
+        return tuple(zip(self.span.blocks, self.passes, strict=True))
+
+    @property
+    def name(self) -> str:
+        return f"{self.span}-{'.'.join(map(str, self.passes))}"
+
+
+Loops = tuple[tuple[int, Loop], ...]  # (block, loop) in the order they run: behind which block, and what
+
+
+class Laid(NamedTuple):
+    """A route laid out."""
+
+    actions: np.ndarray  # passes (L,) of each block in place, int8, when the forward comes to it
+    loops: Loops
+
+
+def number(span: Span, used: list[int]) -> Loop:
+    """The span as the next pass of each of its blocks; `used` are the passes that each block has made, which are counted on."""
+    passes = tuple(used[block] for block in span.blocks)
+    for block in span.blocks:
+        used[block] += 1
+    return Loop(span, passes)
+
+
+@functools.lru_cache(maxsize=4096)
+def lay_out(route: Route) -> Laid:
+    """The route as an engine runs it; the array is shared, so it must not be written to."""
+    in_place = list(map(int, route.in_place_actions))
+    used = list(in_place)  # a loop never comes before its blocks' own passes
+    return Laid(np.array(in_place, dtype=np.int8), tuple((block, number(span, used)) for block, span in route.loops))
+
+
+def loops_of(routes: Sequence[Route]) -> tuple[Loop, ...]:
+    return tuple(dict.fromkeys(loop for route in routes for _, loop in lay_out(route).loops))
 
 
 @dataclass(eq=False)
@@ -110,7 +207,7 @@ class Schedule:
         return self.sets[key]
 
     def route_of(self, sequence: int) -> Route:
-        """The route of a sequence as far as it is known."""
+        """As far as it is known."""
         visits = [in_place(block, int(action)) for block, action in enumerate(self.actions_SL[sequence])]
         for block, loop in self.loops.get(sequence, ()):
             visits[block] = (*visits[block], loop.span)
@@ -137,7 +234,6 @@ class Schedule:
         self._count()
 
     def _take(self, sequences: Sequence[int], block: int, visit: Visit) -> None:
-        """Let sequences of one prompt run this at a block."""
         n_own = n_in_place(block, visit)
         known = self.loops.get(sequences[0], ())
         used = [int(action) for action in self.actions_SL[sequences[0]]]
@@ -165,12 +261,9 @@ def run_schedule(
     states_ND: Tensor,
     segment_of: Callable[[Loop], Any],
 ) -> tuple[Tensor, Tensor]:
-    """Run a step, each segment on the sequences that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
+    """Run a step, each `Segment` on the sequences that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
-    Args:
-        segments: `drllm.deploy.serving.engine.segments.Segment`, in the order they run; single blocks where a policy has yet to decide.
-        states_ND: the embedded tokens.
-        segment_of: that of a loop.
+    `segments` come in the order they run, single blocks where a policy has yet to decide; `segment_of` is that of a loop.
     """
     states, residual = states_ND, torch.zeros_like(states_ND)
     whole = schedule.attention.whole
@@ -196,7 +289,6 @@ def run_schedule(
         part = (part[0], *segment.run(*part))
 
     def run_loops(before: int) -> None:
-        """Those behind the blocks up to this one that have not run."""
         nonlocal n_passed
         for block in range(n_passed, before):
             for loop, wanted in schedule.loops_behind(block):

@@ -14,32 +14,22 @@ from typing import Any
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.paths import Loop, loops_of
+from drllm.deploy.serving.engine.schedule import Loop, loops_of
 from drllm.deploy.serving.engine.vllm_private import Blocks, attention_name, compile_blocks
 
 
 @dataclass(eq=False)
 class Segment:
-    """Consecutive passes that the same sequences make.
+    """Consecutive passes that the same sequences make."""
 
-    Attributes:
-        block: the first one, whose action holds for all.
-        n_pass: 0, or more for a later pass of a single block.
-        names: of the attentions inside, by which they find their metadata.
-        run: (positions (N), states (N, D), residual (N, D)) to (states, residual).
-    """
-
-    block: int
-    n_pass: int
-    names: list[str]
-    run: Callable[..., tuple[Tensor, Tensor]]
+    block: int  # the first one, whose action holds for all
+    n_pass: int  # 0, or more for a later pass of a single block
+    names: list[str]  # of the attentions inside, by which they find their metadata
+    run: Callable[..., tuple[Tensor, Tensor]]  # (positions (N), states (N, D), residual (N, D)) to (states, residual)
 
 
 def cuts(routes: Sequence[str]) -> list[tuple[int, int]]:
-    """(first block, one past the last) of each segment in which every route does the same; a block that some route repeats stands alone.
-
-    A segment ends with a block behind which some route has a loop.
-    """
+    """(first block, one past the last) of each segment in which every route does the same; repeated blocks stand alone, loops end one."""
     parsed = _parsed(routes)
     columns = list(zip(*(route.in_place_actions for route in parsed), strict=True))
     looped = {block for route in parsed for block, _ in route.loops}
@@ -54,7 +44,7 @@ def cuts(routes: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def most_passes(routes: Sequence[str]) -> list[int]:
-    """For each block, the passes in place that some route makes: more than these no segment holds."""
+    """For each block, the passes in place that some route makes."""
     return list(map(max, zip(*(route.in_place_actions for route in _parsed(routes)), strict=True)))
 
 
@@ -65,7 +55,6 @@ def _parsed(routes: Sequence[str]) -> list[Route]:
 
 
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segment:
-    """One block, uncompiled."""
     module = block_of(block, n_pass)
     return Segment(block, n_pass, [attention_name(module)], module)
 

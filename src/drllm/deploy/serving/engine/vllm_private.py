@@ -1,8 +1,7 @@
 """The parts of vLLM that it does not document as its interface, under names of our own. No other module uses one.
 
 Checked on vLLM 0.32; `tests/serving/test_vllm_private.py` names the part that a later version changed. vLLM is imported inside functions:
-the launcher, and tests of one step, need no vLLM. What vLLM documents (plugins, `ModelRegistry`, its configuration, `EngineClient`,
-`SamplingParams`, `RequestOutput`) is used where it is needed.
+the launcher, and tests of one step, need no vLLM.
 
 Shapes: N tokens of the step, S sequences, D hidden size.
 """
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
-from drllm.deploy.serving.engine.gathering import Gathered, Place
-from drllm.deploy.serving.engine.plugin import FAMILIES
-from drllm.deploy.serving.engine.refusals import refuse_attention
+from drllm.deploy.serving.engine.plugin import FAMILIES, refuse_attention
+from drllm.deploy.serving.engine.schedule import Gathered, Place
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -60,7 +58,6 @@ def model_of(engine: Any) -> Any:
 
 
 def attention_name(block: Any) -> str:
-    """By which a block's attention finds its metadata and its cache."""
     return block.self_attn.attn.layer_name
 
 
@@ -73,7 +70,6 @@ def leave_out(layers: nn.ModuleList, block: int, vllm_config: VllmConfig) -> Non
 
 
 def set_passes(decoder: Any, passes: Sequence[nn.Module]) -> None:
-    """Let the decoder's own forward walk these blocks."""
     decoder.layers = nn.ModuleList(passes)
     decoder.end_layer = len(passes)
 
@@ -81,8 +77,7 @@ def set_passes(decoder: Any, passes: Sequence[nn.Module]) -> None:
 class Blocks(nn.Module):
     """Consecutive blocks as one: (positions (N), states (N, D), residual (N, D)) to the latter two, whose sum is what enters and leaves.
 
-    With a strength s below 1 the states h go only that far: h + s (F(h) - h), with a residual of 0. `given` is what a decoder gives each of
-    its blocks besides: Mistral's a condition, None in what is routed.
+    With a strength s below 1 the states h go only that far: h + s (F(h) - h). `given` is what a decoder gives each block besides.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], strength: float = 1.0):
@@ -124,7 +119,6 @@ def make_twin(block: nn.Module, index: int, vllm_config: VllmConfig) -> nn.Modul
 
 
 def is_compiled(decoder: Any) -> bool:
-    """Whether vLLM compiles this model's steps."""
     return not decoder.do_not_compile
 
 
@@ -163,10 +157,10 @@ def run_once(runs: Iterable[Callable[..., Any]], vllm_config: VllmConfig, like: 
 
 
 class StepSequence(NamedTuple):
-    """One request of a step."""
+    """One request of a step: its id, and the extra arguments of its sampling parameters."""
 
-    request: str  # its id
-    arguments: dict[str, Any]  # the extra ones of its sampling parameters
+    request: str
+    arguments: dict[str, Any]
     is_resumed: bool  # whether it begins again after it was thrown out of the cache
 
 
@@ -175,18 +169,12 @@ class StepAttention:
 
     Args:
         context: the forward context, in which each attention finds its metadata and slots by name.
-        common: the `CommonAttentionMetadata` of all sequences.
-        build: makes a backend's metadata of it.
-        metadata: the backend's of all sequences, built already.
-
-    Attributes:
-        starts: (S + 1,) where each sequence's tokens begin, and the end.
-        whole: all sequences.
+        common: the `CommonAttentionMetadata` of all sequences; `build` makes a backend's `metadata` of it.
     """
 
     def __init__(self, context: Any, common: Any, build: Callable[[Any], Any], metadata: Any):
         self._context, self._common, self._build = context, common, build
-        self.starts = common.query_start_loc_cpu.numpy()
+        self.starts = common.query_start_loc_cpu.numpy()  # (S + 1,) where each sequence's tokens begin, and the end
         self.whole = Gathered(None, metadata, common.slot_mapping)
 
     def of(self, place: Place) -> Gathered:
@@ -202,7 +190,6 @@ class StepAttention:
         return Gathered(place.tokens_on, self._build(part), part.slot_mapping)
 
     def show(self, names: Sequence[str], gathered: Gathered) -> None:
-        """Let the attentions of these names run on some sequences."""
         for name in names:
             self._context.attn_metadata[name] = gathered.metadata
             self._context.slot_mapping[name] = gathered.slot_mapping

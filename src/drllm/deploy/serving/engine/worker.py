@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from drllm.core.route import Route
-from drllm.deploy.serving.engine.decisions import Decision
-from drllm.deploy.serving.engine.gathering import Places
-from drllm.deploy.serving.engine.paths import Laid, Loops, lay_out
-from drllm.deploy.serving.engine.schedule import Schedule, Undecided
+from drllm.deploy.serving.engine.answers import Decision
+from drllm.deploy.serving.engine.schedule import Laid, Loops, Places, Schedule, Undecided, lay_out
 from drllm.deploy.serving.engine.vllm_private import HookedWorker, StepAttention, StepSequence, stock_class
 from drllm.deploy.serving.spec import PROMPT_ARGUMENT, ROUTE_ARGUMENT, ServeSpec
 from drllm.policies.policy import Policy
@@ -20,12 +18,7 @@ MAX_DECISIONS = 65536  # kept for whoever asks, the newest
 
 
 class RouteKeeper:
-    """The routes of the requests that an engine knows.
-
-    Attributes:
-        stats: steps, those with a route other than the base's, those of them in compiled segments, subsets of sequences built, requests
-            resumed after preemption, most sequences a step.
-    """
+    """The routes of the requests that an engine knows."""
 
     def __init__(self, spec: ServeSpec):
         self.is_static = spec.mode == "static"
@@ -35,6 +28,7 @@ class RouteKeeper:
         self.routes: dict[str, Laid] = {}  # for as long as the engine knows the request
         self.places = Places()
         self.decisions: OrderedDict[str, Decision] = OrderedDict()  # by prompt
+        # Steps, those with other routes than the base's, those of them in segments, subsets built, requests resumed, sequences a step.
         self.stats = {"steps": 0, "routed_steps": 0, "segment_steps": 0, "sets": 0, "resumed": 0, "most_sequences": 0}
 
     def schedule(self, sequences: Sequence[StepSequence], attention: StepAttention) -> Schedule:

