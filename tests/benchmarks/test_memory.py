@@ -30,11 +30,3 @@ def test_children_count_and_shared_pages_count_once():
 
 def test_the_commands_exit_status_is_its_own():
     assert peak("import sys, time; time.sleep(0.4); sys.exit(7)")[1] == 7
-
-
-def test_a_command_that_is_not_there_says_so():
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "memory.py"), "--", "no-such-command"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2
-    assert "no command 'no-such-command'" in done.stderr

@@ -29,15 +29,8 @@ def routers(tiny: RoutedModel) -> Routers:
     return policy
 
 
-def codebook(tiny: RoutedModel) -> Codebook:
-    size = 2 * tiny.hidden_size
-    routes = [Route.full(4), Route.parse("1121"), Route.parse("1110")]
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(size, 2, generator=generator) * 0.01
-    return Codebook(routes, plain_selector(2, size, [0.05, 0.01], weight), [Point(0.02, 0.1)])
-
-
-def test_the_probabilities_shown_are_those_decided_by(tiny: RoutedModel, routers: Routers):
+def test_what_routers_read_and_decided_is_shown(tiny: RoutedModel, routers: Routers):
+    """The windows' tokens in order, and at each block the probabilities that were decided by; a control shows in them."""
     plain = tiny.generate([PROMPT], policy=routers, max_new_tokens=4, do_sample=False)[0]
     found = inspect(tiny, PROMPT, routers, max_new_tokens=4)
     assert found.route == plain.route
@@ -50,24 +43,21 @@ def test_the_probabilities_shown_are_those_decided_by(tiny: RoutedModel, routers
     ids = torch.tensor([tiny.tokenizer(PROMPT)["input_ids"]])
     pooled, valid = pool_windows(tiny.model.get_input_embeddings()(ids), torch.ones_like(ids), 4)
     assert found.probabilities[0] == pytest.approx(routers.logits(0, pooled, valid).softmax(-1)[0].tolist(), abs=1e-6)
-
-
-def test_the_control_shows_in_the_probabilities(tiny: RoutedModel, routers: Routers):
-    found = inspect(tiny, PROMPT, routers.with_control(0.5), max_new_tokens=1)
-    assert found.probabilities == tuple((0.0, 1.0, 0.0) for _ in range(tiny.n_layers))
-    assert found.route.is_full
-
-
-def test_windows_hold_the_prompts_tokens_in_order(tiny: RoutedModel, routers: Routers):
-    found = inspect(tiny, PROMPT, routers, max_new_tokens=1)
-    n_tokens = len(tiny.tokenizer(PROMPT)["input_ids"])
-    assert [len(window) for window in found.windows] == [n_tokens // 4] * 4
-    assert found.dropped == n_tokens % 4
+    assert [len(window) for window in found.windows] == [ids.numel() // 4] * 4
+    assert found.dropped == ids.numel() % 4
     assert PROMPT.startswith("".join(token for window in found.windows for token in window).removeprefix("<s>"))
+    rows = [line.split() for line in render(found).splitlines() if line.strip()[:1].isdigit() and line.count("0.") + line.count("1.") >= 3]
+    assert [row[4] for row in rows] == [Action(action).name.lower() for action in found.route]
+    held = inspect(tiny, PROMPT, routers.with_control(0.5), max_new_tokens=1)
+    assert held.probabilities == tuple((0.0, 1.0, 0.0) for _ in range(tiny.n_layers))
+    assert held.route.is_full
 
 
 def test_a_code_book_shows_what_each_route_is_worth(tiny: RoutedModel):
-    policy = codebook(tiny)
+    size = 2 * tiny.hidden_size
+    routes = [Route.full(4), Route.parse("1121"), Route.parse("1110")]
+    weight = torch.randn(size, 2, generator=torch.Generator().manual_seed(0)) * 0.01
+    policy = Codebook(routes, plain_selector(2, size, [0.05, 0.01], weight), [Point(0.02, 0.1)])
     found = inspect(tiny, PROMPT, policy, max_new_tokens=1)
     assert found.routes == policy.routes
     best = max(range(2), key=found.values.__getitem__)
@@ -119,35 +109,20 @@ def test_a_prompt_out_of_reach_is_named(tiny: RoutedModel):
     assert "this prompt is unlike those that the codebook learned from, so the base is kept" in render(found)
 
 
-def test_the_table_names_each_blocks_decision(tiny: RoutedModel, routers: Routers):
-    found = inspect(tiny, PROMPT, routers, max_new_tokens=1)
-    rows = [line.split() for line in render(found).splitlines() if line.strip()[:1].isdigit() and line.count("0.") + line.count("1.") >= 3]
-    assert [row[4] for row in rows] == [Action(action).name.lower() for action in found.route]
-
-
 def test_without_a_policy_there_is_nothing_to_look_into(tiny: RoutedModel):
     with pytest.raises(InputError, match="there is no policy to look into"):
         inspect(tiny, PROMPT)
 
 
-@pytest.fixture
-def saved(tiny: RoutedModel, routers: Routers, tmp_path: Path) -> tuple[Path, Path]:
-    base = tmp_path / "model"
-    tiny.model.save_pretrained(base)
-    byte_tokenizer().save_pretrained(base)
-    routed = RoutedModel.wrap(str(base))
+def test_the_command_shows_one_prompt(tiny: RoutedModel, routers: Routers, tmp_path: Path, capsys):
+    tiny.model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    routed = RoutedModel.wrap(str(tmp_path / "model"))
     routed.policy = routers
-    return base, routed.save_pretrained(tmp_path / "policy")
-
-
-def test_the_command_shows_one_prompt(saved: tuple[Path, Path], capsys):
-    base, policy = saved
-    assert main(["inspect", PROMPT, "--policy", str(policy), "--model", str(base), "--max-new-tokens", "2"]) == 0
+    policy = routed.save_pretrained(tmp_path / "policy")
+    assert main(["inspect", PROMPT, "--policy", str(policy), "--model", str(tmp_path / "model"), "--max-new-tokens", "2"]) == 0
     out = capsys.readouterr().out
-    assert "prompt (raw), " in out
-    assert "under routers" in out
-    assert "decision" in out
-    assert "answer" in out
+    assert all(text in out for text in ("prompt (raw), ", "under routers", "decision", "answer"))
 
 
 @pytest.mark.parametrize(

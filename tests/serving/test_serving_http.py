@@ -23,7 +23,7 @@ from drllm import Route, RoutedModel
 from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point
 from drllm.policies.text_selector import TextSelector, grams_in
-from engines import PYTHON, free_port, needs_vllm, serving
+from engines import PYTHON, checkpoint, free_port, needs_vllm, random_routers, serving
 from fences import fences
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +124,20 @@ def answer(server: Server, prompt: str, **options: Any) -> tuple[str, Any]:
     return made.choices[0].text, made.model_extra["drllm"]
 
 
+def streamed_chat(server: Server, messages: Any) -> tuple[tuple[str, int, str], str]:
+    """((route, passes, who decided), text) of an answer that comes in parts."""
+    options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
+    parts = list(client(server).chat.completions.create(**options))
+    (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
+    assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
+    return (told[0]["route"], told[0]["passes"], told[0]["decided"]), "".join(part.choices[0].delta.content or "" for part in parts)
+
+
+def answer_of(routed: RoutedModel, prompt: Any, route: Route) -> str:
+    """In transformers."""
+    return routed.generate([prompt], policy=route, max_new_tokens=24)[0].text
+
+
 def test_what_an_answer_carries(server):
     told = client(server).completions.create(model=MODEL, prompt=PROMPTS[:3], max_tokens=2, temperature=0).model_extra["drllm"]
     assert [(one["of"], one["decided"], one["passes"] == Route.parse(one["route"], 30).n_passes) for one in told] == [
@@ -143,12 +157,6 @@ def test_streams_and_chats(server):
     messages: Any = [{"role": "user", "content": "Name a colour."}]
     chat = client(server).chat.completions.create(model=MODEL, messages=messages, max_tokens=4, temperature=0, extra_body=forced)
     assert (chat.model_extra["drllm"][0]["route"], chat.model_extra["drllm"][0]["decided"]) == (ROUTES[1], "request")
-    streamed = client(server).chat.completions.create(
-        model=MODEL, messages=messages, max_tokens=4, temperature=0, stream=True, extra_body=forced
-    )
-    parts = list(streamed)
-    assert "".join(part.choices[0].delta.content or "" for part in parts) == chat.choices[0].message.content
-    assert [part.model_extra["drllm"][0]["route"] for part in parts if part.model_extra.get("drllm")] == [ROUTES[1]]
 
 
 def test_a_forced_route_is_obeyed(server, routed):
@@ -188,41 +196,34 @@ def _count(server: Server, name: str) -> float:
 
 
 REFUSED = [
-    ({"vllm_xargs": {"drllm_route": "1"}}, 400, "leads through 1 blocks, the model has 30"),
-    ({"vllm_xargs": {"drllm_route": "x" * 30}}, 400, "cannot read route"),
-    (
-        {"vllm_xargs": {"drllm_route": "2" + FULL[1:]}},
-        400,
-        "runs block 0 2 times, the server keeps caches for 1",
+    *(
+        ({"vllm_xargs": {"drllm_route": route}}, 400, says)
+        for route, says in (
+            ("1", "leads through 1 blocks, the model has 30"),
+            ("x" * 30, "cannot read route"),
+            ("2" + FULL[1:], "runs block 0 2 times, the server keeps caches for 1"),
+            ("0" * 30, "runs no block"),
+            (7, "must be a string"),
+            (FULL * 1000, "must be a string"),
+        )
     ),
-    ({"vllm_xargs": {"drllm_route": "0" * 30}}, 400, "runs no block"),
-    ({"vllm_xargs": {"drllm_route": 7}}, 400, "must be a string"),
-    ({"vllm_xargs": {"drllm_route": FULL * 1000}}, 400, "must be a string"),
     ({"model": "no-such-policy"}, 404, "does not exist"),
     ({"prompt": "word " * 5000}, 400, "maximum context length"),
     ({"prompt": [99_999_999]}, 400, "out of the vocabulary"),
     ({"prompt": [5, -1]}, 400, ""),
+    ({"messages": [{"role": "user", "content": "hi"}]}, 400, "trained on 'raw' prompts"),
 ]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("change", "status", "says"), REFUSED)
 def test_refused_in_one_line(server, change: dict[str, Any], status: int, says: str, stream: bool):
-    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, "stream": stream} | change
-    found, text = server.post("/v1/completions", json.dumps(body).encode())
+    path, prompt = ("/v1/chat/completions", {}) if "messages" in change else ("/v1/completions", {"prompt": "hi"})
+    found, text = server.post(path, json.dumps({"model": MODEL, "max_tokens": 4, "stream": stream} | prompt | change).encode())
     message = json.loads(text)["error"]["message"]
     assert found == status
     assert says in message
     assert "\n" not in message
-
-
-def test_the_wrong_prompt_format_and_the_wrong_key(server):
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
-    status, text = server.post("/v1/chat/completions", body)
-    assert (status, "trained on 'raw' prompts" in text) == (400, True)
-    assert server.post("/v1/chat/completions", body, key="wrong")[0] == 401
-    with pytest.raises(openai.AuthenticationError):
-        client(server, key="wrong").completions.create(model=MODEL, prompt="hi", max_tokens=2)
 
 
 def test_beam_search_is_refused(server):
@@ -236,7 +237,10 @@ def test_paths_without_a_key_or_a_route_are_not_served(server):
     for path in ("/invocations", "/generative_scoring", "/v1/responses", "/v1/messages", "/tokenize", "/inference/v1/generate"):
         status, text = server.post(path, body)
         assert (status, "not served with routes" in text) == (404, True), path
-    assert server.post("/v1/completions", body, key="")[0] == 401
+    for path, key in (("/v1/completions", ""), ("/v1/chat/completions", "wrong")):
+        assert server.post(path, body, key=key)[0] == 401
+    with pytest.raises(openai.AuthenticationError):
+        client(server, key="wrong").completions.create(model=MODEL, prompt="hi", max_tokens=2)
 
 
 def test_dropped_connections(server):
@@ -339,18 +343,11 @@ def test_a_codebook_as_users_start_it(codebook, routed, capsys):
         assert [told[0]["route"] for _, told in together] == wanted
         assert len(set(wanted)) > 1
         for prompt, route, (text, _) in list(zip(PROMPTS, wanted, alone, strict=False))[:4]:
-            (output,) = routed.generate([prompt], policy=Route.parse(route), max_new_tokens=24)
-            assert output.text == text
+            assert text == answer_of(routed, prompt, Route.parse(route))
         messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
         chat = routed.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         (chosen,) = policy.routes_for([chat])
-        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 24, "temperature": 0, "stream": True}
-        parts = list(client(served).chat.completions.create(**options))
-        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
-        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (str(chosen), chosen.n_passes, "policy")
-        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
-        (output,) = routed.generate([messages], policy=chosen, max_new_tokens=24)
-        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        assert streamed_chat(served, messages) == ((str(chosen), chosen.n_passes, "policy"), answer_of(routed, messages, chosen))
         (shown,) = fences(ROOT / "docs" / "serve.md", "python")
         exec(compile(shown.replace("http://127.0.0.1:8000", served.url).replace("smollm2-135m-q4", MODEL), "docs/serve.md", "exec"), {})
         assert "'decided': 'policy'" in capsys.readouterr().out
@@ -385,33 +382,20 @@ def test_one_route_as_users_start_it(routed, tmp_path):
     served = Server([str(folder), "--dtype", "float32"])
     try:
         messages: Any = [{"role": "user", "content": "What do plants need to grow?"}]
-        options: Any = {"model": MODEL, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": True}
-        parts = list(client(served).chat.completions.create(**options))
-        (told,) = [part.model_extra["drllm"] for part in parts if part.model_extra.get("drllm")]
-        assert (told[0]["route"], told[0]["passes"], told[0]["decided"]) == (ROUTES[2], 24, "server")
-        assert sum(bool(part.choices[0].delta.content) for part in parts) > 4
-        (output,) = routed.generate([messages], policy=Route.parse(ROUTES[2]), max_new_tokens=16)
-        assert "".join(part.choices[0].delta.content or "" for part in parts) == output.text
+        route = Route.parse(ROUTES[2])
+        assert streamed_chat(served, messages) == ((ROUTES[2], 24, "server"), answer_of(routed, messages, route))
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda prompt: answer(served, prompt), PROMPTS[:4]))
         assert {told[0]["route"] for _, told in together} == {ROUTES[2]}
-        wanted = [routed.generate([prompt], policy=Route.parse(ROUTES[2]), max_new_tokens=24)[0].text for prompt in PROMPTS[:4]]
-        assert [text for text, _ in together] == wanted
+        assert [text for text, _ in together] == [answer_of(routed, prompt, route) for prompt in PROMPTS[:4]]
     finally:
         served.stop()
 
 
 def test_a_policy_in_the_engine_tells_its_routes(tmp_path):
     """Tiny routers, compiled as users start them, decide inside the engine: answers, whole or streamed, carry transformers' routes."""
-    from drllm.policies.routers import RouterConfig, Routers
-    from engines import N_BLOCKS, checkpoint
-
     base = RoutedModel.wrap(str(checkpoint(tmp_path / "base", "llama")), dtype="float32")
-    routers = Routers(RouterConfig(N_BLOCKS, base.hidden_size, n_windows=4, width=16), seed=3)
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in routers.tensors.items():
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
-    base.policy = routers
+    base.policy = random_routers(base)
     folder = base.save_pretrained(tmp_path / "routers")
     served = Server([str(folder), "--dtype", "float32", "--name", "tiny"])
     try:

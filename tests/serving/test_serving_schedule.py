@@ -6,7 +6,6 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,9 +82,8 @@ class Block(torch.nn.Module):
         starts = common.query_start_loc_cpu.tolist()
         assert starts[-1] == len(states) == common.num_actual_tokens
         assert common.max_query_len == max(b - a for a, b in itertools.pairwise(starts))
-        mixed = torch.cat(
-            [residual[a:b].cumsum(0) / (1 + common.seq_lens[place]) for place, (a, b) in enumerate(itertools.pairwise(starts))]
-        )
+        sequences = enumerate(itertools.pairwise(starts))
+        mixed = torch.cat([residual[a:b].cumsum(0) / (1 + common.seq_lens[place]) for place, (a, b) in sequences])
         return torch.tanh(mixed @ self.weight), residual
 
 
@@ -152,13 +150,6 @@ def alone(route: Route, place: int, lengths: list[int]) -> torch.Tensor:
     return states
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text("012", min_size=L, max_size=L), st.integers(1, 5)), min_size=1, max_size=6))
-def test_a_step_of_mixed_routes_is_each_sequence_alone(sequences: list[tuple[str, int]]):
-    """Whatever the routes, each sequence's states are those of a step that holds it alone."""
-    check_step([route for route, _ in sequences], [length for _, length in sequences])
-
-
 @st.composite
 def looped(draw: st.DrawFn) -> str:
     """A path: blocks and spans in any order, no block more than four times."""
@@ -176,21 +167,18 @@ def looped(draw: st.DrawFn) -> str:
     return str(Route.along(spans, L))
 
 
+PATHS = st.text("012", min_size=L, max_size=L) | looped() | st.sampled_from(["0-2,1-3", "0-2,1-3,2-3"])
+
+
 @pytest.mark.long
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.tuples(looped() | st.sampled_from(["1111", "1021", "0-2,1-3", "0-2,1-3,2-3"]), st.integers(1, 4)), min_size=1, max_size=6)
-)
-def test_a_step_of_mixed_paths_is_each_sequence_alone(sequences: list[tuple[str, int]]):
-    """Loops and strengths beside digits, loops that begin alike, the same span behind other blocks."""
-    check_step([route for route, _ in sequences], [length for _, length in sequences])
-
-
-def check_step(routes: list[str], lengths: list[int]) -> None:
-    """Each sequence's states are those of a step that holds it alone, and the schedule says its route."""
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(PATHS, st.integers(1, 4)), min_size=1, max_size=6))
+def test_a_step_of_mixed_routes_is_each_sequence_alone(sequences: list[tuple[str, int]]):
+    """Whatever the routes: digits, loops and strengths, loops that begin alike, the same span behind other blocks."""
+    routes, lengths = [route for route, _ in sequences], [length for _, length in sequences]
     together, schedule, _ = run(routes, lengths)
     start = 0
-    for place, (text, length) in enumerate(zip(routes, lengths, strict=True)):
+    for place, (text, length) in enumerate(sequences):
         route = Route.parse(text, L)
         assert torch.allclose(together[start : start + length], alone(route, place, lengths), atol=1e-5), text
         assert schedule.route_of(place) == route
@@ -208,8 +196,14 @@ def test_sequences_whose_loops_begin_alike_run_together():
     assert blocks["1.1"].calls == blocks["2.1"].calls == 2
 
 
-def test_which_segments_loops_keep_to():
+def test_which_segments_a_step_keeps_to():
     attention = attention_of(step_of([1, 1]))
+    schedule, most = schedule_of(["1001", "1112"], attention), np.array([1, 1, 1, 2])
+    assert schedule.keeps_to(np.array([0, 1, 3]), most)
+    assert schedule.keeps_to(np.arange(L), most)
+    assert not schedule.keeps_to(np.array([0, 2, 3]), most)
+    assert not schedule.keeps_to(np.array([0, 1]), most)
+    assert not schedule.keeps_to(np.array([0, 1, 3]), np.array([1, 1, 1, 1])), "no segment holds the second pass of the last block"
     schedule = schedule_of(["0-2,1-3", "1111"], attention)
     known = set(loops_of([Route.parse("0-2,1-3")]))
     most = np.array([1] * L)
@@ -222,17 +216,6 @@ def test_which_segments_loops_keep_to():
     assert cuts(["1111", "0-2,1-3"]) == [(0, 3), (3, 4)]
     assert cuts(["1111", "1211", "0-3,(1-2)*0.5/4"]) == [(0, 1), (1, 2), (2, 4)]
     assert most_passes(["1111", "0-2,1-3", "0,0,0-3"]) == [3, 1, 1, 1]
-
-
-def test_which_segments_a_step_keeps_to():
-    common = step_of([1, 1])
-    schedule = Schedule(np.array([[1, 0, 0, 1], [1, 1, 1, 2]], dtype=np.int8), attention_of(common))
-    most = np.array([1, 1, 1, 2])
-    assert schedule.keeps_to(np.array([0, 1, 3]), most)
-    assert schedule.keeps_to(np.arange(L), most)
-    assert not schedule.keeps_to(np.array([0, 2, 3]), most)
-    assert not schedule.keeps_to(np.array([0, 1]), most)
-    assert not schedule.keeps_to(np.array([0, 1, 3]), np.array([1, 1, 1, 1])), "no segment holds the second pass of the last block"
 
 
 def test_sequences_that_agree_are_not_gathered():
@@ -267,12 +250,10 @@ class _Counting(Policy):
         long = x_BTD.shape[1] > 2
         return torch.tensor([{1: 0, 2: 2}.get(block, 1) if long else 1])
 
-    def save(self, folder: Path) -> list[str]:
+    def save(self, folder: Any) -> list[str]:
         raise NotImplementedError
 
-    @classmethod
-    def load(cls, folder: Path) -> Policy:
-        raise NotImplementedError
+    load = save  # type: ignore[assignment]
 
 
 def test_undecided_sequences_are_asked_before_each_block():
@@ -318,10 +299,15 @@ def test_loops_that_a_policy_decides():
     together, schedule, _ = run(["1111", "0-2,1-3", "1111"], [4, 3, 2], {0: _Looping(routes[0]), 2: _Looping(routes[1])})
     assert [str(schedule.route_of(place)) for place in range(3)] == [routes[0], "0-2,1-3", routes[1]]
     assert torch.allclose(together, run([routes[0], "0-2,1-3", routes[1]], [4, 3, 2])[0])
-    schedule = schedule_of(["1111"] * 2, attention_of(step_of([3, 2])), [Undecided("t", _Looping(routes[1]), [0, 1])])
+
+
+@pytest.mark.parametrize(("policy", "route"), [(_Counting(), "1021"), (_Looping("0-2,1-2,1-3"), "0-2,1-2,1-3")])
+def test_samples_of_one_prompt_are_decided_once(policy: _Counting, route: str):
+    schedule = schedule_of(["1111"] * 2, attention_of(step_of([3, 3])), [Undecided("t", policy, [0, 1])])
     for block in range(L):
-        schedule.decide(block, torch.zeros(5, D))
-    assert [str(schedule.route_of(place)) for place in range(2)] == [routes[1]] * 2
+        schedule.decide(block, torch.zeros(6, D))
+    assert [str(schedule.route_of(place)) for place in range(2)] == [route] * 2
+    assert len(policy.shown) in (0, L)
 
 
 def test_a_pass_without_a_cache_is_refused_to_a_policy():
@@ -331,13 +317,3 @@ def test_a_pass_without_a_cache_is_refused_to_a_policy():
         schedule.decide(block, torch.zeros(3, D))
     assert waiting.failure == "the policy decided pass 3 of block 1, the server keeps caches for 2"
     assert str(schedule.route_of(0)) == "1111"
-
-
-def test_samples_of_one_prompt_are_decided_once():
-    policy = _Counting()
-    common = step_of([3, 3])
-    schedule = Schedule(np.ones((2, L), dtype=np.int8), attention_of(common), [Undecided("t", policy, [0, 1])])
-    for block in range(L):
-        schedule.decide(block, torch.zeros(6, D))
-    assert [str(Route(actions)) for actions in schedule.actions_SL.tolist()] == ["1021", "1021"]
-    assert len(policy.shown) == L

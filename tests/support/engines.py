@@ -16,13 +16,14 @@ import torch
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
+from drllm.policies.routers import RouterConfig, Routers
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 from served import free_port, serving  # noqa: E402 - tests start servers as benchmarks do
 
-__all__ = ["DECIDES", "PYTHON", "ROOT", "check", "checkpoint", "free_port", "needs_vllm", "run_engine", "serving"]
+__all__ = ["DECIDES", "PYTHON", "ROOT", "check", "checkpoint", "free_port", "needs_vllm", "random_routers", "run_engine", "serving"]
 PYTHON = Path(os.environ.get("DRLLM_SERVE_PYTHON", ROOT / ".venv-serve" / "bin" / "python"))
 # Options of an engine that decides routes itself: whole prompts, each read once.
 DECIDES: dict[str, Any] = {
@@ -86,3 +87,12 @@ def check(routed: RoutedModel, request: dict[str, Any], answer: dict[str, Any], 
     assert logits_TV[at : at + len(answer["ids"])].argmax(-1).tolist() == answer["ids"], route
     wanted = [float(logits_TV[at + place, token]) for place, token in enumerate(answer["ids"])]
     assert max(abs(a - b) for a, b in zip(wanted, answer["logprobs"], strict=True)) < tolerance, route
+
+
+def random_routers(routed: RoutedModel) -> Routers:
+    """Routers of a tiny model that take all three actions."""
+    routers = Routers(RouterConfig(N_BLOCKS, routed.hidden_size, n_windows=4, width=16), seed=3)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in routers.tensors.items():
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * (1.0 if name.startswith("w") else 0.1))
+    return routers

@@ -53,11 +53,7 @@ def check_installed() -> str:
 
 
 def make_spec(
-    policy: RouteSource | None,
-    folder: str,
-    routed: RoutedModel,
-    repeatable: str = "auto",
-    any_format: bool = False,
+    policy: RouteSource | None, folder: str, routed: RoutedModel, repeatable: str = "auto", any_format: bool = False
 ) -> ServeSpec:
     """How a policy that is saved in `folder` is served; None: the base, and whatever routes requests ask for.
 

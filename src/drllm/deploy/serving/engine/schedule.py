@@ -255,11 +255,7 @@ class Schedule:
 
 
 def run_schedule(
-    schedule: Schedule,
-    segments: Sequence[Any],
-    positions_N: Tensor,
-    states_ND: Tensor,
-    segment_of: Callable[[Loop], Any],
+    schedule: Schedule, segments: Sequence[Any], positions_N: Tensor, states_ND: Tensor, segment_of: Callable[[Loop], Any]
 ) -> tuple[Tensor, Tensor]:
     """Run a step, each `Segment` on the sequences that need it; (states, residual), both (N, D), whose sum is what leaves the last block.
 
