@@ -132,7 +132,7 @@ def test_every_folder_says_what_lives_there():
 # Who may write to a stream, draw a bar or set torch's threads, with the reason.
 STREAMS = {
     "cli/": "the command line",
-    "evaluation/harness/continuations.py": "the bar that lm-eval's own model shows, switched off as there",
+    "evaluation/harness/model.py": "the bar that lm-eval's own model shows, switched off as there",
     "evaluation/harness/run.py": "keeps what lm-eval's parser writes, for the error",
     "model/load.py": "keeps the bars of other packages off standard error",
     "model/threads.py": "gives torch its threads back",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,33 +24,10 @@ from torch import Tensor
 from drllm.core.errors import InputError
 from drllm.core.route import Route, Span
 from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
+from drllm.deploy.serving.engine.vllm_private import Gathered, Place, StepAttention
 from drllm.model.sub_batches import check_decision, run_together
 
-if TYPE_CHECKING:
-    from drllm.deploy.serving.engine.vllm_private import StepAttention
-
 MOST_KEPT = 512  # places remembered; then all are forgotten
-
-
-@dataclass(eq=False)
-class Gathered:
-    """Some sequences of a step: the places of their tokens (None: all of them), and what their attention needs."""
-
-    tokens: Tensor | None
-    metadata: Any
-    slot_mapping: Tensor
-
-
-@dataclass(eq=False)
-class Place:
-    """Where the tokens of some sequences lie in a step; `_on` is on the engine's device."""
-
-    sequences: Tensor  # their numbers
-    sequences_on: Tensor
-    tokens_on: Tensor  # the places of their tokens
-    ends: Tensor  # of each sequence's tokens once gathered, after a 0
-    ends_on: Tensor
-    longest: int  # tokens of a sequence
 
 
 class Places:

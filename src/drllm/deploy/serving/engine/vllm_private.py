@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from drllm.core.errors import UnsupportedModelError
 from drllm.deploy.serving.engine.plugin import FAMILIES, refuse_attention
-from drllm.deploy.serving.engine.schedule import Gathered, Place
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -154,6 +154,27 @@ def run_once(runs: Iterable[Callable[..., Any]], vllm_config: VllmConfig, like: 
 
 
 # --- a step ---
+
+
+@dataclass(eq=False)
+class Gathered:
+    """Some sequences of a step: the places of their tokens (None: all of them), and what their attention needs."""
+
+    tokens: Tensor | None
+    metadata: Any
+    slot_mapping: Tensor
+
+
+@dataclass(eq=False)
+class Place:
+    """Where the tokens of some sequences lie in a step; `_on` is on the engine's device."""
+
+    sequences: Tensor  # their numbers
+    sequences_on: Tensor
+    tokens_on: Tensor  # the places of their tokens
+    ends: Tensor  # of each sequence's tokens once gathered, after a 0
+    ends_on: Tensor
+    longest: int  # tokens of a sequence
 
 
 class StepSequence(NamedTuple):
