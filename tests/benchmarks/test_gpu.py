@@ -29,9 +29,3 @@ def test_every_part_is_clocked_and_kept(data, tmp_path, monkeypatch):
         assert found[part]["pf_a_path"] * found[part]["paths"] * found["plain_ms"] == pytest.approx(1000 * found[part]["seconds"])
     assert found["heal"]["steps"] == 2
     assert "no serving environment" in found["serve"]["not run"]
-
-
-def test_a_part_that_is_none_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        gpu.main(["--parts", "search,serving"])
-    assert "--parts holds 'serving'" in capsys.readouterr().err

@@ -29,7 +29,7 @@ WORDS = "plants need water light soil air to grow in a garden near the river whe
 
 
 class ByContext(Policy):
-    """Skips block 1 or repeats block 2 by the mean of the prompt's states: some contexts do, others not."""
+    """Skips block 1, repeats block 2 or does neither, by how many tokens it is shown: whatever else it read would change that."""
 
     name = "by-context"
     n_layers = L
@@ -38,11 +38,8 @@ class ByContext(Policy):
         return Asked(self.actions, prompt_mask_BT)
 
     def actions(self, block, x_BTD, prompt_mask_BT):
-        mean_B = (x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)
-        high = mean_B > self.bounds[block]
-        return torch.where(high, {1: 0, 2: 2}.get(block, 1), 1)
-
-    bounds = (0.0, 0.0, 0.0, 0.0)
+        kind_B = prompt_mask_BT.sum(1) % 3
+        return 1 + (kind_B == 0) * (block == 2) - (kind_B == 1) * int(block == 1)
 
     def save(self, folder):
         raise NotImplementedError
@@ -106,32 +103,10 @@ def test_every_family_gives_the_stock_models_log_likelihoods(family):
     assert ours(routed, 2).loglikelihood(choices(), True) == stock(routed, 2).loglikelihood(choices(), True)
 
 
-def policy_of(routed: RoutedModel) -> ByContext:
-    """A policy whose bounds part the contexts of `choices` about evenly."""
-    contexts = sorted({request.args[0] for request in choices() if request.args[0]})
-    policy = ByContext()
-    bounds = []
-    for block in range(L):
-        seen = []
-
-        class Watch(ByContext):
-            def actions(self, at, x_BTD, prompt_mask_BT, seen=seen, block=block):
-                if at == block:
-                    seen.extend(((x_BTD[..., 0] * prompt_mask_BT).sum(1) / prompt_mask_BT.sum(1)).tolist())
-                return torch.ones(len(x_BTD), dtype=torch.long)
-
-        for context in contexts:
-            routed(torch.tensor([routed.tokenizer(context)["input_ids"]]), routes=Watch())
-        seen.sort()
-        bounds.append((seen[len(seen) // 2 - 1] + seen[len(seen) // 2]) / 2)  # between two contexts, so that no rounding matters
-    policy.bounds = tuple(bounds)
-    return policy
-
-
 @pytest.mark.parametrize(("family", "batch_size"), [("llama", 1), ("llama", 8), ("llama", "auto:2"), ("gemma3_text", 8), ("gpt2", 8)])
 def test_log_likelihoods_are_those_of_the_route_the_context_decides(family, batch_size):
     routed = model_of(family)
-    policy = policy_of(routed)
+    policy = ByContext()
     routed.policy = policy
     requests = choices()
     lm = ours(routed, batch_size)
@@ -159,7 +134,7 @@ def test_log_likelihoods_are_those_of_the_route_the_context_decides(family, batc
 def test_the_route_does_not_change_with_the_continuation(family):
     """One context under very different sets of continuations, alone, in company, split over rows, and too long for the context length."""
     routed = model_of(family)
-    routed.policy = policy_of(routed)
+    routed.policy = ByContext()
     for context in ["Question: what do plants need?\nAnswer:", text(4, 4), text(2, 40)]:
         sets = [[" A"], [f" {text(9, 12)}"], [f" {text(c, 1 + c)}" for c in range(6)]]
         found = set()
@@ -175,7 +150,7 @@ def test_the_route_does_not_change_with_the_continuation(family):
 
 def test_generation_follows_the_route_the_prompt_decides():
     routed = model_of("llama")
-    policy = policy_of(routed)
+    policy = ByContext()
     routed.policy = policy
     options = {"until": [], "max_gen_toks": 8, "do_sample": False}
     contexts = [request.args[0] for request in choices() if request.args[0]][::3]
@@ -201,7 +176,7 @@ def test_a_rows_tokens_are_counted_to_its_own_end():
 def test_summary_figures():
     """Against sums done by hand."""
     routed = model_of("llama")
-    routed.policy = policy_of(routed)
+    routed.policy = ByContext()
     requests = choices()
     lm = ours(routed, 4)
     lm.loglikelihood(requests, True)
@@ -231,32 +206,22 @@ def test_consensus_counts_loops_and_strengths_as_differences():
     assert consensus([Route.parse("0-1,1,1-3"), full.edit(1, 2)]) == 0.75, "three passes are not two"
 
 
-def test_a_path_as_a_model_argument_has_plus_for_its_commas():
-    """As the harness's own command line takes model arguments apart."""
-    arguments = simple_parse_args_string("route=0-2+(1-2)*0.5+3,batch_size=2")
-    lm = RoutedLM(model_of("llama"), **arguments)
+@pytest.mark.parametrize(("argument", "route"), [("1211", "1211"), ("'0111'", "0111"), ("0-2+(1-2)*0.5+3", "0-2,(1-2)*0.5,3")])
+def test_a_route_as_a_model_argument(argument, route):
+    """As the harness's own command line takes model arguments apart: digits as a number, and a path with plus for its commas."""
+    lm = RoutedLM(model_of("llama"), **simple_parse_args_string(f"route={argument},batch_size=2"))
     lm.loglikelihood(choices(2), True)
-    assert {prompt.route for prompt in lm.routing.prompts} == {Route.full(L).loop(1, 2, 0.5)}
-    assert lm.get_model_info()["drllm"]["policy"] == "0-2,(1-2)*0.5,3"
-    (figures, *_) = lm.get_model_info()["drllm"]["tasks"].values()
-    assert (figures["mean_passes"], figures["passes"]) == (L + 2, {str(L + 2): figures["prompts"]})
-    with pytest.raises(InputError, match="got block 4 in a path through 4 blocks"):
-        RoutedLM(model_of("llama"), route="0-4+1-3/4")
-
-
-@pytest.mark.parametrize("route", [1211, "1211", "'0111'"])
-def test_a_route_argument(route):
-    """Digits come as a number from the harness's command line, and as a text when they are quoted."""
-    lm = RoutedLM(model_of("llama"), route=route)
-    lm.loglikelihood(choices(2), True)
-    assert {str(prompt.route) for prompt in lm.routing.prompts} == {str(route).strip("'")}
+    assert {prompt.route for prompt in lm.routing.prompts} == {Route.parse(route, L)}
+    about, n_passes = lm.get_model_info()["drllm"], Route.parse(route, L).n_passes
+    (figures, *_) = about["tasks"].values()
+    assert (about["policy"], figures["mean_passes"], figures["passes"]) == (route, n_passes, {str(n_passes): figures["prompts"]})
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_every_document_is_logged_when_documents_share_a_context(family):
     """Two tasks, three documents, one context; and more choices than a row takes."""
     routed = model_of(family)
-    routed.policy = policy_of(routed)
+    routed.policy = ByContext()
     places = [("x", 0), ("x", 1), ("y", 0)]
     requests = [Instance("loglikelihood", {}, ("Which?", f" {text(c, 1 + c)}"), c, (*place, 1)) for place in places for c in range(8)]
     lm = ours(routed, 2)
@@ -291,7 +256,7 @@ def test_chat_template_and_autocast_are_the_stock_ones():
 )
 def test_prompts_of_another_format_than_the_policys_warn_once(trained, templated, warns, caplog):
     routed = model_of("llama")
-    policy = policy_of(routed)
+    policy = ByContext()
     policy.prompt_format = trained
     routed.policy = policy
     lm = ours(routed)
@@ -309,6 +274,7 @@ def test_prompts_of_another_format_than_the_policys_warn_once(trained, templated
         ({"rout": "1111"}, "did you mean 'route'"),
         ({"trust_remote_code": True}, "trust_remote_code"),
         ({"route": "11"}, "2 blocks"),
+        ({"route": "0-4+1-3/4"}, "got block 4 in a path through 4 blocks"),
         ({"route": 111}, "drops leading zeros"),
         ({"pretrained": ""}, "no model: give pretrained"),
         ({"batch_size": "many"}, "batch_size is 'many'"),

@@ -39,16 +39,7 @@ def test_the_divergence_is_that_of_both_types(exact):
 def test_either_type_may_be_the_models_own(exact):
     wide = RoutedModel.wrap(copy.deepcopy(exact), byte_tokenizer())
     narrow = RoutedModel.wrap(copy.deepcopy(exact).bfloat16(), byte_tokenizer())
-    assert rounding(wide, Route.parse("1021"), PROMPTS) == rounding(narrow, Route.parse("1021"), PROMPTS)
+    found = rounding(wide, Route.parse("1021"), PROMPTS)
+    assert found == rounding(narrow, Route.parse("1021"), PROMPTS)
+    assert found["policy"] != found["base"]
     assert narrow.model.dtype == torch.bfloat16, "the model itself is left as it is"
-
-
-def test_a_route_that_lets_small_differences_grow_is_seen(exact):
-    """Block 2 with far larger weights: run twice it saturates, and what is rounded before it decides."""
-    model = copy.deepcopy(exact)
-    with torch.no_grad():
-        for weight in model.model.layers[2].parameters():
-            weight *= 8
-    routed = RoutedModel.wrap(model, byte_tokenizer())
-    found = {text: np.mean(rounding(routed, Route.parse(text), PROMPTS)["policy"]) for text in ("1101", "1111", "1121")}
-    assert found["1101"] < found["1111"] < found["1121"]

@@ -32,13 +32,8 @@ def test_a_task_s_fit_questions_are_asked_without_their_answers(data):
         assert one.startswith("user: ")
         assert example.choices[0] in one
         assert one.endswith("assistant:")
-
-
-def test_a_task_s_questions_are_asked_as_chat_messages_too(data):
-    fit = load_task(runs.TASK, data).select("fit")
-    found = [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig(chat=True))]
-    assert found[: len(fit)] == [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig())]
-    assert found[len(fit) :] == [f"user: {example.question}\nassistant:" for example in fit]
+    both = [text(ids) for ids in task_prompts(ROUTED, [runs.TASK], data, HealConfig(chat=True))]
+    assert both == [*raw, *(f"user: {example.question}\nassistant:" for example in fit)], "as chat messages, too"
 
 
 def test_plain_lines_and_chats(tmp_path):
@@ -125,9 +120,7 @@ def test_a_log_of_requests_and_its_kinds(tmp_path):
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = file_prompts(ROUTED, tmp_path / "log.jsonl")
-    assert [(text(one.ids), one.kind, one.form) for one in found] == [
-        *(("a", "x", "raw"), ("b", "y", "raw"), ("c", "", "raw"), ("d", "", "raw"))
-    ]
+    assert [(text(one.ids), one.kind, one.form) for one in found] == [(*pair, "raw") for pair in ("ax", "by", ("c", ""), ("d", ""))]
 
 
 def test_parts_hold_every_prompt_once():

@@ -425,14 +425,11 @@ def test_nothing_of_an_artefact_is_unpickled(base, tmp_path, capsys):
     mark.unlink()
     replaced: dict[str, str] = {}  # digests, old and new
     for name in ("routers.safetensors", "router_config.json", "drllm_config.json"):
-        old = (folder / name).read_bytes()
-        new = data
-        if name.endswith("json"):
-            text = old.decode()
-            for was, now in replaced.items():
-                text = text.replace(was, now)
-            new = text.encode()
-            assert new != old
+        old = new = (folder / name).read_bytes()
+        for was, now in replaced.items():
+            new = new.replace(was.encode(), now.encode())
+        new = new if name.endswith("json") else data
+        assert new != old
         (folder / name).write_bytes(new)
         replaced[hashlib.sha256(old).hexdigest()] = hashlib.sha256(new).hexdigest()
     assert main(["serve", str(folder), "--print"]) == 2

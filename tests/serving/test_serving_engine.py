@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,12 @@ import torch
 from codebooks import plain_selector
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
+from drllm.deploy.serving.engine.vllm_private import SUPPORTED
 from drllm.deploy.serving.launch import make_spec
 from drllm.model.prompts import left_pad
 from drllm.policies.codebook import Codebook, Point
 from drllm.scoring.route_prediction import decide_routes
-from engines import DECIDES, FAMILIES, N_BLOCKS, VOCAB, check, checkpoint, needs_vllm, random_routers, run_engine
+from engines import DECIDES, FAMILIES, N_BLOCKS, PYTHON, VOCAB, check, checkpoint, needs_vllm, random_routers, run_engine
 from healed import random_policy
 
 pytestmark = [pytest.mark.slow, needs_vllm]
@@ -162,37 +165,6 @@ def test_known_routes_run_in_compiled_segments(models, family: str, known: list[
     assert done["stats"]["routed_steps"] > done["stats"]["segment_steps"], "the unknown routes ran block by block"
 
 
-def test_prefix_cache_needs_the_salt(models, routed):
-    """One prompt along two routes: with the route as salt both are right; without, the second reads the first one's keys and values."""
-    ids = prompts(1, 100, 100)[0]
-    first, second = "101101", "120120"
-    salted = [
-        {"ids": ids, "route": first, "salt": first, "new": 8},
-        {"ids": ids, "route": second, "salt": second, "new": 8, "arrives": 20},
-        {"ids": ids, "route": first, "salt": first, "new": 8, "arrives": 40},
-    ]
-    done = run_engine(models["llama"], ROWS, salted, enable_prefix_caching=True, block_size=32)
-    check_all(routed, salted, done)
-    assert [answer["cached"] for answer in done["answers"]] == [0, 0, 96]
-    bare = [{**request, "salt": None} for request in salted]
-    done = run_engine(models["llama"], ROWS, bare, enable_prefix_caching=True, block_size=32)
-    assert done["answers"][1]["cached"] == 96
-    with pytest.raises(AssertionError):
-        check(routed, bare[1], done["answers"][1])
-
-
-def test_late_arrivals_and_aborts(models, routed):
-    asked = [
-        {"ids": ids, "route": route, "new": 30, "arrives": 3 * place, "aborts": 14 if place in (0, 2) else None}
-        for place, (ids, route) in enumerate(zip(prompts(6), ROUTES[1:7], strict=True))
-    ]
-    done = run_engine(models["llama"], ROWS, asked)
-    for place, (request, answer) in enumerate(zip(asked, done["answers"], strict=True)):
-        check(routed, request, answer)
-        assert len(answer["ids"]) == 30 or place in (0, 2)
-    assert len(done["answers"][0]["ids"]) < 30
-
-
 def test_what_the_cache_holds(models):
     """A skipped block costs no cache, a block that may repeat costs a second one."""
     asked = [{"ids": [5, 6, 7], "new": 2}]
@@ -298,3 +270,32 @@ def test_the_merged_folder_says_what_the_healed_route_says(family, models, tmp_p
         done = run_engine(tmp_path / "merged", spec, asked)
         for request, answer in zip(asked, done["answers"], strict=True):
             check(routed, request, answer, str(routed.policy.route))
+
+
+def changed_parts(before: str = "") -> list[str]:
+    """What `vllm_parts` says in the serving environment, after a line of Python."""
+    support = str(Path(__file__).parents[1] / "support")
+    code = f"import sys; sys.path.insert(0, {support!r})\n{before}\nimport json, vllm_parts; print(json.dumps(vllm_parts.changed()))"
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_each_private_part_is_there():
+    lines = changed_parts()
+    said = f"vLLM changed what drllm was checked with on {SUPPORTED}: mend deploy/serving/engine/vllm_private.py"
+    assert not lines, "\n".join([said, *lines])
+
+
+def test_what_a_version_changes_is_named():
+    """A method that is gone and a field of a step's metadata that is new."""
+    gone = "from vllm.v1.worker.gpu_model_runner import GPUModelRunner; del GPUModelRunner._model_forward"
+    assert "vllm.v1.worker.gpu_model_runner: GPUModelRunner._model_forward is gone" in changed_parts(gone)
+    new = (
+        "import dataclasses, vllm.v1.attention.backend as b\n"
+        "@dataclasses.dataclass\n"
+        "class More(b.CommonAttentionMetadata):\n"
+        "    depth: int = 0\n"
+        "b.CommonAttentionMetadata = More"
+    )
+    assert changed_parts(new) == ["CommonAttentionMetadata: depth is new, and StepAttention.of does not cut it"]

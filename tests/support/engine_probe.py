@@ -1,7 +1,7 @@
 """Runs one vLLM engine as standard input says, in the serving environment, and prints what came out as JSON on the last line.
 
 Input: `model`, `spec` (fields of ServeSpec, or null for stock vLLM), `engine` (arguments of vLLM's EngineArgs), `requests`: each `ids`,
-`route`, `salt`, `new`, `arrives` (after how many steps) and `aborts` (likewise, or null).
+`route`, `new` and `arrives` (after how many steps).
 """
 
 from __future__ import annotations
@@ -63,15 +63,10 @@ def main() -> None:
                 temperature=0, max_tokens=request["new"], ignore_eos=True, logprobs=1, detokenize=False, extra_args=extra
             )
             prompt = {"prompt_token_ids": request["ids"]}
-            if request.get("salt"):
-                prompt["cache_salt"] = request["salt"]
             engine.add_request(str(index), prompt, params)
         for output in engine.step():
             outputs[output.request_id] = output
         step += 1
-        for index, request in enumerate(requests):
-            if request.get("aborts") == step:
-                engine.abort_request([str(index)])
     cache = engine.vllm_config.cache_config
     result = {
         "answers": [

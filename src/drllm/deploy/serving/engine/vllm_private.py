@@ -1,6 +1,6 @@
 """The parts of vLLM that it does not document as its interface, under names of our own. No other module uses one.
 
-Checked on vLLM 0.32; `tests/serving/test_vllm_private.py` names the part that a later version changed. vLLM is imported inside functions:
+Checked on vLLM 0.32; `tests/serving/test_serving_engine.py` names the part that a later version changed. vLLM is imported inside functions:
 the launcher, and tests of one step, need no vLLM.
 
 Shapes: N tokens of the step, S sequences, D hidden size.
