@@ -57,11 +57,6 @@ def test_the_timed_routes_of_a_model(n_layers: int):
     assert set(generate.EXPORTED) < set(generate.ARMS)
 
 
-def test_the_looped_arm_stands_beside_another_engine():
-    serve = pytest.importorskip("serve", reason="needs the server's packages")
-    assert [name for name in serve.arms_of(1, 28) if name.startswith(serve.LOOPED)] == ["static looped 32 of 28, compiled"]
-
-
 def test_a_size_is_compared_with_the_largest_group_by_group():
     """By hand: half the seconds; 3 of 4 rows are real; one of the three shared verdicts differs."""
     verdicts = {("a", "11"): 1.0, ("a", "10"): 0.0, ("b", "11"): 1.0}

@@ -105,9 +105,8 @@ def test_an_export_of_the_base_says_so_and_all_its_files_can_be_read_alike(check
     assert "the export is the base model" in printed
     assert "second copies" not in printed
     assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
-    probe = tmp_path / "any"
-    probe.write_text("")
-    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {probe.stat().st_mode}, "as any new file"
+    (tmp_path / "any").write_text("")
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}, "as any new file"
 
 
 def test_a_tokenizer_with_a_folder_of_its_own_is_exported_whole_and_replaced(checkpoint, tmp_path):

@@ -27,7 +27,7 @@ from drllm.evaluation.harness.compare import compare, read_scores, render
 from drllm.evaluation.harness.tasks.docs import documents
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.stats.paired import holm
-from drllm.tasks import get_task
+from drllm.tasks import TASK_NAMES, get_task
 
 pytestmark = pytest.mark.long
 
@@ -287,12 +287,9 @@ def test_offline_prompts_are_the_stock_ones():
 
 
 def test_every_choice_task_has_an_offline_task():
-    names = {path.stem for path in TASKS_FOLDER.glob("*.yaml")}
-    from drllm.tasks import TASK_NAMES, get_task
-
     # The harness has tasks of its own for those that are only measured; AIME's needs the Hub.
     asked = [name for name in TASK_NAMES if not name.startswith(("dart-", "arith-")) and not get_task(name).only_measured]
-    assert names == {f"drllm_{name}" for name in (*asked, "aime24")}
+    assert {path.stem for path in TASKS_FOLDER.glob("*.yaml")} == {f"drllm_{name}" for name in (*asked, "aime24")}
 
 
 @pytest.mark.parametrize(("ours", "stock"), [("gsm8k", "gsm8k/gsm8k.yaml"), ("aime24", "aime/aime24.yaml")])
@@ -343,10 +340,8 @@ def test_metrics_that_are_no_shares_are_shown_as_they_are(tmp_path):
     printed = render(compare(found), "a")
     assert "35.75" in printed
     assert "+1 (+1 to +1)" in printed
-
-
-def test_the_latest_log_of_a_task_counts(tmp_path):
-    folder = logs(tmp_path / "a", {"t": [0.0, 0.0]})
+    # The latest log of a task counts.
+    folder = logs(tmp_path / "c", {"t": [0.0, 0.0]})
     newer = (folder / "samples_t_2026-01-01T00-00-00.000001.jsonl").read_text().replace('"acc": 0.0', '"acc": 1.0')
     (folder / "samples_t_2026-01-02T00-00-00.000001.jsonl").write_text(newer)
     assert set(read_scores(folder)["t", "none", "acc"].values()) == {1.0}

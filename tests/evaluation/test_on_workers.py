@@ -98,7 +98,6 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, 
     thread.join(timeout=10)
     n_shards = len(shard_indices(single / "search" / TASK))
     ((_, n_before),) = killed
-    print(f"killed a worker when {n_before} of {n_shards} shards were written")
     assert 1 <= n_before < n_shards, "it died in the middle"
     assert folder_bytes(tmp_path / "search") == folder_bytes(single / "search")
     assert folder_bytes(tmp_path / "verdicts") == folder_bytes(single / "verdicts")

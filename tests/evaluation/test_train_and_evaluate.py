@@ -56,9 +56,6 @@ def plain() -> Plain:
     return Plain()
 
 
-# --- train --------------------------------------------------------------------------------------------------------------------------
-
-
 def test_training_writes_metrics_and_a_policy(trained, run):
     lines = [json.loads(line) for line in (run / "train" / "routers" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
@@ -154,9 +151,6 @@ def test_a_search_that_found_nothing_right_is_not_trained_on(tiny, data, tmp_pat
     assert {value for record in records for one in record.verdicts.values() for value in (one.acc, one.acc_norm)} == {None}
     with pytest.raises(ArtifactError, match="kept no route"):
         train(tiny, tmp_path, TRAIN)
-
-
-# --- evaluate -----------------------------------------------------------------------------------------------------------------------
 
 
 def rows_of(folder: Path, method: str) -> list[dict]:

@@ -62,8 +62,7 @@ def test_tune_questions_that_cannot_be_asked_do_not_end_a_training(routed, tmp_p
     search(routed, [TASK], SearchConfig(splits=("fit", "tune")), tmp_path / "run", data, routes=[Route.parse("1011")])
     loaded = load_task(TASK, data)
     [ask] = TrainingData(routed, tmp_path / "run", [TASK]).tune()
-    asked = ask.questions
-    assert 0 < len(asked) == sum(LONG not in row.question for row in loaded.select("tune"))
+    assert 0 < len(ask.questions) == sum(LONG not in row.question for row in loaded.select("tune"))
 
 
 def test_where_none_can_be_asked_one_line_says_so(routed, tmp_path):

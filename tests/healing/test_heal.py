@@ -17,7 +17,7 @@ import families
 import runs
 from drllm import ArtifactError, EvaluateConfig, InputError, Route, RoutedModel
 from drllm.cli.main import main
-from drllm.core.config import PromiseConfig
+from drllm.core.config import PromiseConfig, Resources
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
 from drllm.runs.training_questions import load_unseen
@@ -145,8 +145,6 @@ def test_answers_are_those_of_the_merged_model(run, tmp_path):
 
 @pytest.mark.long
 def test_workers_have_its_adapter(run, tmp_path):
-    from drllm.core.config import Resources
-
     base = runs.model()
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
@@ -259,10 +257,10 @@ def test_two_at_work_in_one_folder_are_refused(run, tmp_path):
 def test_the_command_line_refuses_what_is_no_healing(run, tmp_path, capsys):
     base = ["heal", "--out", str(tmp_path / "out")]
     for arguments, said in (
-        ([*base, "--route", "1011", "--policy", "x"], "got both --route and --policy"),
-        ([*base, "--prompts", "x"], "--model is missing"),
-        ([*base, "--policy", str(tmp_path)], "holds no saved policy"),
-        ([*base, "--model", "x", "--rank", "0"], "--rank is 0, expected at least 1"),
+        (["--route", "1011", "--policy", "x"], "got both --route and --policy"),
+        (["--prompts", "x"], "--model is missing"),
+        (["--policy", str(tmp_path)], "holds no saved policy"),
+        (["--model", "x", "--rank", "0"], "--rank is 0, expected at least 1"),
     ):
-        assert main(arguments) == 2
+        assert main([*base, *arguments]) == 2
         assert said in capsys.readouterr().err

@@ -159,33 +159,22 @@ async def taken_at(engine: SteppingEngine, decisions: Decisions, name: str) -> t
     return await decisions.take(name), engine.n_steps
 
 
-def test_no_token_waits_for_another_step():
-    async def serve() -> tuple[list[tuple[Decision, int]], int]:
-        engine = SteppingEngine({"a": 2, "b": 4, "c": 4})
+def test_no_token_waits_for_another_step_and_nobody_asks_for_a_dropped_prompt():
+    async def serve() -> tuple[list[tuple[Decision, int]], int, int]:
+        engine = SteppingEngine({"a": 2, "b": 4, "c": 4, "dropped": 10**6})
         decisions, running = Decisions(engine), asyncio.create_task(engine.run())
-        found = await asyncio.gather(*(taken_at(engine, decisions, name) for name in engine.decides))
-        running.cancel()
-        return list(found), engine.n_calls
-
-    found, n_calls = asyncio.run(serve())
-    assert found == [(Decision("route of a"), 2), (Decision("route of b"), 4), (Decision("route of c"), 4)]
-    assert n_calls <= 6  # one a step for all prompts that wait, and one before the first
-
-
-def test_nobody_is_asked_for_a_dropped_prompt():
-    async def serve() -> int:
-        engine = SteppingEngine({"a": 10**6})
-        decisions, running = Decisions(engine), asyncio.create_task(engine.run())
-        decisions.expect("a")
-        await asyncio.sleep(0.12)
-        decisions.drop("a")
-        await asyncio.sleep(0.12)
-        before = engine.n_calls
+        decisions.expect("dropped")
+        decisions.drop("dropped")
+        found = await asyncio.gather(*(taken_at(engine, decisions, name) for name in "abc"))
+        n_calls = engine.n_calls
         await asyncio.sleep(0.2)
         running.cancel()
-        return engine.n_calls - before
+        return list(found), n_calls, engine.n_calls - n_calls
 
-    assert asyncio.run(serve()) == 0
+    found, n_calls, n_more = asyncio.run(serve())
+    assert found == [(Decision("route of a"), 2), (Decision("route of b"), 4), (Decision("route of c"), 4)]
+    assert n_calls <= 6  # one a step for all prompts that wait, and one before the first
+    assert n_more == 0
 
 
 def test_a_dead_engine_is_said():

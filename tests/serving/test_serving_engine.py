@@ -134,15 +134,6 @@ def test_one_route_for_all(models, family: str, route: str, eager: bool):
     check_all(in_transformers(models[family]), asked, done, [route] * 4)
 
 
-def test_rows_of_the_base_and_of_routes_when_compiled(models, routed):
-    """Steps of the base alone run compiled, the others block by block: the same request goes through both."""
-    asked = asked_along([None] * 3, 24)
-    asked.append({"ids": prompts(1, seed=5)[0], "route": "120110", "new": 8, "arrives": 6})
-    done = run_engine(models["llama"], ROWS, asked, enforce_eager=False)
-    check_all(routed, asked, done)
-    assert 0 < done["stats"]["routed_steps"] < done["stats"]["steps"]
-
-
 LOOPED_BOOK = ["111111", "0-3,2-5", "0-3,(2-3)*0.5,4-5", "111001", "0-3,2-3,2-3,4-5"]
 
 

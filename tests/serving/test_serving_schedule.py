@@ -224,10 +224,7 @@ def test_sequences_that_agree_are_not_gathered():
     assert [blocks[name].calls for name in ("0.0", "1.0", "2.0", "2.1", "3.0", "3.1")] == [1, 0, 1, 1, 1, 0]
     assert not schedule.is_base
     assert run(["1111", "1111"], [1, 1])[1].is_base
-
-
-def test_nested_routes_share_their_sets():
-    """Four nested routes of long runs: three subsets of the sequences, however many blocks they skip."""
+    # Four nested routes of long runs: three subsets of the sequences, however many blocks they skip.
     _, schedule, blocks = run(["1111", "1101", "1001", "0001"], [1, 1, 1, 1])
     assert len(schedule.sets) == 3
     assert sum(block.calls for block in blocks.values()) == 4

@@ -15,7 +15,6 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
 from drllm.deploy.formats.adapter import WEIGHTS_FILE
-from drllm.deploy.formats.folder import slices
 from reference import path_model
 from standings import LAYOUT, LONGER, SOME, TYPES
 
@@ -97,16 +96,6 @@ def test_another_process_loads_it_by_the_folder_alone(checkpoint, tmp_path, caps
     assert not any(weights.any() for name, weights in load_file(out / WEIGHTS_FILE).items() if "lora_B" in name)
     check_export(out)
     assert main(["info", str(out)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [("1111", [(0, 4)]), ("1202", [(0, 2), (1, 2), (3, 4), (3, 4)]), ("0-2,1-3", [(0, 3), (1, 4)]), ("3,0-1,3", [(3, 4), (0, 2), (3, 4)])],
-)
-def test_slices_cover_the_path(text, wanted):
-    route = Route.parse(text, L)
-    assert slices(route) == wanted
-    assert [block for start, end in wanted for block in range(start, end)] == list(route.path)
 
 
 def test_what_an_adapter_refuses(tmp_path, monkeypatch):
