@@ -229,8 +229,9 @@ def test_a_base_on_a_device_map_exports(tmp_path):
     model = families.build("llama")
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     model = accelerate.dispatch_model(model, places | {f"model.layers.{i}": "cpu" for i in range(L)}, main_device="cpu", force_hooks=True)
+    routed = RoutedModel.wrap(model)
     for format in ("checkpoint", "peft"):
-        assert export(RoutedModel.wrap(model), Route.parse("1201"), tmp_path / format, format).difference < 1e-5
+        assert export(routed, Route.parse("1201"), tmp_path / format, format).difference < 1e-5
 
 
 def test_quantised_weights_and_adapters_are_refused_by_name(tmp_path):
