@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import write_glossary as tool
-from drllm.reporting.glossary import ENTRIES, PATTERNS
+from drllm.reporting.page import ENTRIES, PATTERNS
 
 
 def test_the_page_is_current():

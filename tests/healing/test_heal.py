@@ -21,7 +21,7 @@ from drllm.cli.main import main
 from drllm.core.config import PromiseConfig
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
-from drllm.runs.training_questions import load_unseen
+from drllm.runs.manifest import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
 
@@ -263,7 +263,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path, monkeypatch, caps
 
 
 def test_two_at_work_in_one_folder_are_refused(run, tmp_path):
-    from drllm.runs.alone import alone_in
+    from drllm.runs.provenance import alone_in
 
     with alone_in(run.folder, "heal"), pytest.raises(ArtifactError, match="another heal is at work"):
         again(run)

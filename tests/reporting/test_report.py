@@ -19,8 +19,8 @@ from drllm.core import text
 from drllm.core.files import write_json, write_text
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
-from drllm.reporting.chart import Chart
 from drllm.reporting.figures import usage_map
+from drllm.reporting.parts import Chart
 from drllm.runs.answers import Answers, write_answers
 from drllm.runs.load import load_run
 from drllm.runs.manifest import Manifest, check_manifest

@@ -17,11 +17,10 @@ from test_report import run as run
 
 from drllm.core.files import write_json
 from drllm.reporting import report
-from drllm.reporting.chart import Chart, colour, marker
-from drllm.reporting.drawing import draw
+from drllm.reporting.drawing import colour, draw, marker
 from drllm.reporting.figures import accuracy_chart
-from drllm.reporting.glossary import glossary
-from drllm.reporting.parts import Folded, Paragraph, Table
+from drllm.reporting.page import glossary
+from drllm.reporting.parts import Chart, Folded, Paragraph, Table
 from drllm.runs.answers import read_answers, write_answers
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import load_run, read_summary

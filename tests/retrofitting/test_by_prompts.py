@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drllm.retrofitting.prompt_sizes import check_parts, sizes_of_prompts
 
 import drllm
 import runs
@@ -20,9 +21,8 @@ from drllm.healing.prompts import file_prompts, in_order, parted
 from drllm.reporting.agreement import panel
 from drllm.retrofitting import by_prompts
 from drllm.retrofitting.by_prompts import retrofit_prompts
-from drllm.retrofitting.prompt_sizes import check_parts, sizes_of_prompts
-from drllm.runs.agreement import Agreed
-from drllm.runs.training_questions import load_unseen
+from drllm.runs.manifest import load_unseen
+from drllm.runs.recommendation import Agreed
 from drllm.stats.agreement import most_that_differ
 
 HEAL = HealConfig(steps=20, rank=4, lr=1e-2, held_out=16, choose_on=8, step_tokens=400, new_tokens=3)

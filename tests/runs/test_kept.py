@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drllm.core.config import SearchConfig
 from drllm.core.route import Route
-from drllm.runs.kept import kept_in, kept_of
+from drllm.runs.labels import kept_in, kept_of
 from drllm.runs.records import RouteRecord, write_shard
 from record_factory import record, write_verdicts
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from drllm.core.errors import ArtifactError
-from drllm.runs.memo import Memo, read_kept
+from drllm.runs.stages import Memo, read_kept
 
 
 def test_work_is_found_under_its_key_alone(tmp_path):

@@ -23,7 +23,7 @@ from drllm.scoring.prefixes import PrefixRunner
 from drllm.searching.edits import random_routes
 from drllm.searching.runner import question_seed, read_routes
 from drllm.searching.tree import RouteTree
-from drllm.searching.verify import Verifier
+from drllm.searching.worker import Verifier
 from drllm.tasks import load_task
 from runs import SEARCH, TASK, TRAIN, L, Plain, acc_norm, copy_run, folder_bytes, matrix, model, questions, write_rows
 

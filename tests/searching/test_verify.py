@@ -6,7 +6,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel, SearchConfig
 from drllm.scoring.loglik import LoglikScorer
-from drllm.searching.verify import Verifier, rotated
+from drllm.searching.worker import Verifier, rotated
 from drllm.tasks import Example, get_task, load_task
 from rote import by_rote, rote_example
 

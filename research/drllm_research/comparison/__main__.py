@@ -292,7 +292,7 @@ def main() -> None:
             parser.error(f"{given} holds {unknown[0]!r}, expected of {', '.join(names)}")
     from drllm import RoutedModel
     from drllm.core.config import Resources
-    from drllm.runs.alone import alone_in
+    from drllm.runs.provenance import alone_in
     from drllm.scoring.asking import asking
 
     routed, arguments.results = RoutedModel.wrap(arguments.model), Results(arguments.out)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drllm.core.text import with_interval
-from drllm.reporting.chart import Chart, number
-from drllm.reporting.drawing import level, spot
+from drllm.reporting.drawing import level, number, spot
+from drllm.reporting.parts import Chart
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from drllm_research.comparison.mixture import best_mixture
 from drllm_research.comparison.stored import Results

@@ -27,8 +27,8 @@ def measure(given: argparse.Namespace) -> None:
     """Train, ask, measure, and write what the page is made of."""
     from drllm import RoutedModel
     from drllm.model.threads import torch_threads
-    from drllm.runs.alone import alone_in
     from drllm.runs.layout import RunFolder
+    from drllm.runs.provenance import alone_in
     from drllm.runs.stages import Stages
     from drllm_research.healed.measures import Measured, agreement
     from drllm_research.healed.rows import Trainer

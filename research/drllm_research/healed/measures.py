@@ -21,8 +21,8 @@ from drllm.healing.prompts import Ids, fields_of
 from drllm.healing.teacher import Teacher, Text, greedy
 from drllm.model.load import gguf_path
 from drllm.model.shortened import block_list, shortened
-from drllm.runs.memo import key_of
-from drllm.runs.training_questions import load_unseen
+from drllm.runs.manifest import load_unseen
+from drllm.runs.stages import key_of
 from drllm.scoring.asking import Ask, asking
 from drllm.scoring.route_prediction import prompt_steps
 from drllm.scoring.scorer import askable, scorer_of

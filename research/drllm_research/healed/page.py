@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import Chart
+from drllm.reporting.parts import Chart
 from drllm.stats.paired import paired_bootstrap
 from drllm_research.comparison.pages import markdown
 from drllm_research.comparison.stored import Results

@@ -30,8 +30,7 @@ from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
 from drllm.runs.layout import RunFolder
-from drllm.runs.memo import key_of
-from drllm.runs.stages import Stages
+from drllm.runs.stages import Stages, key_of
 from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import Example, Task, load_task
 

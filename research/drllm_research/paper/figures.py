@@ -10,9 +10,9 @@ from typing import Any
 
 from drllm.core.route import Action
 from drllm.core.text import percent
-from drllm.reporting.chart import Chart, number
+from drllm.reporting.drawing import number
 from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
-from drllm.reporting.parts import Bullets, Part, Table
+from drllm.reporting.parts import Bullets, Chart, Part, Table
 from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records

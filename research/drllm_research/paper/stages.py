@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.runs.kept import Kept, kept_in
-from drllm.runs.memo import key_of
+from drllm.runs.labels import Kept, kept_in
 from drllm.runs.names import owner_of
 from drllm.runs.records import read_records
-from drllm.runs.stages import Stages
+from drllm.runs.stages import Stages, key_of
 from drllm.searching.cost import searched_cost
 from drllm.tasks import get_task, texts_digest
 from drllm_research.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags

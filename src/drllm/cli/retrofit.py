@@ -90,13 +90,14 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from left_out(loaded)
     yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["promise"])
+    from drllm.evaluation.clock import batched_ms
     from drllm.model.executors import threads_here
-    from drllm.retrofitting.pace import sized
+    from drllm.retrofitting.sizes import sizes_of
 
     routed = job.load(model)
     with threads_here(configs["resources"]):
-        sizes = sized(routed, tasks, configs["search"], job.data, configs["retrofit"], available)
-    yield from fitting(sizes, configs["retrofit"])
+        plain_ms = batched_ms(routed, tasks, configs["search"], job.data)
+    yield from fitting(sizes_of(routed.n_layers, plain_ms, configs["retrofit"], available), configs["retrofit"])
 
 
 def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:

@@ -45,8 +45,8 @@ def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, cl
     from drllm.core.text import cost_lines
     from drllm.evaluation.clock import batched_ms
     from drllm.scanning.claims import claim
-    from drllm.scanning.cost import stages_of
     from drllm.scanning.questions import choose
+    from drllm.scanning.spans import stages_of
     from drllm.tasks import load_task
 
     raced, fresh = choose(routed, {name: load_task(name, job.data) for name in tasks}, config)

@@ -21,7 +21,7 @@ from drllm.healing.measuring import RouteMeter
 from drllm.healing.prompts import Ids
 from drllm.healing.teacher import CHUNK, Text, greedy
 from drllm.model.routed import RoutedModel
-from drllm.runs.memo import read_kept
+from drllm.runs.stages import read_kept
 
 _ADVICE = "delete it and run the same command again"
 

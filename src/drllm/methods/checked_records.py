@@ -8,7 +8,7 @@ from typing import Any
 
 from drllm.core.errors import ArtifactError
 from drllm.model.routed import RoutedModel
-from drllm.runs.kept import kept_in
+from drllm.runs.labels import kept_in
 from drllm.runs.manifest import Manifest, data_of
 from drllm.runs.records import RouteRecord, read_matrix, read_records
 from drllm.scoring.scorer import Scorer, questions_digest, scorer_of

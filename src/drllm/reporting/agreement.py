@@ -11,7 +11,7 @@ from drllm.core.route_words import in_words
 from drllm.core.text import of_the_seconds, percent, table_text
 from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import boxed
-from drllm.runs.agreement import TOLERATED, Agreed
+from drllm.runs.recommendation import TOLERATED, Agreed
 
 COLUMNS = ("passes", "one route", "told the kind", "dealt", "selector", "own KL", "way closed")
 ABOUT = (

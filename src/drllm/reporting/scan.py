@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from drllm.core.text import p_value, points, table_text, with_interval
-from drllm.reporting.chart import Chart, number
-from drllm.reporting.drawing import usage_colours, whole
-from drllm.reporting.parts import Bullets, Folded, Heading, Paragraph, Part, Table
+from drllm.reporting.drawing import number, usage_colours, whole
+from drllm.reporting.parts import Bullets, Chart, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
 

@@ -1,8 +1,4 @@
-"""An append-only table: Parquet files in one folder, each whole or absent, never changed. No torch.
-
-A shard's name follows from what stands in it, or from what asked for it, so the same work leaves the same files. What a process wrote is
-read back by any other; a shard of the same name is the same shard.
-"""
+"""An append-only table: Parquet files in one folder, each whole or absent, never changed; equal work leaves equal files. No torch."""
 
 from __future__ import annotations
 

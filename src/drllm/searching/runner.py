@@ -1,9 +1,4 @@
-"""Search the questions of each task and write a shard of records a group; the same call resumes.
-
-Everything that determines the records is settled first and written as the manifest of the task folder; then groups are searched, in this
-process task by task, or by workers all together, in any order, each ending in one atomic shard. Given routes are asked instead of a search:
-a dense (question x route) matrix, of which the folder says which questions and routes, and the store what they answer.
-"""
+"""Search the questions of each task, a shard of records a group, or ask them all along given routes; the same call resumes."""
 
 import functools
 from collections import Counter
@@ -17,12 +12,11 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.runs.alone import alone_in
-from drllm.runs.kept import kept_in
+from drllm.runs.labels import kept_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise, read_manifest
-from drllm.runs.provenance import running
-from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
+from drllm.runs.provenance import alone_in, running
+from drllm.runs.records import RECORD_SPLITS, RouteRecord, read_shard, shard_indices, shard_path
 from drllm.runs.store import Asked
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
@@ -33,7 +27,6 @@ from drllm.searching.worker import Searching, question_seed
 from drllm.tasks import LoadedTask, load_task
 
 N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
-MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 
 def search(
@@ -113,10 +106,10 @@ def read_routes(path: str | Path) -> list[Route]:
 
 def check_splits(splits: Sequence[str], with_routes: bool) -> None:
     """Refuse splits whose answers may not be read; given routes may be evaluated on more of them than may be searched."""
-    allowed = MATRIX_SPLITS if with_routes else ("fit",)
+    allowed = RECORD_SPLITS if with_routes else ("fit",)
     for split in splits:
         if split not in allowed:
-            hint = "only fit may be searched" if split in MATRIX_SPLITS else f"choose from {', '.join(MATRIX_SPLITS)}"
+            hint = "only fit may be searched" if split in RECORD_SPLITS else f"choose from {', '.join(RECORD_SPLITS)}"
             raise InputError(f"split {split!r} cannot be used here: {hint}; a search learns from the answers it reads")
     if not splits:
         raise InputError("no split given: leave --splits out, or name one")

@@ -1,11 +1,4 @@
-"""Algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB over the routes of one question, as an ask / tell object. No torch.
-
-A node is a route and the root is the base route; edits (`drllm.searching.edits`), drawn at random, lead from node to node. A route reached
-by two orders of edits is one node with several parents and is evaluated once.
-
-Departure from the paper: with about 3 L edits at every node, 50 simulations never leave the root's children. So a node holds at most
-`widening * sqrt(visits)` children (progressive widening, Coulom 2007) and the search goes deeper under the best of them.
-"""
+"""Algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB over the routes of one question, as an ask / tell object. No torch."""
 
 from __future__ import annotations
 
@@ -44,19 +37,17 @@ class Node:
 
 
 class RouteTree:
-    """The search tree of one question.
+    """The search tree of one question: a node is a route, the root the base's; edits (`drllm.searching.edits`) lead from node to node.
 
-    `ask()` gives the next route, the base route first, or None when there is nothing left to do; `tell()` answers it. The two strictly
-    alternate. It ends when the budget is spent, the tree exhausted, or an early stop met.
+    `ask()` gives the next route, the base's first, or None at the end; `tell()` answers it, and the two strictly alternate. It ends when
+    the budget is spent, the tree exhausted, or an early stop met. A route that two orders of edits reach is one node and is asked once.
+
+    Departure from the paper: with about 3 L edits at every node, 50 simulations never leave the root's children. So a node holds at most
+    `widening * sqrt(visits)` children (progressive widening, Coulom 2007) and the search goes deeper under the best of them.
 
     Simulations are counted as the authors' code counts them: the base's is one, and so is each step that meets a known route or draws the
     edit "repeat no times", a quarter of all; such a step is told the verdict that is known. With `counted` "distinct" only edited routes
-    count, each once: the base comes on top, so 50 simulations are at most 51 evaluations.
-
-    Args:
-        n_layers: L, at least 1.
-        config: every option of the search.
-        seed: of the tree's own random choices; the same seed and verdicts give the same routes.
+    count, each once: the base comes on top, so 50 simulations are at most 51 evaluations. The same seed and verdicts give the same routes.
     """
 
     def __init__(self, n_layers: int, config: SearchConfig, seed: int):
