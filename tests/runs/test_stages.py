@@ -1,4 +1,4 @@
-"""A stage is done once, and its seconds hold those of attempts that were killed: real processes, a real `kill -9`."""
+"""Finished work is found again under its key; a stage's seconds hold those of attempts that were killed: a real `kill -9`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from drllm.core.errors import ArtifactError
 from drllm.runs.layout import RunFolder
-from drllm.runs.stages import Stages, stage_clock
+from drllm.runs.stages import Memo, Stages, read_kept, stage_clock
 
 ATTEMPT = """
 import sys, time
@@ -90,3 +91,37 @@ def test_a_stage_is_done_once_and_again_where_its_files_changed(tmp_path, capfd)
     again = stages()
     assert again.then("search", {"a": [2], "b": 1}, [tmp_path / "search"], search) == "there"
     assert (again.skipped, done) == ([], ["search"] * 2)
+
+
+def test_work_is_found_under_its_key_alone(tmp_path):
+    memo = Memo(tmp_path / "new" / "a.json")
+    assert memo.find("one", "k") is None
+    assert "one" not in memo
+    memo.keep("one", "k", seconds=1.5, result=[1])
+    memo.keep("two", "q", result=None)
+    again = Memo(tmp_path / "new" / "a.json")
+    assert again.find("one", "k") == {"key": "k", "seconds": 1.5, "result": [1]}
+    assert again.find("one", "q") is None
+    assert "one" in again
+    memo.keep("one", "q", result=2)
+    assert again.find("one", "k") is None
+    assert json.loads(memo.path.read_text()) == {"one": {"key": "q", "result": 2}, "two": {"key": "q", "result": None}}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"one": 1}'])
+def test_a_corrupt_file_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"a\.json .*: delete it, finished work is found again"):
+        Memo(tmp_path / "a.json").find("one", "k")
+
+
+def test_a_file_of_one_piece_of_work(tmp_path):
+    path = tmp_path / "results.json"
+    assert read_kept(path, "k", "again") is None
+    path.write_text('{"drllm_key": "k", "x": 1}')
+    assert read_kept(path, "k", "again", "drllm_key") == {"drllm_key": "k", "x": 1}
+    assert read_kept(path, "q", "again", "drllm_key") is None
+    assert read_kept(path, "k", "again") is None
+    path.write_text("{")
+    with pytest.raises(ArtifactError, match=r"results\.json is not readable JSON .*: again"):
+        read_kept(path, "k", "again")

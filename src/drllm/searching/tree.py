@@ -56,13 +56,13 @@ class RouteTree:
         self._space = EditSpace.of(n_layers, config)
         self._config = config
         self._counts_all = config.counted == "all"
-        self._n_met = 0  # simulations without a new route
+        self.n_met = 0  # simulations without a new route
         # With all counted, the codes from the space's own on repeat a block no times.
         self._n_codes = self._space.n_codes + (n_layers if self._counts_all else 0)
         self._random = random.Random(seed)
-        self._root = Node(Route.full(n_layers), self._n_codes)
-        self._nodes = {self._root.route: self._root}
-        self._line: list[Node] = []  # root to the node asked last
+        self.root = Node(Route.full(n_layers), self._n_codes)
+        self.nodes = {self.root.route: self.root}
+        self.line: list[Node] = []  # root to the node asked last
         self._verdicts: dict[Route, bool] = {}
 
     def ask(self) -> Route | None:
@@ -70,12 +70,12 @@ class RouteTree:
         if self._asked is not None:
             raise RuntimeError("ask() came twice in a row: tell() the last route's verdict first")
         if not self.evaluated:
-            self._line = [self._root]
+            self.line = [self.root]
         elif self._has_budget() and not self._stopped():
-            self._line = self._descend()
+            self.line = self._descend()
         else:
-            self._line = []
-        self._asked = self._line[-1].route if self._line else None
+            self.line = []
+        self._asked = self.line[-1].route if self.line else None
         return self._asked
 
     def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
@@ -87,7 +87,7 @@ class RouteTree:
         self.evaluated.append(Evaluation(route, bool(correct), float(margin)))
         self._asked = None
         self._verdicts[route] = bool(correct)
-        self._book(self._line, bool(correct))
+        self._book(self.line, bool(correct))
 
     @property
     def chosen(self) -> Route | None:
@@ -107,7 +107,7 @@ class RouteTree:
 
     def _has_budget(self) -> bool:
         """Whether another simulation may be made."""
-        made = len(self.evaluated) + self._n_met if self._counts_all else len(self.evaluated) - 1
+        made = len(self.evaluated) + self.n_met if self._counts_all else len(self.evaluated) - 1
         return made < self._config.n_simulations
 
     def _stopped(self) -> bool:
@@ -119,8 +119,8 @@ class RouteTree:
 
     def _descend(self) -> list[Node]:
         """Select down to a node that may grow and give it a new child: the line from the root to that child; empty when exhausted."""
-        while not self._root.done:
-            line = [self._root]
+        while not self.root.done:
+            line = [self.root]
             while not line[-1].done:
                 if (child := self._grow(line)) is not None:
                     return [*line, child]
@@ -139,12 +139,12 @@ class RouteTree:
         while (len(node.children) < room or all(child.done for child in node.children)) and self._has_budget():
             if (route := self._draw(node)) is None:
                 return None
-            if (known := self._nodes.get(route)) is None:
-                self._nodes[route] = child = Node(route, self._n_codes)
+            if (known := self.nodes.get(route)) is None:
+                self.nodes[route] = child = Node(route, self._n_codes)
                 node.children.append(child)
                 return child
             if self._counts_all:
-                self._n_met += 1
+                self.n_met += 1
                 self._book(list(dict.fromkeys([*line, known])), self._verdicts[route])
             if known is not node:
                 node.children.append(known)
