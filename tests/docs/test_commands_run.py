@@ -1,10 +1,7 @@
 """Every whole `drllm` command of README and the docs is run: on a tiny model and a few sums, with small numbers behind its own flags.
 
-Not run here: the commands of `ELSEWHERE`, each with its reason, and `serve` beyond what it prints (`tests/serving/test_serving_http.py`
-starts servers). Of `make` and of the repository's scripts `test_commands.py` checks targets, files and flags; what they do takes hours.
-Python blocks are run by `tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and
-`tests/serving/test_serving_http.py`; lines for llama.cpp by the
-tests of those exports. Not run from the pages: curl, pip, and the third Python block of docs/export.md, which needs the Hub.
+Not here: the commands of `ELSEWHERE`, `serve` beyond what it prints, and what `make` and scripts do. Python blocks are run by
+`tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and `tests/serving/test_serving_http.py`.
 """
 
 from __future__ import annotations

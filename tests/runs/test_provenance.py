@@ -12,7 +12,7 @@ from importlib import metadata
 import pytest
 
 from drllm.core.errors import ArtifactError
-from drllm.runs.provenance import PACKAGES, commit, hardware, read_jobs, record_run, running, versions
+from drllm.runs.provenance import PACKAGES, commit, hardware, read_jobs, running, versions
 
 
 def test_a_finished_job_is_recorded(tmp_path):
@@ -44,7 +44,7 @@ def test_a_job_that_ends_otherwise_is_recorded_and_its_error_goes_on(tmp_path, e
         train()
     assert caught.value is error
     (job,) = read_jobs(tmp_path)
-    assert (job["status"], job["epochs"]) == (status, 2)
+    assert (job["status"], job["epochs"], job["argv"]) == (status, 2, sys.argv)
 
 
 def test_jobs_are_appended_also_those_that_end_inside_another(tmp_path):
@@ -54,15 +54,6 @@ def test_jobs_are_appended_also_those_that_end_inside_another(tmp_path):
             with running(tmp_path, name, {}):
                 pass
     assert [job["job"] for job in read_jobs(tmp_path)] == ["search", "train", "retrofit"]
-
-
-def test_record_run_alone(tmp_path):
-    record_run(tmp_path / "a", "evaluate", {"split": "tune"}, ["x"], 1.23456, {"n": 5})
-    record_run(tmp_path / "a", "report", {}, None, 0.0, {})
-    first, second = read_jobs(tmp_path / "a")
-    assert (first["seconds"], first["n"], first["argv"]) == (1.235, 5, ["x"])
-    assert second["argv"] == sys.argv
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize("text", ["[{", "", "{}", "[1]", "\x00"])
@@ -102,7 +93,7 @@ def checkout(tmp_path):
     return tmp_path / "checkout", git
 
 
-def test_commit_of_a_checkout(checkout):
+def test_commit_of_a_checkout(checkout, monkeypatch):
     folder, git = checkout
     assert commit(folder) is None  # no repository yet
     git("init")
@@ -116,13 +107,8 @@ def test_commit_of_a_checkout(checkout):
     assert commit(folder) == head
     (folder / "code.py").write_text("# second\n")
     assert commit(folder) == head + "+changes"
-
-
-def test_no_git_program_is_no_error(checkout, monkeypatch):
-    folder, git = checkout
-    git("init")
     monkeypatch.setenv("PATH", "")
-    assert commit(folder) is None
+    assert commit(folder) is None, "no git program is no error"
 
 
 def test_torch_is_not_imported():

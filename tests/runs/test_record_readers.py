@@ -1,12 +1,10 @@
-"""The store is plain Parquet: Arrow, pandas, DuckDB and datasets read it without drllm."""
+"""The store is plain Parquet: pandas, DuckDB and datasets read it without drllm."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 
 from fences import fences
@@ -20,17 +18,6 @@ def readable(tmp_path: Path) -> Path:
     task_folder(tmp_path / "run" / "search" / "arc_easy", [full_record(f"q{n}") for n in range(3)])
     task_folder(tmp_path / "run" / "search" / "piqa", [record("piqa", "q0", others=())], 1)
     return tmp_path / "run" / "verdicts"
-
-
-def test_shards_are_one_dataset_for_arrow(tmp_path):
-    store = readable(tmp_path)
-    assert len({pq.read_schema(path).remove_metadata() for path in store.glob("*.parquet")}) == 1
-    table = ds.dataset(store).to_table()
-    assert sorted({*zip(table["task"].to_pylist(), table["id"].to_pylist(), strict=True)}) == [
-        *(("arc_easy", f"q{n}") for n in range(3)),
-        ("piqa", "q0"),
-    ]
-    assert len(table) == 13
 
 
 def test_shards_are_one_dataset_for_datasets(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.runs.records import Check, read_records, read_shard, shard_indices, shard_path, write_shard
-from record_factory import ROUTES, any_record, control, full_record, record, task_folder, write_verdicts
+from record_factory import ROUTES, any_record, control, record, task_folder, write_verdicts
 
 
 def write(run, some, task="arc_easy", index=0):
@@ -34,18 +32,6 @@ def test_what_is_written_is_read(tmp_path_factory, some):
     assert repr(back) == repr(some)  # as text: nan differs from itself
     for one, other in zip(back, some, strict=True):
         assert all(repr(one.verdicts[route]) == repr(other.verdicts[route]) for route in other.verdicts)
-
-
-@pytest.mark.long
-def test_equal_records_give_equal_bytes_in_another_process_too(tmp_path):
-    some = [full_record(f"q{n}") for n in range(20)]
-    first = shard_path(write(tmp_path, some, index=3), 3).read_bytes()
-    code = (
-        "import sys; from pathlib import Path; from drllm.runs.records import *; folder = Path(sys.argv[1]) / 'search'\n"
-        "write_shard(folder / 'c', 3, read_shard(shard_path(folder / 'arc_easy', 3)))"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert shard_path(tmp_path / "search" / "c", 3).read_bytes() == first
 
 
 @pytest.mark.parametrize(

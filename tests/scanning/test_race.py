@@ -94,10 +94,3 @@ def test_equal_candidates_go_on_in_their_order():
         return same[start:stop, : 1 + len(alive)], np.zeros((stop - start, 1 + len(alive)))
 
     assert race(["loop"] * 6, schedule(16, 4), 1, ask).last == [0, 1]
-
-
-def test_the_cost_is_at_most_a_quarter():
-    """Of candidates times questions: what the schedule of the defaults spends on 465 candidates of one kind."""
-    sizes = schedule(128, 8)
-    spent = sum(count * n for count, n in zip(shares(465, len(sizes), 5), np.diff([0, *sizes]), strict=True))
-    assert spent / (465 * 128) < 0.19

@@ -249,19 +249,18 @@ def test_tasks_share_the_questions_evenly_and_what_another_task_raced_on_is_not_
     assert not {example.question for _, example in raced} & {example.question for _, example in fresh}
 
 
-def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
+def test_what_a_reader_of_the_map_should_know_of_the_family_is_noted(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
-    routed = RoutedModel.wrap(families.build("mixtral", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+    mixed, scaled = (
+        RoutedModel.wrap(families.build(name, vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+        for name in ("mixtral", "doge")
+    )
     config = replace(SMALL, kinds=("loop", "skip"), questions=4, first_questions=2, fresh=2, winners=1)
-    assert scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)
+    assert scan(mixed, [runs.TASK], config, tmp_path / "mixed", data).in_group(WINNER)
     assert sum("a mixture of experts rounds by what else is in a step" in line for line in caplog.messages) == 1
-    assert "Note: a mixture of experts rounds" in (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
-
-
-def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
-    routed = RoutedModel.wrap(families.build("doge", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
-    looped = Route.full(routed.n_layers).loop(0, 1)
-    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed={looped: Said()})
+    assert "Note: a mixture of experts rounds" in (report(tmp_path / "mixed").parent / "report.md").read_text(encoding="utf-8")
+    looped = {Route.full(scaled.n_layers).loop(0, 1): Said()}
+    result = scan(scaled, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path / "scaled", data, claimed=looped)
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 

@@ -1,4 +1,4 @@
-"""The edits of a search: what each code stands for, where it is legal, every single one; and the blind baseline's routes."""
+"""The edits of a search: what each code stands for, where it is legal, every single one; the blind baseline; and what searches cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route, Span
+from drllm.scoring.generated import NEW_TOKENS
+from drllm.searching.cost import PATH_COST, stages_of
 from drllm.searching.edits import EditSpace, random_routes, single_edits
+from drllm.tasks import Example, LoadedTask, get_task
+from drllm.tasks.wording import WORDINGS
 from landscapes import closure
 
 TEXT = {0: "2", 1: "0", 2: "00", 3: "000"}
@@ -24,6 +28,8 @@ TEXT = {0: "2", 1: "0", 2: "00", 3: "000"}
 @pytest.mark.parametrize(("n_layers", "max_skip_run", "n_codes"), [(1, 1, 2), (1, 9, 2), (2, 2, 6), (2, 5, 6), (30, 2, 90), (4, 1, 8)])
 def test_codes_are_counted_up_to_the_longest_run_that_fits(n_layers, max_skip_run, n_codes):
     assert EditSpace(n_layers, max_skip_run).n_codes == n_codes
+    with pytest.raises(InputError, match="a search over 0 blocks"):
+        EditSpace(0, 2)
 
 
 @given(n_layers=st.integers(1, 12), run=st.integers(1, 3), ratio=st.floats(1, 2), data=st.data())
@@ -60,12 +66,6 @@ def test_passes_are_capped_exactly():
     assert space.max_passes == 29
     assert space.apply(Route([2] * 3 + [1] * 22), 24) == Route([2] * 3 + [1] * 21 + [2])
     assert space.apply(Route([2] * 4 + [1] * 21), 24) is None
-
-
-@pytest.mark.parametrize("n_layers", [0, -1])
-def test_no_blocks_are_refused(n_layers):
-    with pytest.raises(InputError, match=f"a search over {n_layers} blocks"):
-        EditSpace(n_layers, 2)
 
 
 @given(n_layers=st.integers(1, 9), run=st.integers(1, 3), loops=st.integers(0, 5), data=st.data())
@@ -151,3 +151,20 @@ def test_every_single_edit_is_there_once(n_layers, max_skip_run, n_routes):
     routes = single_edits(n_layers, max_skip_run)
     assert len(set(routes)) == len(routes) == n_routes
     assert {str(route).strip("1") for route in routes} <= {"2", *("0" * length for length in range(1, max_skip_run + 1))}
+
+
+def test_every_reward_has_a_cost():
+    generated = {*NEW_TOKENS, *WORDINGS["ours"].new_tokens}
+    assert set(PATH_COST) == {"loglik", *generated}
+    assert all(PATH_COST[reward] > PATH_COST["loglik"] for reward in generated), "decoding comes on top"
+
+
+@pytest.mark.parametrize(("reward", "decoded"), [("loglik", 0.0), ("letter", 0.15)])
+def test_a_list_shares_its_prompts_and_decodes_each_answer(reward, decoded):
+    """By hand, 4 blocks: the base runs 4; 1110 is a part of that; 1101 runs block 3 anew. 5 of 4 blocks, and three answers."""
+    rows = [Example(f"q{n}", f"{n}?", ("no", "yes"), 0, "arc_easy") for n in range(10)]
+    loaded = LoadedTask(get_task("arc_easy"), "nowhere", {"fit": rows, "tune": rows[:3], "calibrate": [], "test": []}, {})
+    routes = [Route.parse("1110"), Route.parse("1101")]
+    found = stages_of({"arc_easy": loaded}, SearchConfig(reward=reward, splits=("fit", "tune"), limit=8), 4, routes)
+    each = 1.25 + 3 * decoded
+    assert found == {f"arc_easy: fit 8, tune 3 questions, 2 routes, {each:.1f} a question": pytest.approx(11 * each)}

@@ -258,7 +258,7 @@ def test_a_list_of_loops_gives_a_dense_matrix(tiny, data, fit, plain, tmp_path):
 
 def test_generated_answers_along_loops_do_not_depend_on_the_order_of_a_list(tiny, data, tmp_path):
     config = SearchConfig(limit=4, group_size=4, reward="letter", max_new_tokens=3)
-    routes = [Route.parse(text, L) for text in ("1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1", "0-1,1,1-3")]
+    routes = [Route.parse(text, L) for text in ("1111", "0-2,1-3", "0-2,(1-2)*0.5,3", "0-1,0-1/4", "0-1,1,1-3")]
     search(tiny, [TASK], config, tmp_path / "a", data, routes=routes)
     search(tiny, [TASK], config, tmp_path / "b", data, routes=routes[::-1])
     together, reverse = (matrix(tmp_path / name) for name in "ab")

@@ -61,10 +61,15 @@ def odd_rows() -> list[dict]:
 # --- questions ----------------------------------------------------------------------------------------------------------------------
 
 
+def searched_rows(path: Path, rows: list[dict]) -> Path:
+    """A file whose `rows` may all be searched: others stand for its development part."""
+    others = [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
+    return write_rows(path, [row | {"part": "train"} for row in rows] + others)
+
+
 def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
-    rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "odd.jsonl", rows)
+    data = searched_rows(tmp_path / "odd.jsonl", odd_rows())
     assert load_task(TASK, data).dropped["duplicate"] == 1
     config = SearchConfig(n_simulations=3, splits=("fit", "calibrate"))
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
@@ -117,10 +122,7 @@ def broken_on(marker: str) -> RoutedModel:
 def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(reward, tmp_path):
     rows = questions(30)
     rows[4]["question"] = rows[4]["question"].replace("?", " ~?")
-    for row in rows:
-        row["part"] = "train"
-    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "sums.jsonl", rows)
+    data = searched_rows(tmp_path / "sums.jsonl", rows)
     assert any(example.id == "q4" for example in load_task(TASK, data).examples["fit"])
     config = SearchConfig(n_simulations=4, group_size=8, reward=reward, max_new_tokens=2)
     search(broken_on("~"), [TASK], config, tmp_path, data)
@@ -136,11 +138,10 @@ def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(r
 
 def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
     """As fp16 on the longest questions: they are done first, since each needs but one evaluation, or are all that a resumed search has."""
-    rows = [row | {"part": "train"} for row in questions(24)]
+    rows = questions(24)
     for row in rows[:8]:
         row["question"] = row["question"].replace("?", ", and how do you know that it is so ~?")
-    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "sums.jsonl", rows)
+    data = searched_rows(tmp_path / "sums.jsonl", rows)
     config = SearchConfig(n_simulations=4, group_size=1, control=False, verify=False)
     found = {}
     for pool_size in (1, 128):

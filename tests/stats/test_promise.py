@@ -112,11 +112,6 @@ def test_the_fewest_questions_pass_and_clearly_fewer_do_not(epsilon, changed):
     assert p(n) <= 0.05 < p(round(0.9 * n))
 
 
-def test_what_no_epsilon_could_promise_is_refused():
-    with pytest.raises(InputError, match="epsilon is 0"):
-        fewest_questions(0, 0.05, 0.1)
-
-
 def test_the_tail_against_every_outcome():
     """Four questions, each better, worse or the same: all 81 outcomes."""
     epsilon, share = 0.1, 0.4

@@ -33,7 +33,6 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """As `colour`."""
     return MARKERS[index % len(MARKERS)]
 
 
@@ -110,7 +109,6 @@ def whole(axis: Any) -> None:
 
 
 def usage_colours() -> Any:
-    """The colour map of `USAGE`."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("usage", list(USAGE))

@@ -149,5 +149,4 @@ def _commonest_loop(routes: Sequence[Route]) -> list[Span]:
 
 
 def mean_usage(routes: Sequence[Route]) -> list[float]:
-    """Mean passes through each block."""
     return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]

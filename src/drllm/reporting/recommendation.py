@@ -24,7 +24,6 @@ NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which sa
 
 
 def title(found: Recommendation) -> str:
-    """The verdict in a few words."""
     return f"Deploy the policy {found.best}" if found.deploy else "Keep the base"
 
 
@@ -140,7 +139,6 @@ def panel(found: Recommendation, out: str) -> str:
 
 
 def boxed(title: str, text: str) -> str:
-    """Plain lines in a box under a title."""
     console = Console(width=WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as shown:
         console.print(Panel(Text(text), title=title, title_align="left", box=box.ROUNDED))

@@ -22,7 +22,6 @@ CURSE = (
 
 
 def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
-    """The section of a report."""
     yield Heading("Scan" if result.sizes else "Audit")
     if claims := tuple(_claim(result, row) for row in result.in_group(CLAIMED)):
         yield Bullets(claims)
@@ -42,7 +41,6 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 
 
 def render(result: ScanResult) -> str:
-    """The comparison for a terminal."""
     lines = [table_text(*_columns(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
     return "\n".join(filter(None, (*lines, _by_chance(result), *(_claim(result, row) for row in result.in_group(CLAIMED)))))
 

@@ -27,7 +27,6 @@ def by_task(summary: Summary, caption: str = "") -> Table:
 
 
 def render(summary: Summary) -> str:
-    """The table of one split for a terminal."""
     title = f"{summary.model} on {', '.join(summary.tasks)}, {summary.split} split; in brackets: 95 % intervals"
     text = table_text(HEADER, [cells(row, summary.reference) for row in summary.pooled], title)
     return "\n".join([text, *few_changed(summary)])

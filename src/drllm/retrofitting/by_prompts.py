@@ -116,7 +116,6 @@ class _ByPrompts:
         return PromptSizes(**self.stages.then("what fits into the time", {}, [], work))
 
     def run_all(self) -> tuple[Agreed, dict[str, Any]]:
-        """Every stage."""
         heal, select, calibrate = self.parts["heal"], *(self.parts[name][: getattr(self.sizes, name)] for name in ("select", "calibrate"))
         healed = [self._heal(name, share, heal) for name, share in self.names.items()]
         adapters = [self._policy(name).adapters[0] for name in self.names]

@@ -128,7 +128,6 @@ class _Tries:
         return asdict(found)
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
-        """Every stage."""
         self._scan()
         self._list()
         self._train()
@@ -280,7 +279,6 @@ class _Tries:
 
     @property
     def _left(self) -> TimeLeft:
-        """Behind the list."""
         return TimeLeft(self.stages, self.asked.minutes, self.sizes, self.run, len(self.routes) - 1, len(self.tasks))
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:

@@ -55,7 +55,6 @@ class Labels:
         return paired_bootstrap(solved, by_control, strata=strata)
 
     def add(self, record: RouteRecord) -> None:
-        """Count a record."""
         if record.broken:
             self.n["broken"] += 1
             return
@@ -108,7 +107,6 @@ def broken_note(counted: Sequence[Labels]) -> str:
 
 
 def render(counted: Sequence[Labels]) -> str:
-    """The table for a terminal."""
     return "\n\n".join(filter(None, (table_text(HEADER, label_rows(counted)), fill(LEGEND, WIDTH), broken_note(counted))))
 
 

@@ -70,7 +70,6 @@ class RunFolder:
         return self.root / _EVALUATE / split
 
     def summary(self, split: str) -> Path:
-        """The comparison of all methods on a split."""
         return self.evaluation(split) / SUMMARY_FILE
 
     def answers(self, split: str) -> Path:

@@ -88,7 +88,6 @@ class RouteRecord:
 
     @property
     def base_correct(self) -> bool:
-        """The base route's verdict."""
         return self.verdicts[self.routes[0]].correct
 
     @property

@@ -85,7 +85,6 @@ class Cost(Stored):
 
     @property
     def total(self) -> float:
-        """Of the whole scan."""
         return self.race + self.random + self.fresh
 
 
@@ -117,7 +116,6 @@ class ScanResult(Stored):
     notes: list[str] = field(default_factory=list)  # what a reader of the map should know of the model
 
     def in_group(self, group: str) -> list[Measured]:
-        """The rows of one group."""
         return [row for row in self.rows if row.group == group]
 
     def mean_of(self, group: str, route: str = "") -> Measured | None:

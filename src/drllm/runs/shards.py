@@ -26,7 +26,6 @@ class Shards:
         self._whole: pa.Table | None = None
 
     def path(self, name: str) -> Path:
-        """Where a shard lies, or would."""
         return self.folder / f"{name}.parquet"
 
     def has(self, name: str) -> bool:
@@ -54,7 +53,6 @@ class Shards:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The bytes of a shard."""
     about = {_VERSION: str(SCHEMA_VERSION), _DIGEST: content_digest(table)}
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(about), sink, compression="zstd", write_page_checksum=True)

@@ -122,7 +122,6 @@ class Decided:
         return json_digest([policy, asdict(conditions), list(questions)])
 
     def write(self, policy: str, conditions: Conditions, rows: Sequence[tuple[Asked, Route]]) -> None:
-        """Append a shard."""
         about = {"policy": policy} | asdict(conditions)
         name = self.name(policy, conditions, [asked.question for asked, _ in rows])
         self.shards.write(name, [about | asked._asdict() | {"route": str(route)} for asked, route in rows])

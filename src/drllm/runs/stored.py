@@ -44,7 +44,6 @@ class Stored:
         return cls.of(read_json(path, advice, dict), path) if path.is_file() else None
 
     def changed(self, **changes: Any) -> Self:
-        """With other values, which it then has."""
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:

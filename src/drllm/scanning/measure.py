@@ -17,7 +17,6 @@ Tasks = Mapping[bool, Sequence[str]]  # of the questions that chose (False), and
 
 
 def measured(group: str, chosen: Sequence[Candidate], verdicts: Verdicts, tasks: Tasks, config: ScanConfig) -> list[Measured]:
-    """A row a candidate of one group."""
     rows = []
     for place, one in enumerate(chosen, 1):
         found = {

@@ -50,11 +50,8 @@ def scan(
 
     Args:
         routed: the model; its policy is not used.
-        tasks: task names.
-        config: every option that shapes the result; default `ScanConfig()`.
         out: the run folder; all goes to `out/scan/`: `scan.json`, `map.csv`, and `best.txt`, a list for `drllm search --paths`.
         data: as of `drllm.search`.
-        resources: executor, threads, memory; default `Resources()`.
         claimed: routes that somebody says help, and what is said of them; measured on the same new questions as the winners.
 
     Raises:
@@ -126,7 +123,6 @@ class _Scan:
         self.cost = Cost(race=0, full=self._forwards(self.pool, len(self.raced)), random=0, fresh=0)
 
     def run(self, claimed: Mapping[Route, Said]) -> ScanResult:
-        """All of it; the result is written, too."""
         said = {**self._claimed_before(), **claimed}
         claims = [claim(route, self.config) for route in said]
         for name, forwards in stages_of(self.n_layers, len(self.raced), len(self.fresh), claims, self.config).items():
@@ -196,7 +192,6 @@ class _Scan:
         return {Route.parse(row.route, self.n_layers): Said(row.gain, row.source) for row in rows}
 
     def _claim(self, one: Claim) -> tuple[list[Measured], list[Measured]]:
-        """A claim's row and means."""
         self.cost = self.cost.changed(fresh=self.cost.fresh + one.forwards(len(self.fresh)))
         found, _ = self.questions.ask(one.routes, self.fresh, self.config.fresh_split, "scan: claims")
         return compared(one, found, [task for task, _ in self.fresh], self.config)

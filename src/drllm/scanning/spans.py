@@ -29,12 +29,10 @@ class Candidate:
 
     @property
     def length(self) -> int:
-        """Blocks of its span."""
         return self.last - self.first + 1
 
 
 def candidate(kind: str, first: int, last: int, n_layers: int, strength: float) -> Candidate:
-    """What `kind` makes of blocks `first` to `last`."""
     full = Route.full(n_layers)
     if kind == "skip":
         return Candidate(kind, first, last, full.edit(first, *[0] * (last + 1 - first)))

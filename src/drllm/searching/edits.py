@@ -30,7 +30,6 @@ class EditSpace:
 
     @classmethod
     def of(cls, n_layers: int, config: SearchConfig) -> EditSpace:
-        """The edits of a search."""
         return cls(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span)
 
     @property
@@ -50,7 +49,6 @@ class EditSpace:
 
     @property
     def max_passes(self) -> int:
-        """The longest path."""
         return math.floor(self.max_passes_ratio * self.n_layers + 1e-9)
 
     def apply(self, route: Route, code: int) -> Route | None:

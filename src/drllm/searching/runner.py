@@ -44,13 +44,11 @@ def search(
 
     Args:
         routed: the model; its policy is not used.
-        tasks: task names; or tasks as they were loaded, such as with some of their questions only.
-        config: every option that shapes the records; default `SearchConfig()`.
+        tasks: names; or tasks as they were loaded, such as with some of their questions only.
         out: the run folder; records go to `out/search/<task>/`, verdicts to `out/verdicts/`.
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
         routes: ask every question along these instead of searching: a dense (question x route) matrix, the base route first. Another call
             with other routes adds them.
-        resources: executor, threads, memory; default `Resources()`.
         finished_in_any_type: a task that is searched to its end is taken as it is, also where that was done in another float type.
 
     Raises:
@@ -171,7 +169,6 @@ class _Prepared:
         return cls(loaded, config, scorer, questions, splits, skipped, manifest)
 
     def counts(self, n_resumed: int) -> dict[str, Any]:
-        """What `run.json` says of it."""
         found = {"source": self.loaded.source, "questions": len(self.questions), "skipped": len(self.skipped)}
         return found | {"dropped": dict(self.loaded.dropped), "resumed_groups": n_resumed}
 

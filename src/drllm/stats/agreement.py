@@ -26,7 +26,6 @@ class Agreement(Promise):
 
     @property
     def sentence(self) -> str:
-        """What may be said of the chosen policy."""
         sure, share = f"with {100 * (1 - self.delta):g} % confidence", f"{100 * self.epsilon:g} %"
         where = f"{self.n} {self.split} prompts, which chose nothing"
         if self.point is None:

@@ -51,7 +51,6 @@ class Promise:
 
     @property
     def sentence(self) -> str:
-        """What may be said of the chosen policy."""
         return self.told("the base is kept")
 
     def told(self, otherwise: str) -> str:
