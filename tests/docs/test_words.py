@@ -23,6 +23,7 @@ TEXTS = [
     ROOT / "README.md",
     ROOT / "Makefile",
 ]
+READ = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
 # (how it is found, what it meant, what is said instead)
 RETIRED = (
     (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
@@ -66,13 +67,11 @@ def left(text: str, name: str, pattern: str) -> int:
 
 @pytest.mark.parametrize(("pattern", "meaning", "instead"), RETIRED, ids=[row[2] for row in RETIRED])
 def test_retired_words_are_gone(pattern, meaning, instead):
-    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
-    counts = Counter({name: left(text, name, pattern) for name, text in texts.items()})
+    counts = Counter({name: left(text, name, pattern) for name, text in READ.items()})
     found = ", ".join(f"{name} ({n})" for name, n in counts.most_common() if n)
     assert not found, f"for {meaning!r} say {instead!r}: {found}"
 
 
 def test_every_exception_is_still_needed():
-    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
-    idle = [(file, part) for file, part, _ in KEPT if not any(part in text for name, text in texts.items() if re.fullmatch(file, name))]
+    idle = [(file, part) for file, part, _ in KEPT if not any(part in text for name, text in READ.items() if re.fullmatch(file, name))]
     assert not idle

@@ -30,7 +30,7 @@ from drllm.scoring import asking
 from drllm.scoring.scorer import scorer_of
 from drllm.stats.promise import Promise, find_promise
 from drllm.tasks import Example, load_task
-from runs import SEARCH, TASK, L, copy_run, model, questions, write_rows
+from runs import TASK, L, copy_run, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
@@ -157,7 +157,7 @@ def test_a_folder_is_for_one_question(speed, tiny, rows, tmp_path):
         with pytest.raises(ArtifactError, match=f"was asked for with {what}"):
             recommend(tiny, [TASK], out, configs(**{"objective": "speed"} | changes), rows)
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.json"))} == before
-    search(tiny, [TASK], SEARCH, tmp_path, rows)
+    search(tiny, [TASK], SearchConfig(n_simulations=0, limit=2, verify=False), tmp_path, rows)
     with pytest.raises(ArtifactError, match="holds a search"):
         recommend(tiny, [TASK], tmp_path, configs(), rows)
 
@@ -422,19 +422,20 @@ def test_where_nothing_keeps_to_the_budget_the_best_beyond_it_is_shown():
     assert "28.5 passes a prompt (--budget 0.95 lets it in)." in text
 
 
-def test_where_passes_are_limited_a_route_is_healed_within_the_time(tiny, rows, tmp_path, monkeypatch):
+def test_where_passes_are_limited_a_route_is_healed_within_the_time(tiny, tmp_path, monkeypatch):
     """From fit questions alone; without peft the rest goes on."""
+    out, rows = tmp_path / "run", write_rows(tmp_path / "few.jsonl", questions(100))
     of = configs(budget=0.75) | {"promise": PromiseConfig("calibrate", epsilon=0.5)}
     of |= {"heal": HealConfig(steps=15, rank=2, lr=1e-2, choose_on=4, step_tokens=400, new_tokens=2)}
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "peft", None)
-        found, _ = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
+        found, _ = recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
     assert found.missed["healed"].startswith("healing needs the package peft")
-    found, result = recommend(tiny, [TASK], tmp_path, of, rows, ["drllm", "retrofit"])
+    found, result = recommend(tiny, [TASK], out, of, rows, ["drllm", "retrofit"])
     assert "healed" in found.tried
     assert Route.parse(found.routes["healed"]).n_passes == 3
     row = next(row for row in result["summary"].pooled if row.method == "healed")
     assert row.mean_passes == 3
-    report, asked = (json.loads((tmp_path / "train" / "healed" / f"{name}.json").read_text()) for name in ("heal", "settings"))
+    report, asked = (json.loads((out / "train" / "healed" / f"{name}.json").read_text()) for name in ("heal", "settings"))
     assert report["kl_after"] < report["kl_before"]
     assert (report["steps"], asked["tasks"], asked["budget"]) == (15, [TASK], 0.75)
