@@ -16,10 +16,7 @@ from drllm.model.load import gguf_path
 gguf = pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
 import llamacpp  # noqa: E402
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not llamacpp.IS_THERE, reason="needs llama.cpp for Node: run `make llama-cpp-env`"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not llamacpp.IS_THERE, reason="needs llama.cpp for Node: run `make llama-cpp-env`")]
 N_TOKENS = 16
 PROMPTS = [
     *("The capital of France is", "Plants need sunlight because", "Water boils at", "The largest planet in the solar system is"),

@@ -26,7 +26,7 @@ from drllm.runs.load import read_summary
 from drllm.runs.provenance import read_jobs
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.summary import SummaryRow
-from drllm.scoring import asking, jobs
+from drllm.scoring import asking
 from drllm.scoring.scorer import scorer_of
 from drllm.stats.promise import Promise, find_promise
 from drllm.tasks import Example, load_task
@@ -195,8 +195,8 @@ def test_a_policys_decisions_are_made_once(tiny, tmp_path, monkeypatch):
     config = SearchConfig(max_step_tokens=600)
     scorer = scorer_of(tiny, loaded.task, config)
     questions_asked = [scorer.question(loaded.task, example) for example in loaded.examples["fit"][:8]]
-    read, decide = [], jobs.decide_routes
-    monkeypatch.setattr(jobs, "decide_routes", lambda *given: read.append([one for one in given[1] if one]) or decide(*given))
+    read, decide = [], asking.decide_routes
+    monkeypatch.setattr(asking, "decide_routes", lambda *given: read.append([one for one in given[1] if one]) or decide(*given))
 
     def answers(policy, order=1):
         ask = asking.Ask(scorer, loaded.task, config, "fit", questions_asked[::order], ())

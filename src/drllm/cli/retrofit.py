@@ -90,7 +90,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from left_out(loaded)
     yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["promise"])
-    from drllm.model.executors import threads_here
+    from drllm.model.pool import threads_here
     from drllm.retrofitting.pace import sized
 
     routed = job.load(model)

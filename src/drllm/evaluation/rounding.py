@@ -14,8 +14,8 @@ from torch import Tensor
 
 from drllm.core.progress import Progress
 from drllm.core.route import Route
+from drllm.model.copies import twin_in
 from drllm.model.routed import RoutedModel
-from drllm.model.twin import twin_in
 
 
 @torch.no_grad()

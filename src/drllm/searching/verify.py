@@ -18,8 +18,8 @@ import torch
 from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Route
+from drllm.model.copies import twin_in
 from drllm.model.routed import RoutedModel
-from drllm.model.twin import float32_twin
 from drllm.runs.records import Check
 from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.scorer import Scorer, scorer_of
@@ -36,7 +36,7 @@ class Verifier:
 
     def __init__(self, routed: RoutedModel, task: Task, config: SearchConfig):
         self.task, self.config = task, config
-        twin = routed if routed.model.dtype == torch.float32 else float32_twin(routed)
+        twin = routed if routed.model.dtype == torch.float32 else twin_in(routed, torch.float32)
         self.scorer: Scorer = scorer_of(twin, task, replace(config, max_step_tokens=ALONE))
 
     def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:

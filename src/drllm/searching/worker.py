@@ -13,8 +13,7 @@ from drllm.core.route import Route
 from drllm.runs.records import FINITE, Check, RouteRecord, shard_path, write_shard
 from drllm.runs.store import Asked, Store, Verdict
 from drllm.scoring.base import Question
-from drllm.scoring.inquiries import Asking, Inquiry, write_new
-from drllm.scoring.replica import Replica, Wanted
+from drllm.scoring.inquiries import Inquiry, Job, Replica, Wanted, write_new
 from drllm.searching.tree import RouteTree
 from drllm.searching.verify import Verifier
 
@@ -25,7 +24,7 @@ def question_seed(seed: int, task: str, example_id: str) -> int:
 
 
 @dataclass(frozen=True)
-class Searching(Asking):
+class Searching(Job):
     """What to do with every question of one task.
 
     Attributes:
