@@ -161,18 +161,9 @@ def test_sampling_is_seeded_and_streamers_work(tiny, capsys):
 
 
 REFUSED = {
-    "num_beams": 2,
-    "prompt_lookup_num_tokens": 2,
-    "prefill_chunk_size": 2,
-    "cache_implementation": "static",
-    "use_cache": False,
-    "output_hidden_states": True,
-    "output_attentions": True,
-    "past_key_values": object(),
-    "cache": object(),
-    "compile_config": CompileConfig(),
-    "assistant_model": object(),
-    "penalty_alpha": 0.5,
+    **{"num_beams": 2, "prompt_lookup_num_tokens": 2, "prefill_chunk_size": 2, "cache_implementation": "static", "use_cache": False},
+    **{"output_hidden_states": True, "output_attentions": True, "past_key_values": object(), "cache": object()},
+    **{"compile_config": CompileConfig(), "assistant_model": object(), "penalty_alpha": 0.5},
 }
 
 

@@ -75,7 +75,7 @@ def test_it_is_unpacked_once_a_type_and_is_the_file(parts, cache):
     assert {path: path.stat().st_mtime_ns for path in sorted((cache / "unpacked").rglob("*"))} == made
 
 
-def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
+def test_what_a_killed_unpacking_left_is_cleared_and_another_file_is_unpacked_anew(parts, cache):
     RoutedModel.wrap("tiny")
     (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
     shutil.rmtree(folder)
@@ -83,12 +83,7 @@ def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
     left.mkdir(parents=True)
     RoutedModel.wrap("tiny")
     assert [path for path in (cache / "unpacked").iterdir() if path.is_dir()] == [folder]
-
-
-def test_another_file_is_unpacked_anew(parts, cache):
-    RoutedModel.wrap("tiny")
-    whole = parts.path("tiny")
-    os.utime(whole, (1, 1))
+    os.utime(parts.path("tiny"), (1, 1))
     RoutedModel.wrap("tiny")
     assert len([path for path in (cache / "unpacked").iterdir() if path.is_dir()]) == 2
 

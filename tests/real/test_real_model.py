@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.model.packages import PACKAGED
+from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import load_task
 from reference import path_model, plain_greedy, plain_logliks
@@ -26,24 +28,45 @@ FULL = Route.full(30)
 ROUTES = [FULL, FULL.edit(27, 2), FULL.edit(0, 2), FULL.edit(29, 0), FULL.edit(12, 0, 0).edit(20, 2), FULL.edit(29, 2)]
 
 
-@pytest.fixture(scope="module")
-def models():
+def wrapped(name, routes):
     """(the wrapped model, plain models by route): the plain ones are made first, from the same weights."""
-    base = RoutedModel.wrap(MODEL, dtype=torch.float32)
+    base = RoutedModel.wrap(name, dtype=torch.float32)
     tokenizer = base.tokenizer
     model = base.unwrap()
-    twins = {route: path_model(model, route.path) for route in ROUTES}
+    twins = {route: path_model(model, route.path) for route in routes}
     return RoutedModel.wrap(model, tokenizer), twins
+
+
+@pytest.fixture(scope="module")
+def models():
+    return wrapped(MODEL, ROUTES)
 
 
 def test_generation_under_routes_equals_the_uncached_path(models):
     routed, twins = models
     prompts = ["The capital of France is", "Question: What do plants need to grow?\nAnswer:", "12", "Once upon a time there was a"] * 2
     routes = [*ROUTES, ROUTES[1], ROUTES[4]]
+    assert_greedy(routed, twins, prompts, routes)
+
+
+def assert_greedy(routed, twins, prompts, routes):
     outs = routed.generate(prompts, policy=routes, max_new_tokens=12, do_sample=False)
     for prompt, route, out in zip(prompts, routes, outs, strict=True):
         ids = routed.tokenizer(prompt)["input_ids"]
         assert out.token_ids == plain_greedy(twins[route], ids, 12, routed.tokenizer.eos_token_id), (prompt, route)
+
+
+@pytest.mark.skipif(PACKAGED["gemma3-270m-q4"].installed is None, reason="needs the data packages of gemma3-270m-q4 (drllm models)")
+def test_routes_across_the_sliding_window():
+    """Of Gemma 3: prompts shorter and longer than the window, different routes in one left-padded batch."""
+    full = Route.full(18)
+    route = full.edit(7, 2).edit(12, 0)
+    routed, twins = wrapped("gemma3-270m-q4", (full, route))
+    window = routed.config.sliding_window
+    prompts = ["The capital of France is", "One, two, three, four. " * (window // 8 + 20), "Water boils at"]
+    lengths = [len(routed.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert lengths[0] < window < lengths[1]
+    assert_greedy(routed, twins, prompts, [route, route, full])
 
 
 def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
@@ -71,6 +94,22 @@ def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
         assert verdict.margin == pytest.approx(margin, abs=1e-4)
     print(f"loglik verdicts (wrong, right): {counts}")
     assert all(min(pair) >= 10 for pair in counts.values())
+
+
+def test_letters_agree_with_a_plain_unbatched_implementation(models):
+    routed, twins = models
+    task = load_task("arc_easy")
+    scorer = GeneratedScorer(routed, "letter")
+    questions = [scorer.question(task.task, example) for example in task.select("fit", 36)]
+    scorer.load(questions)
+    pairs, counts = [(index, ROUTES[index % 2]) for index in range(len(questions))], [0, 0]
+    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
+        tokens = plain_greedy(twins[route], questions[index].context_ids, 10, routed.tokenizer.eos_token_id)
+        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text == verdict.text or (text.startswith(str(verdict.text)) and task.task.settled(str(verdict.text), "letter"))
+        assert verdict.correct == task.task.read(questions[index].example, text, "letter").lenient
+        counts[verdict.correct] += 1
+    assert min(counts) >= 10
 
 
 def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):

@@ -330,20 +330,10 @@ def test_the_repetition_penalty_of_the_model_is_followed():
 
 
 VALUES = {
-    "no_repeat_ngram_size": 2,
-    "encoder_no_repeat_ngram_size": 2,
-    "encoder_repetition_penalty": 1.5,
-    "bad_words_ids": [[5]],
-    "min_length": 4,
-    "min_new_tokens": 4,
-    "forced_bos_token_id": 3,
-    "forced_eos_token_id": 2,
-    "suppress_tokens": [4],
-    "begin_suppress_tokens": [4],
-    "sequence_bias": [[[5], -1.0]],
-    "exponential_decay_length_penalty": (2, 1.1),
-    "stop_strings": ["A"],
-    "watermarking_config": {"bias": 2.0},
+    **{"no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.5, "bad_words_ids": [[5]]},
+    **{"min_length": 4, "min_new_tokens": 4, "forced_bos_token_id": 3, "forced_eos_token_id": 2, "suppress_tokens": [4]},
+    **{"begin_suppress_tokens": [4], "sequence_bias": [[[5], -1.0]], "exponential_decay_length_penalty": (2, 1.1)},
+    **{"stop_strings": ["A"], "watermarking_config": {"bias": 2.0}},
 }
 HARMLESS = [
     *({"no_repeat_ngram_size": 0}, {"min_length": 0}, {"repetition_penalty": 1.0}, {"suppress_tokens": []}, {"temperature": 0.2}),

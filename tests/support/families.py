@@ -33,25 +33,10 @@ WINDOW = 6
 """Sliding window of every family that has one, in tokens."""
 
 BASE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": N_BLOCKS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 256,
-    "sliding_window": WINDOW,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "n_group": 1,
-    "topk_group": 1,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
+    **{"hidden_size": 32, "num_hidden_layers": N_BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    **{"intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 256, "sliding_window": WINDOW, "num_experts": 4},
+    **{"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1},
+    **{"topk_group": 1, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
 }
 """What every family gets where its configuration has such a field."""
 
