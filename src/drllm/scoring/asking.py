@@ -140,12 +140,14 @@ class Bench:
             with Progress(label, len(digests)) as progress, memory_in_one_line():
                 for at in range(0, len(digests), DECIDED_TOGETHER):
                     group = ask.questions[at : at + DECIDED_TOGETHER]
-                    if any(one.digest not in known[key] for one in group for key in open_):
-                        asked = [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group]
-                        prompts = [one.context_ids for one in group]
-                        told = decide_routes(self.routed, list(open_.values()), prompts, ask.scorer.max_step_tokens)
-                        for key, routes in zip(open_, told, strict=True):
-                            self.decided.write(key, conditions, list(zip(asked, routes, strict=True)))
+                    if all(one.digest in known[key] for one in group for key in open_):
+                        progress.resume(len(group))
+                        continue
+                    asked = [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group]
+                    prompts = [one.context_ids for one in group]
+                    told = decide_routes(self.routed, list(open_.values()), prompts, ask.scorer.max_step_tokens)
+                    for key, routes in zip(open_, told, strict=True):
+                        self.decided.write(key, conditions, list(zip(asked, routes, strict=True)))
                     progress.advance(len(group))
             known |= {key: self.decided.find(key, conditions, digests) for key in open_}
         prompts = [question.context_ids for question in ask.questions]

@@ -79,7 +79,9 @@ class Job(ABC):
         """Questions that are under way in one replica."""
         return resources.pool_size
 
-    def do(self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[str], object] = str) -> Iterator[int]:
+    def do(
+        self, replica: Replica, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[str], None] = lambda note: None
+    ) -> Iterator[int]:
         """Do some groups, each with its index: the index of each that is done and written. `tell` hears how far those under way are."""
         for index, inquiries in _Stream(self, replica).run(groups, tell):
             self.finish(replica, index, inquiries)
@@ -204,7 +206,7 @@ class _Stream:
         self.job, self.replica, self.scorer = job, replica, replica.scorer(job)
         self.n_running = 0
 
-    def run(self, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[str], object]) -> Iterator[tuple[int, list[Inquiry]]]:
+    def run(self, groups: Iterable[tuple[int, Sequence[Wanted]]], tell: Callable[[str], None]) -> Iterator[tuple[int, list[Inquiry]]]:
         """Each group's index and inquiries when it is done; `tell` hears between."""
         waiting = iter(groups)
         running: dict[int, Inquiry] = {}
