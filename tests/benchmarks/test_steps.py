@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drllm import SearchConfig
-from drllm.scoring.replica import Wanted
+from drllm.scoring.inquiries import Wanted
 from drllm.tasks import load_task
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

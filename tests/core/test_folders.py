@@ -135,8 +135,7 @@ STREAMS = {
     "evaluation/harness/continuations.py": "the bar that lm-eval's own model shows, switched off as there",
     "evaluation/harness/run.py": "keeps what lm-eval's parser writes, for the error",
     "model/load.py": "keeps the bars of other packages off standard error",
-    "model/threads.py": "gives torch its threads back",
-    "model/pool.py": "a worker's own process",
+    "model/pool.py": "a worker's own process; gives torch its threads back",
 }
 _WRITERS = {"print", "tqdm", "set_num_threads", "redirect_stderr", "redirect_stdout", "sys.stdout", "sys.stderr", "torch.set_num_threads"}
 

@@ -26,7 +26,7 @@ KEPT = ("model", "dtype", "split", "limit", "shots", "texts", "tokens", "clocked
 def measure(given: argparse.Namespace) -> None:
     """Train, ask, measure, and write what the page is made of."""
     from drllm import RoutedModel
-    from drllm.model.threads import torch_threads
+    from drllm.model.pool import torch_threads
     from drllm.runs.layout import RunFolder
     from drllm.runs.provenance import alone_in
     from drllm.runs.stages import Stages

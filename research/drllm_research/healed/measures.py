@@ -19,8 +19,8 @@ from drllm.core.progress import Progress
 from drllm.healing.measuring import distance
 from drllm.healing.prompts import Ids, fields_of
 from drllm.healing.teacher import Teacher, Text, greedy
+from drllm.model.copies import block_list, shortened
 from drllm.model.load import gguf_path
-from drllm.model.shortened import block_list, shortened
 from drllm.runs.manifest import load_unseen
 from drllm.runs.stages import key_of
 from drllm.scoring.asking import Ask, asking

@@ -63,7 +63,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     Returns:
         The path of the page.
     """
-    from drllm.model.executors import threads_here
+    from drllm.model.pool import threads_here
     from drllm.reporting.drawing import need_extras, write_charts
     from drllm.reporting.page import write_page
 

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles, check_shapes
+from drllm.runs.store import Verdict
 from drllm.scoring.generated import Answer, GeneratedScorer
-from drllm.scoring.loglik import LoglikScorer, Question, scored_logprobs
+from drllm.scoring.loglik import LoglikScorer, Question, loglik_verdict, scored_logprobs
 from drllm.scoring.packing import make_batch, split_steps
 from drllm.scoring.route_prediction import prompt_inputs
-from drllm.scoring.verdict import Verdict, loglik_verdict
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel

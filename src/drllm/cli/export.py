@@ -67,8 +67,7 @@ def _clocked(routed: Any, folder: Path) -> str:
     """The checkpoint's seconds against the base's, here and now."""
     from drllm.deploy.formats.checkpoint import load_written
     from drllm.evaluation.clock import model_ratio
-    from drllm.model.equal_logits import random_ids
-    from drllm.model.shortened import plain_twin
+    from drllm.model.copies import plain_twin, random_ids
 
     with said_if_slow("timing the checkpoint and the base in turn ..."):
         models = load_written(routed, folder), plain_twin(routed).eval()

@@ -91,7 +91,7 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["promise"])
     from drllm.evaluation.clock import batched_ms
-    from drllm.model.executors import threads_here
+    from drllm.model.pool import threads_here
     from drllm.retrofitting.sizes import sizes_of
 
     routed = job.load(model)

@@ -24,7 +24,7 @@ from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, in_or
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, need_peft
 from drllm.methods.nearest import Nearest, fit_nearest
-from drllm.model.executors import threads_here
+from drllm.model.pool import threads_here
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy

@@ -24,7 +24,7 @@ from drllm.healing.training import need_peft
 from drllm.methods.codebook import CodebookConfig
 from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
-from drllm.model.executors import threads_here
+from drllm.model.pool import threads_here
 from drllm.model.routed import RoutedModel
 from drllm.reporting.report import report
 from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it

@@ -20,7 +20,7 @@ from drllm.runs.records import RECORD_SPLITS, RouteRecord, read_shard, shard_ind
 from drllm.runs.store import Asked
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
-from drllm.scoring.replica import Ticket, Wanted
+from drllm.scoring.inquiries import Ticket, Wanted
 from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
 from drllm.searching.edits import random_routes
 from drllm.searching.worker import Searching, question_seed
@@ -152,7 +152,7 @@ class _Prepared:
             model=routed.base_id,
             fingerprint=conditions.weights,
             dtype=conditions.dtype,
-            device=bench.device,
+            device=bench.routed.device.type,
             threads=bench.resources.threads if bench.rounds_by_threads else None,
             config=to_dict(replace(config, prompts=prompts) if prompts else config),
             prompt_format=scorer.prompt_format,
@@ -253,7 +253,9 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         return not job.config.keep or not kept_in(job.folder, job.config, read).is_enough
 
     label = f"search {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}"
-    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, notes, is_wanted)
+    for note in notes:
+        say(note)
+    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, is_wanted)
     for name, task in prepared.items():
         if task.config.keep:
             kept = kept_in(RunFolder(bench.run).search(name).resolve(), task.config, read)

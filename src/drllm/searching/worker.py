@@ -11,14 +11,13 @@ from drllm.core.config import SearchConfig
 from drllm.core.digest import json_digest, number_of
 from drllm.core.errors import InputError
 from drllm.core.route import Route
+from drllm.model.copies import twin_in
 from drllm.model.routed import RoutedModel
-from drllm.model.twin import float32_twin
 from drllm.runs.records import FINITE, Check, RouteRecord, shard_path, write_shard
 from drllm.runs.store import Asked, Store
 from drllm.scoring.base import Question
-from drllm.scoring.inquiries import Asking, Inquiry, write_new
+from drllm.scoring.inquiries import Inquiry, Job, Replica, Wanted, write_new
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.replica import Replica, Wanted
 from drllm.scoring.scorer import Scorer, scorer_of
 from drllm.searching.tree import RouteTree
 from drllm.tasks import Example, Task
@@ -46,7 +45,7 @@ class Verifier:
 
     def __init__(self, routed: RoutedModel, task: Task, config: SearchConfig):
         self.task, self.config = task, config
-        twin = routed if routed.model.dtype == torch.float32 else float32_twin(routed)
+        twin = routed if routed.model.dtype == torch.float32 else twin_in(routed, torch.float32)
         self.scorer: Scorer = scorer_of(twin, task, replace(config, max_step_tokens=ALONE))
 
     def checks(self, example: Example, routes: Iterable[Route | None]) -> tuple[Check, ...]:
@@ -83,7 +82,7 @@ def rotated(example: Example, by: int) -> Example:
 
 
 @dataclass(frozen=True)
-class Searching(Asking):
+class Searching(Job):
     """What to do with every question of one task; a record depends on the question, the model and the configuration alone."""
 
     folder: Path  # of the task's records
