@@ -14,7 +14,7 @@ import grimp
 import pytest
 
 import drllm
-from drllm.core.plugins import COMMANDS, METHODS, POLICIES
+from drllm.core.names import COMMANDS, METHODS, POLICIES
 
 SOURCE = Path(drllm.__file__).parent
 ROOT = SOURCE.parents[1]

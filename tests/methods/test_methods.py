@@ -24,22 +24,21 @@ from drllm.methods.base import get_method, method_names, method_of
 from drllm.methods.codebook import (
     Candidate,
     CodebookConfig,
-    _fit_one,
     choices,
     choose,
     choose_routes,
+    fit_one,
     served_passes,
     thresholds,
     worth,
 )
 from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.prompt_reading import Read, reach_of
+from drllm.methods.router_training import focal_loss, rarity_weights, soft_loss
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, confirmed
-from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
 from drllm.methods.training_data import TrainingData
-from drllm.policies import policy as policies
 from drllm.policies.codebook import Codebook, Point, StateSelector, pick, pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
@@ -152,7 +151,6 @@ from drllm import Route
 from drllm.core.options import Options, option
 from drllm.methods.base import Method
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.policy import register_policy
 
 
 @dataclass(frozen=True)
@@ -162,9 +160,10 @@ class MineConfig(Options):
     block: int = option(1, "the block to skip", ge=0)
 
 
-@register_policy("theirs")
 class Theirs(RoutePolicy):
     """One route."""
+
+    name = "theirs"
 
 
 METHOD = Method("mine", "one block skipped", "nobody", MineConfig, lambda routed, training_data, config, folder:
@@ -183,7 +182,6 @@ def others(monkeypatch, tmp_path):
     (tmp_path / "others-1.dist-info" / "entry_points.txt").write_text(named)
     (tmp_path / "others.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
     yield
     sys.modules.pop("others", None)
 
@@ -252,7 +250,7 @@ def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.nd
     """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
     folds = Folds(features, worth(fit, config), 5, 0)
-    return _fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)
+    return fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
@@ -291,7 +289,7 @@ def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
     allowed = np.array([False, True, True, True, True])
     order = choose_routes(fit, allowed, 4, config, 0.0)
     assert set(order) == {1, 2}, "the other routes gain nothing on any task"
-    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), near(tune_features), 0.0, math.inf, config)
+    found = fit_one(fit, tune, order, Folds(features, targets, 5, 0), near(tune_features), 0.0, math.inf, config)
     picked = np.array(order)[choices(found, near(tune_features)) - 1]
     assert (picked[:300] == 1).mean() > 0.95
     assert (picked[300:] == 2).mean() > 0.95
@@ -900,7 +898,6 @@ def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_p
     tiny.policy = None
     code = (
         "import sys; from pathlib import Path; from drllm.policies.saved import open_folder; "
-        "from drllm.policies.policy import policy_class; "
         "print(open_folder(Path(sys.argv[1])).unchecked().selector.block)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

@@ -15,8 +15,7 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
 from drllm.methods.matrix import Matrix
 from drllm.methods.prompt_reading import TEXT, Read, read_text
-from drllm.policies.codebook import Codebook, StateSelector
-from drllm.policies.text_selector import TextSelector
+from drllm.policies.codebook import Codebook, StateSelector, TextSelector
 from drllm.scoring.route_prediction import decide_routes
 from drllm.searching.edits import single_edits
 from runs import SEARCH, TASK, L, model, questions, write_rows

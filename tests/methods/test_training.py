@@ -13,10 +13,9 @@ from torch.nn import functional
 import families
 from drllm import Route, RoutedModel, RoutersConfig
 from drllm.core.errors import ArtifactError, InputError
+from drllm.methods.features import Features, extract_features, kept_tensors
+from drllm.methods.router_training import class_weights, f1_scores, focal_loss, macro_f1, measure, train_routers, warmup_cosine
 from drllm.methods.routers import held_back_of
-from drllm.methods.training.features import Features, extract_features, kept_tensors
-from drllm.methods.training.loop import measure, train_routers, warmup_cosine
-from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
 
 # --- losses -------------------------------------------------------------------------------------------------------------------------
@@ -293,7 +292,7 @@ def test_warm_up_is_at_most_a_tenth_of_all_steps(monkeypatch, warmup_steps, warm
         seen.append((n_steps, n_warmup))
         return warmup_cosine(n_steps, n_warmup)
 
-    monkeypatch.setattr("drllm.methods.training.loop.warmup_cosine", spy)
+    monkeypatch.setattr("drllm.methods.router_training.warmup_cosine", spy)
     features = planted(50)
     train_routers(features, held_back(features), replace(QUICK, batch_size=8, warmup_steps=warmup_steps), SHAPE)
     assert seen == [(40, warm)]  # 40 records in batches of 8, 8 epochs

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import runs
 from drllm import ArtifactError, InputError, Route, RoutedModel
-from drllm.policies.codebook import Codebook, Point
-from drllm.policies.text_selector import LEAST_PROMPTS, MOST_GRAMS, TextSelector, common_grams, grams_in, presence, strangeness
+from drllm.policies.codebook import LEAST_PROMPTS, MOST_GRAMS, Codebook, Point, TextSelector, common_grams, grams_in, presence, strangeness
 from healed import random_adapter
 
 L = 4

@@ -13,8 +13,8 @@ import pytest
 
 from drllm.core.names import version_of
 from drllm.model.packages import PACKAGED
-from drllm.tasks.arithmetic import LIBRARY
 from drllm.tasks.package import package_folder
+from drllm.tasks.sources import LIBRARY
 from drllm_research.paper.run import EXHIBITS
 from pages import look_at, needs_chromium
 from runs import IN_A_FAST_TYPE

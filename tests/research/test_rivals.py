@@ -14,7 +14,7 @@ from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search
 from drllm.core.errors import UnsupportedModelError
 from drllm.methods.training_data import TrainingData
-from drllm.policies.saved import load_policy
+from drllm.policies.saved import open_folder
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import Example, get_task
@@ -202,7 +202,7 @@ def test_gates_are_no_policy(tiny, run, data, tmp_path):
     """Nothing loads them as one, in one line; other weights or changed files are refused."""
     folder = tmp_path / "mindskip"
     fit_evaluator(tiny, run, "mindskip", OPTIONS["mindskip"], None, (), folder)
-    for load in (lambda: load_policy(folder, tiny.identity), lambda: RoutedModel.from_pretrained(folder, base=tiny)):
+    for load in (lambda: open_folder(folder).load(tiny.identity), lambda: RoutedModel.from_pretrained(folder, base=tiny)):
         with pytest.raises(ArtifactError, match=r"'mindskip' decides no route and can only be evaluated") as refusal:
             load()
         assert "\n" not in str(refusal.value)

@@ -10,7 +10,8 @@ import pytest
 
 from drllm import EvaluateConfig, InputError, Route, RoutedModel
 from drllm.scoring.scorer import scorer_of
-from drllm.tasks import arithmetic, get_task, load_task
+from drllm.tasks import get_task, load_task
+from drllm.tasks import sources as arithmetic
 from drllm.tasks.base import Example
 from drllm.tasks.grading import number_matches, number_settled
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from drllm.core.errors import InputError
 from drllm.tasks import LETTERS, Example, get_task, load_task
 from drllm.tasks.layouts import LAYOUTS
-from drllm.tasks.passage_answers import UNANSWERABLE, exact_match, f1_score
+from drllm.tasks.readers import UNANSWERABLE, exact_match, f1_score
 from drllm.tasks.wording import WORDINGS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -193,7 +193,7 @@ def test_rows_of_answers_out_of_passages(tmp_path):
 @has_data
 @pytest.mark.parametrize(("name", "rows"), [("truthfulqa", 407), ("agieval", 1170), ("squadv2", 1500), ("aime24", 30)])
 def test_real_rows_are_read_whole(name, rows):
-    found = load_task(name, DATA, hub=False)
+    found = load_task(name, DATA)
     kept = [example for examples in found.examples.values() for example in examples]
     assert len(kept) + sum(found.dropped.values()) == rows
     if name == "squadv2":

@@ -14,7 +14,7 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.base import Method
-from drllm.methods.operating_point import choose
+from drllm.methods.routers import choose_point
 from drllm.runs.layout import LOSSES_FILE
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def fit_gates(
     def answer(ask: Any) -> Any:
         return [point.evaluate(ask.scorer, ask.questions) for point in points]
 
-    return choose(made, points, answer, training_data, config.tune_questions, config.budget, folder)
+    return choose_point(made, points, answer, training_data, config.tune_questions, config.budget, folder)
 
 
 _BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"

@@ -21,9 +21,8 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import CommonConfig, add_common, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
-from drllm.core.names import did_you_mean
-from drllm.core.plugins import COMMANDS as PLUGINS
-from drllm.core.plugins import load_plugin, plugin_names
+from drllm.core.names import COMMANDS as PLUGINS
+from drllm.core.names import did_you_mean, load_plugin, plugin_names
 from drllm.core.progress import reporting_to
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
@@ -46,13 +45,9 @@ class _Help(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing and exiting, so that every mistake ends as one line.
+    """Raises instead of printing and exiting, so that every mistake ends as one line."""
 
-    Attributes:
-        shown: names of the flags that --help lists where there are many; --help-all lists all.
-    """
-
-    shown: Sequence[str] = ()
+    shown: Sequence[str] = ()  # flags that --help lists where there are many
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -149,7 +144,7 @@ def find_command(name: str) -> Any:
 
 
 def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of one command; some have other flags by what stands among the arguments."""
+    """Of one command; some have other flags by what stands among the arguments."""
     about, example = help_of(name)
     form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
     parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)

@@ -76,7 +76,8 @@ def configs_of(job: Job) -> dict[str, Any]:
     """The configuration of each section that a retrofit reads; refuses a YAML file's settings that would do nothing."""
     job.arguments.promise_calibrate = "calibrate"  # it always promises on that split
     for section, read in {"search": JUDGING, "evaluate": COMPARING, "static": (), "routers": ()}.items():
-        job.check_read(section, read)
+        if idle := [name for name in job.settings.sections.get(section, {}) if name not in read]:
+            raise InputError(f"section {section!r} sets {idle[0]}, which `drllm retrofit` does not read: leave it out")
     configs = {name: job.config(name, f"{name}_") for name in ("promise", "search", "evaluate", "heal")}
     return configs | {name: job.config(name) for name in ("resources", "retrofit")}
 
@@ -111,7 +112,6 @@ def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], 
 
 
 def _cut(text: str) -> str:
-    """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= CUT else f"{line[:CUT]} ..."
 

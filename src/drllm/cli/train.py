@@ -1,6 +1,6 @@
 """Train a policy on a run's records and save it in OUT/METHOD.
 
-OUT is the folder of --out, METHOD the name of --method, or --name where that is given.
+METHOD is the name of --method, or --name where that is given.
 The model is the searched one; --model says where it is now.
 
 example:

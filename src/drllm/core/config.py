@@ -1,6 +1,6 @@
 """One frozen dataclass a job. The command line's flags, `--help` and `--config run.yaml` derive from these.
 
-Every field carries its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
+Every field has its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
 """
 
 import dataclasses
@@ -135,12 +135,7 @@ class ScanConfig(_InOurs, Options):
 
 @dataclass(frozen=True)
 class RoutersConfig(Options):
-    """Routers trained on pooled states (sections 3.2 and 5).
-
-    Preset `paper` is the paper's recipe: it learns the one kept path of each question from the raw states along it. Preset `default`
-    learns from all right paths at once, the better ones more, from the scaled states of the base, weighs rare actions up, and sets
-    appendix C's control on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
-    """
+    """Routers trained on pooled states (sections 3.2 and 5); what the presets do: `drllm.methods.routers`."""
 
     preset: Literal["paper", "default"] = option("default", "what is learned: the kept path (paper), or all right paths by margin")
     budget: float = option(1.0, "preset default: mean passes on tune the control keeps, as a share of the base's; 1: any", ge=0.1, le=1)
@@ -229,7 +224,7 @@ class EvaluateConfig(_InOurs, Options):
 
     @property
     def folder(self) -> str:
-        """Where the results go below `evaluate/`: the split, with the limit if there is one: a quick look overwrites no full table."""
+        """Of the results, below `evaluate/`: a quick look overwrites no full table."""
         return f"{self.split}-first-{self.limit}" if self.limit else self.split
 
 
@@ -303,7 +298,7 @@ class PromptsConfig(Options):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain values, for `run.json` and for comparing runs."""
+    """As plain values, for `run.json` and for comparing runs."""
     return dataclasses.asdict(config)
 
 

@@ -14,7 +14,7 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically; a crash leaves the old file, or none, and at most a `.partial` beside it."""
+    """Replace a file atomically; a crash leaves the old one, or none, and at most a `.partial` beside it."""
     write_pieces(path, (data,))
 
 

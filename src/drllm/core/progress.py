@@ -6,7 +6,7 @@ Until then lines go to the logger `drllm` at level INFO, so that nothing is show
     drllm.show_progress()                              # bars on a terminal, as the command line has them
     with reporting_to(MyReporter()): search(...)       # one's own
 
-What a caller should mend (an old name, files of a newer version) goes through `warnings`, which a caller filters as any other.
+What a caller should mend goes through `warnings`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ NOISY = ("torchao", "torch.utils._pytree")
 class Progress:
     """Context manager around one job of `total` units: `done` of them so far, `resumed` of those by an earlier run.
 
-    `n_advances` counts the calls of `advance`. After the first one little is known of the time left: it bears the start of the job, and
-    other workers are about to end theirs.
-
-    `started` and `reported` are times of `time.monotonic()`: of the job's start, and of its last line.
+    `n_advances` counts the calls of `advance`; `started` and `reported` are times of the job's start and of its last line.
     """
 
     def __init__(self, label: str, total: int):
@@ -50,7 +47,7 @@ class Progress:
         self._reporter.line(line, self)
 
     def resume(self, n: int) -> None:
-        """`n` units were done by an earlier run; the time left is estimated without them."""
+        """`n` units were done by an earlier run."""
         self.done += n
         self.resumed += n
         self._reporter.resume(self)
@@ -63,16 +60,13 @@ class Progress:
         self._reporter.advance(self)
 
     def tell(self, note: str) -> None:
-        """No unit is done, but something towards the next ones: `note` is shown beside the label until one is."""
+        """No unit is done, but `note` is shown beside the label until one is."""
         self.note = note
         self._reporter.advance(self)
 
 
 class Reporter:
-    """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end.
-
-    Override `line` for another place of the lines, the other methods for another form.
-    """
+    """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end."""
 
     def start(self, job: Progress) -> None:
         """A job begins."""
@@ -92,6 +86,7 @@ class Reporter:
             return
         job.reported, elapsed = now, now - job.started
         told = f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s"
+        # After the first call little is known of the time left: it bears the start of the job, and other workers are about to end theirs.
         if (job.n_advances > 1 and job.done > job.resumed) or job.done == job.total:
             told += f", {elapsed / max(job.done - job.resumed, 1) * (job.total - job.done):.0f} s left"
         self.line(told, job)

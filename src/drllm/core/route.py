@@ -32,8 +32,8 @@ class Route:
     """The path of one prompt through L blocks; the only form a route has anywhere.
 
     `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
-    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs. A
-    healed route ends in "@" and the name of its adapter. `Route.parse` is its inverse.
+    most two; else the path ("0-14,12-29"), with "/30" behind it if the last of 30 blocks never runs. A healed route ends in "@" and its
+    adapter's name. `Route.parse` is its inverse.
 
     Attributes:
         actions: passes of each block, first block first.
@@ -58,10 +58,9 @@ class Route:
 
     @classmethod
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
-        """The route written as digits or as a path; `InputError` for anything else.
+        """The route written as digits or as a path, + for commas where those part values; `InputError` for anything else.
 
-        A path may have + for its commas, where those part values. `n_layers` is how many blocks the model has; a path that ends before
-        its last one must say so ("0-14,12-27/30"). Without it a path leads through as many blocks as it says, or ends at the last one.
+        `n_layers`: of the model; a path that ends before its last block must say so ("0-14,12-27/30").
         """
         n_layers = None if n_layers is None else _blocks(n_layers)
         if isinstance(text, str) and "@" in text:
@@ -84,9 +83,8 @@ class Route:
     def along(cls, path: Iterable[int | Span], n_layers: int) -> Route:
         """Any path through `n_layers` blocks: blocks, and spans with their strengths, in the order they run.
 
-        Raises:
-            InputError: an empty path, a block out of range, more than `MAX_PASSES` of one block, a strength outside (0, 1] or of a span
-                whose blocks have not all been passed.
+        `InputError` for an empty path, a block out of range, more than `MAX_PASSES` of one, or a strength outside (0, 1] or of a span that
+        is not run again.
         """
         try:
             parts = tuple(path)
@@ -226,7 +224,6 @@ def kept_passes(budget: float, n_layers: int) -> int:
 
 
 def _blocks(n_layers: Any) -> int:
-    """How many blocks a route leads through, in Python's own numbers."""
     try:
         found = operator.index(n_layers)
     except TypeError:
@@ -238,7 +235,7 @@ def _blocks(n_layers: Any) -> int:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _digits(text: str) -> Route:
-    """One object a route: records of many questions hold the same ones, those of a blind baseline or a list of routes above all."""
+    """One object a route: records of many questions hold the same ones."""
     return Route(int(digit) for digit in text)
 
 
@@ -280,7 +277,6 @@ def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
-    """See `Route.along`."""
     if not spans:
         raise InputError("got an empty path: a route runs at least one block")
     counts, highest = [0] * n_layers, -1

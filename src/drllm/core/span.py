@@ -64,11 +64,7 @@ def fewest_spans(spans: Sequence[Span]) -> list[Span]:
 
 
 def read_span(part: str, text: str) -> Span | None:
-    """One part of a path: `12`, `12-14` or `(12-14)*0.5`; None for anything else, `InputError` for a span of the right form that is none.
-
-    Args:
-        text: the whole path, for the error.
-    """
+    """One part of the path `text`: `12`, `12-14` or `(12-14)*0.5`; None for anything else, `InputError` for a span that cannot be."""
     match = _SPAN.fullmatch(part) or _DAMPED.fullmatch(part)
     if match is None:
         return None

@@ -2,9 +2,8 @@
 
 Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the codebook covers
 and to what it is worth alone. The selector is a ridge regression from the prompt's text, or its states before an early block, to each
-route's gain over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by
-predictions of questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and what is read, are
-chosen on tune.
+route's gain over the base; the threshold, one for all, is where the lower bound of the total gain is highest by out-of-fold predictions
+(`selector.lower_bound`; it may be below 0). How many routes, and what is read, are chosen on tune.
 
 Shapes: N questions, R routes of the matrix, K of the codebook, F features, S spans of a batch.
 """
@@ -31,8 +30,7 @@ from drllm.runs.layout import CANDIDATES_FILE
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.matrix import Matrix
-    from drllm.policies.codebook import StateSelector
-    from drllm.policies.text_selector import TextSelector
+    from drllm.policies.codebook import StateSelector, TextSelector
 
 # (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
@@ -102,7 +100,7 @@ def fit_codebook(
 ) -> Policy:
     """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`.
 
-    `order_routes` is another way to take routes than `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
+    Baselines: `order_routes` instead of `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
     """
     from drllm.policies.codebook import Codebook, Point
 
@@ -138,7 +136,7 @@ def fit_codebook(
 
 
 def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]]], config: CodebookConfig) -> tuple[Read, Candidate]:
-    """The best candidate on tune and what it reads there; of text and states, text unless the gain by states is higher for sure."""
+    """The best candidate on tune and what it reads there; text unless the gain by states is higher for sure."""
     n_layers = len(tune.routes[0])
     chosen = [(readings, choose(candidates, n_layers, config.budget)) for readings, candidates in found]
     best = [(readings["tune"][candidate.block], candidate) for readings, candidate in chosen]
@@ -155,7 +153,7 @@ def realised(matrix: Matrix, candidate: Candidate, read: Read) -> np.ndarray:
 
 
 def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:
-    """What a policy decides by, of the first routes of a candidate but the base."""
+    """Of the first routes of a candidate but the base."""
     import torch
 
     from drllm.policies.codebook import StateSelector
@@ -170,9 +168,8 @@ def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelect
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
     """Greedy: columns of the matrix in the order taken, the base not among them.
 
-    A route's worth is what it adds to the best of the codebook on each question, and its own mean gain: coverage alone is easily bought
-    with noise, since any of fifty tries at four choices is often right. A batch pays for every pass that any of its sequences makes, so a
-    pass that no route of the codebook has made yet costs a little.
+    A route's worth is what it adds to the best of the codebook on each question, and its own mean gain: coverage alone is bought with
+    noise, since any of fifty tries at four choices is often right. A pass that no route of the codebook has made yet costs a little.
     """
     gains = worth(matrix, config, price)
     # Of a task's lower bounds, coverage is no noise and counts alone.
@@ -213,8 +210,7 @@ def spans_made(routes: Sequence[Route]) -> tuple[np.ndarray, np.ndarray]:
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
     """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth.
 
-    With `targets` task, the same for all questions of a task: the mean over them less its standard error. What routes gain on single
-    questions is nearly all noise; what differs between kinds of prompts is not.
+    With `targets` task, a task's mean less its standard error: what routes gain on single questions is nearly all noise.
     """
     gains = matrix.mixed_gains(config.margin_weight)
     if config.targets == "task":
@@ -248,19 +244,12 @@ def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: Cod
             folds = Folds(read.features, worth(matrix, config), config.folds, config.seed, n_components, one_scale=block == TEXT)
             for price, places in taken:
                 for size in sorted({min(size, len(places)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, places[:size], folds, readings["tune"][block], price, reach, config)
+                    found = fit_one(matrix, tune, places[:size], folds, readings["tune"][block], price, reach, config)
                     yield replace(found, block=block, n_components=n_components)
 
 
-def _fit_one(
-    matrix: Matrix,
-    tune: Matrix,
-    places: Sequence[int],
-    folds: Folds,
-    tune_read: Read,
-    price: float,
-    reach: float,
-    config: CodebookConfig,
+def fit_one(
+    matrix: Matrix, tune: Matrix, places: Sequence[int], folds: Folds, tune_read: Read, price: float, reach: float, config: CodebookConfig
 ) -> Candidate:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
@@ -296,13 +285,12 @@ def thresholds(best: Candidate, read: Read) -> list[float]:
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:
-    first = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
-    first |= {"price": candidate.price, "threshold": candidate.threshold}
-    selector = {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
-    tune = {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
-    selector |= {"reach": candidate.reach} if candidate.reach < math.inf else {}
-    routes = {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
-    return first | selector | tune | routes
+    found = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
+    found |= {"price": candidate.price, "threshold": candidate.threshold}
+    found |= {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
+    found |= {"reach": candidate.reach} if candidate.reach < math.inf else {}
+    found |= {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
+    return found | {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
 
 
 ABOUT = "a few routes and a selector that leaves the base where it predicts gain enough"

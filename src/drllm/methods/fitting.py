@@ -29,7 +29,7 @@ def train(
         routed: the model the records were made with; its base weights are only read.
         run: the run folder given to `search`; metrics go to `run/train/<name>/`.
         method: a method, its name (`drllm methods`), or its options, which name it.
-        config: its options; default: its defaults.
+        config: its options.
         tasks: learn from these tasks of the run only; none: from all.
         name: what the policy is called in the run; default the method's name.
 

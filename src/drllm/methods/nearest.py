@@ -85,7 +85,7 @@ def take(scores_NK: np.ndarray, saved_K: np.ndarray, price: float) -> np.ndarray
 
 
 def _price(scores_NK: np.ndarray, saved_K: np.ndarray, wanted: float) -> float:
-    """The lowest price at which this share of the passes is saved in the mean; more saves more. The highest tried where none does."""
+    """The lowest price at which this share of the passes is saved in the mean; the highest tried where none does it."""
 
     def saves(price: float) -> bool:
         return float(np.append(0.0, saved_K)[take(scores_NK, saved_K, price)].mean()) >= wanted

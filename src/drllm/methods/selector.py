@@ -24,13 +24,9 @@ class Ridge:
     bias: np.ndarray
     penalty: float
 
-    def standardised(self, features: np.ndarray) -> np.ndarray:
-        """(N, F)."""
-        return (features - self.mean) / self.scale
-
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(N, K)."""
-        return self.standardised(features) @ self.weight + self.bias
+        return (features - self.mean) / self.scale @ self.weight + self.bias
 
 
 def moments(features: np.ndarray, one_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -41,21 +37,14 @@ def moments(features: np.ndarray, one_scale: bool = False) -> tuple[np.ndarray, 
     return mean, scale + 1e-6
 
 
-def lengths(z: np.ndarray) -> np.ndarray:
-    """(N,): the root mean square of each question's standardised features (N, F)."""
-    return np.sqrt((z**2).mean(1))
-
-
 class Folds:
     """Ridges of every penalty from one set of features to every target: fitted on all questions, and on all but each part of them.
 
     Columns of the targets are fitted independently, so any codebook is a choice of columns and costs nothing more.
 
     Args:
-        features: (N, F).
-        targets: (N, K).
-        n_folds: parts of the questions.
-        seed: of the parts.
+        features, targets: (N, F) and (N, K).
+        n_folds, seed: parts of the questions, and how they are drawn.
         n_components: principal components that are read; 0: all features.
         one_scale: as in `moments`.
     """
@@ -120,13 +109,12 @@ def sure_gain(gains: np.ndarray, confidence: float) -> bool:
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:
     """The threshold with the highest lower bound of the total gain of those above it; `STAY` where no bound is positive.
 
-    A rule of thumb, not a test: the bound holds for one threshold, and here the best of many is taken, so on pure noise it leaves the base
-    in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
+    A rule of thumb, not a test: the bound (one-sided, normal) holds for one threshold, and here the best of many is taken, so on pure noise
+    it leaves the base in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
 
     Args:
         scores: (N,) of each question's best route, predicted without it.
         gains: (N,) what that route really gained over the base.
-        confidence: one-sided, of the normal bound.
     """
     order = np.argsort(-scores, kind="stable")
     sorted_scores, sorted_gains = scores[order], gains[order].astype(float)

@@ -60,7 +60,6 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, 
 
 
 def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
-    """`best_of_matrix` within the budget; the base is one where it keeps it."""
     limit = pass_limit(config.budget, training_data.routed.n_layers)
     best = best_of_matrix(training_data, lambda passes: passes <= limit, config.margin_weight)
     if best is None:
@@ -69,10 +68,7 @@ def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
 
 
 def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], np.ndarray], margin_weight: float) -> Route | None:
-    """The route whose gain on fit and tune questions has the highest lower bound, of those whose passes (R,) are allowed; None of none.
-
-    A codebook is chosen by the same data, so that the two can be compared.
-    """
+    """The route whose gain on fit and tune questions has the highest lower bound, of those whose passes (R,) are allowed; None of none."""
     fit, tune = training_data.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(margin_weight) for part in (fit, tune)])
     places = np.flatnonzero(allowed(fit.passes()))
@@ -80,7 +76,7 @@ def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], 
 
 
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:
-    """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
+    """Every route tried on enough fit questions, by the lower bound of its mean gain over the base.
 
     Questions that are to confirm one have no say in which are ranked; a budget needs none.
     """
@@ -118,7 +114,6 @@ def gains_of(training_data: TrainingData, routes: Sequence[Route], margin_weight
 
 
 def _write(path: Path, scored: dict[Route, np.ndarray]) -> None:
-    """Every route that was scored, with its gain and the gain's standard error."""
     rows = [(str(route), len(gain), float(gain.mean()), _standard_error(gain)) for route, gain in scored.items()]
     write_json(path, {"candidates": [dict(zip(("route", "n", "gain", "gain_se"), row, strict=True)) for row in rows]})
 

@@ -30,7 +30,7 @@ from drllm.model.transformers_private import cache_argument, causal_lm, commit_o
 from drllm.policies.adapter import Adapter
 from drllm.policies.given import as_source, is_identity
 from drllm.policies.policy import Policy, RouteSource
-from drllm.policies.saved import SavedPolicy, load_policy, open_policy, save_policy
+from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 from drllm.runs.card_facts import refresh_card
 
@@ -143,7 +143,7 @@ class RoutedModel:
 
     def load_policy(self, folder: Path) -> Policy:
         """The saved policy of a local folder, on this base, with its adapters ready; the model's own policy stays."""
-        policy = load_policy(folder, self.identity)
+        policy = open_folder(folder).load(self.identity)
         self.as_source(policy)
         return policy
 

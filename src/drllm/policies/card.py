@@ -30,13 +30,7 @@ class CardFacts:
 
 
 def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts) -> str:
-    """The card as Markdown with a Hub header.
-
-    Args:
-        config: the policy's `drllm_config.json`.
-        policy: the policy itself.
-        facts: of the run that it lies in, if it lies in one.
-    """
+    """The card as Markdown with a Hub header, of a policy and its `drllm_config.json`."""
     route, routes = policy.route, policy.routes
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
@@ -46,7 +40,8 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     lines += ["---", "", f"# {name} for {base}", ""]
     lines += [f"A drllm policy: {policy.about or policy.name}. The base's weights are not changed, and not in here.", ""]
-    lines += _how_to_use()
+    code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
+    lines += ["```python", "from drllm import RoutedModel", "", code, "```", ""]
     promise = config.get("promise") or {"sentence": "none; the figures below are what was measured, not a promise"}
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
@@ -67,13 +62,7 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     return "\n".join(lines)
 
 
-def _how_to_use() -> list[str]:
-    code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
-    return ["```python", "from drllm import RoutedModel", "", code, "```", ""]
-
-
 def _prompts(prompt_format: str | None, route: Route | None) -> str:
-    """What a policy learned from, and what it takes."""
     if prompt_format is None:
         return "any format"
     return f"{prompt_format} (trained on these; " + ("one route for all takes any)" if route else "others are refused unless forced)")

@@ -25,7 +25,7 @@ class GivenRoutes(RouteSource):
         self.routes = tuple(dict.fromkeys(routes))
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route]:
-        """Those that were given, whatever the prompts: the cache refuses a batch of another size."""
+        """Those that were given, whatever the prompts."""
         return list(self.of_sequences)
 
     def select(self, indices: Sequence[int]) -> GivenRoutes:
@@ -39,7 +39,7 @@ class GivenRoutes(RouteSource):
 
 
 def as_source(given: Any, n_layers: int) -> RouteSource:
-    """Any way of giving routes as what a model runs; `InputError` for anything else. `n_layers` is of the model, for the message."""
+    """Any way of giving routes as what a model of `n_layers` blocks runs; `InputError` for anything else."""
     if isinstance(given, RouteSource):
         return given
     if isinstance(given, Route):

@@ -53,7 +53,7 @@ class SavedConfig:
         return BaseIdentity(self.base_id, self.base_revision, self.fingerprint, self.model_type, self.n_layers, self.hidden_size)
 
     def write(self, folder: Path) -> None:
-        """Into the policy's folder, last of its files: whatever a crash leaves in between is refused, never half old and half new."""
+        """Into the policy's folder, last of its files, so that whatever a crash leaves in between is refused."""
         write_json(folder / CONFIG_FILE, {name: value for name, value in asdict(self).items() if name != "promise" or value is not None})
 
     def check_files(self, folder: Path) -> None:
@@ -67,7 +67,7 @@ _KINDS = get_type_hints(SavedConfig)
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """The configuration of a saved policy; unknown keys warn, a newer schema and anything missing or corrupt are refused."""
+    """Unknown keys warn, a newer schema and anything missing or corrupt are refused."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")

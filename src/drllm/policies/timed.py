@@ -36,7 +36,7 @@ class TimedPolicy(WrappedSource):
         self.prefills: list[float] = []  # of each prefill
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
-        """The policy's, on this clock: each prefill asks once, and then `start`, where there are none."""
+        """The policy's; each prefill asks once, and then `start`, where there are none."""
         self.prefills.append(0.0)
         started = time.perf_counter()
         routes = self.source.routes_for(prompts)

