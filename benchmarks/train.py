@@ -19,7 +19,7 @@ import torch
 from drllm import Route, RoutedModel, RoutersConfig
 from drllm.methods.features import extract_features
 from drllm.methods.router_training import focal_loss, train_routers
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers, pool_matrix
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import load_task

@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from drllm import Route, SearchConfig
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.shards import Shards
 from drllm.scoring import asking

@@ -20,8 +20,7 @@ from test_scoring import plain_logliks
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.loglik import HEAD_TOKENS, LoglikScorer, Question
 from drllm.scoring.route_prediction import decide_routes

@@ -18,8 +18,7 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import EvaluateConfig, Route, RoutedModel
 from drllm.core.errors import InputError
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring import loglik
 from drllm.scoring.generated import GeneratedScorer

@@ -58,7 +58,6 @@ def run(job: Job) -> Lines:
 
 
 def _clocked(routed: Any, folder: Path) -> str:
-    """The checkpoint's seconds against the base's, here and now."""
     from drllm.deploy.formats.checkpoint import load_written
     from drllm.evaluation.clock import model_ratio
     from drllm.model.equal_logits import random_ids

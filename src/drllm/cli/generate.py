@@ -69,7 +69,6 @@ def add_flags(parser: Parser) -> None:
 
 
 def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
-    """The flags of commands that show prompts to a policy."""
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from standard input")
     add("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")

@@ -36,7 +36,6 @@ class Job:
         return build(section_class(section), given, self.arguments, prefix)
 
     def need(self, name: str) -> Any:
-        """A common setting that this command cannot do without."""
         value = getattr(self.common, name)
         if not value:
             raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
@@ -51,7 +50,6 @@ class Job:
 
     @property
     def data(self) -> str | None:
-        """Where the questions are read, if that was said."""
         return self.common.data or None
 
     def tasks(self) -> tuple[str, ...]:

@@ -1,9 +1,6 @@
 """The `drllm` command: parse, run, and turn every mistake into one line on standard error.
 
-A command stands in the file of its name: the docstring is its help, `add_flags`, where it has flags of its own, fills its parser, and
-`run` yields the lines that it prints. What can be refused without a model is refused before one loads.
-
-Results go to standard output; progress, warnings and errors to standard error.
+A command stands in the file of its name: the docstring is its help, `add_flags` fills its parser, `run` yields the lines that it prints.
 """
 
 import argparse
@@ -64,8 +61,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpAll(argparse.Action):
-    """Shows every flag of a command."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         raise _Help(parser.format_help().rstrip())
 
@@ -126,7 +121,6 @@ def _lines(arguments: list[str]) -> Lines:
 
 
 def command_names() -> tuple[str, ...]:
-    """Drllm's own commands, then those of installed packages."""
     return (*COMMANDS, *plugin_names(PLUGINS))
 
 
@@ -158,13 +152,11 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
 
 
 def help_of(name: str) -> tuple[str, str]:
-    """What a command does, and a line to try."""
     about, _, example = (find_command(name).__doc__ or "").partition("\n\nexample:\n")
     return about, example.strip()
 
 
 def _overview() -> str:
-    """Every command with the first sentence of what it does."""
     text = "usage: drllm COMMAND [flags]\n\nWhich blocks of your language model to skip, run or repeat, measured on your questions.\n"
     others = {"of other packages": plugin_names(PLUGINS)}
     for title, names in (GROUPS | (others if any(others.values()) else {})).items():
@@ -174,6 +166,5 @@ def _overview() -> str:
 
 
 def fail(message: str) -> int:
-    """The one line of a mistake, and its exit code."""
     write_error(f"drllm: error: {message}")
     return EXIT_INPUT

@@ -1,13 +1,4 @@
-"""Command-line flags and `run.yaml`, both derived from the frozen dataclasses of `config.py`. No torch.
-
-A value is looked up in this order: the command line, the YAML file, the dataclass default. A YAML file holds the common settings at its
-top level and the job configurations in sections:
-
-    model: smollm2-135m-q4
-    tasks: [arc_easy, arc_challenge]
-    search: {n_simulations: 20, limit: 300}
-    routers: {epochs: 10}
-"""
+"""Command-line flags and `run.yaml`, both derived from the frozen dataclasses of `config.py`; the command line wins. No torch."""
 
 import argparse
 import dataclasses
@@ -29,6 +20,7 @@ Config = TypeVar("Config")
 Parser = argparse.ArgumentParser  # of one command
 Namespace = argparse.Namespace
 
+DTYPE_HELP = "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
 DRY_RUN = "print the stages, what each costs in plain forwards and hours, and stop"
@@ -42,7 +34,6 @@ def section_names() -> tuple[str, ...]:
 
 
 def section_class(name: str) -> type:
-    """A method is loaded when its own is asked for."""
     if name in SECTIONS:
         return SECTIONS[name]
     return getattr(load_plugin(COMMANDS, name), "CONFIG", None) or get_method(name).config
@@ -53,9 +44,7 @@ class CommonConfig:
     """Settings that several commands share; at the top level of a YAML file."""
 
     model: str = option("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", DTYPE_HELP)
     device: str = option("", "where the model runs, for example cpu or cuda:0; default: a GPU where torch sees one")
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
     data: str = option("", "file with the questions (.jsonl, .csv, .parquet), or a folder of them; without --tasks its name is the task's")
@@ -65,8 +54,6 @@ class CommonConfig:
 
 @dataclass(frozen=True)
 class Flag:
-    """One setting."""
-
     name: str
     kind: type  # int, float, bool, str or tuple (of str)
     choices: tuple[str, ...]
@@ -89,7 +76,6 @@ class Settings:
 
 
 def flags_of(config_class: type) -> list[Flag]:
-    """One flag a field, in the order of the dataclass."""
     hints, flags = typing.get_type_hints(config_class), []
     for item in dataclasses.fields(config_class):
         hint, origin = hints[item.name], typing.get_origin(hints[item.name])
@@ -120,13 +106,11 @@ def add_config(parser: Parser, config_class: type, only: Sequence[str], title: s
 
 
 def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
-    """Add the flags of a section of the YAML file."""
     title = f"{section}: {about}" if about else section
     add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
 def add_common(parser: Parser, *names: str) -> None:
-    """Add the flags of the named common settings, and --config."""
     if names:
         add_config(parser, CommonConfig, names, "common")
     parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")

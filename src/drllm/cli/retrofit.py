@@ -41,7 +41,14 @@ def run(job: Job) -> Lines:
 
     need_extras()  # an hour of search must not end in a missing package
     check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
-    yield from _recommended(job.load(model), tasks, out, configs, job.data, job.argv)
+    from drllm.reporting.recommendation import panel
+    from drllm.reporting.summary_table import render
+    from drllm.retrofitting.recommend import recommend
+
+    found, result = recommend(job.load(model), tasks, out, configs, job.data, job.argv)
+    yield render(result["summary"])
+    yield f"report: {result['report']}"
+    yield panel(found, out)
 
 
 def _by_prompts(job: Job) -> Lines:
@@ -83,7 +90,6 @@ def configs_of(job: Job) -> dict[str, Any]:
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
-    """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
     from drllm.retrofitting.dry_run import counted, fitting, left_out, loaded_tasks, questions_of, read_as
 
     loaded = loaded_tasks(tasks, job.data)
@@ -98,17 +104,6 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     with threads_here(configs["resources"]):
         sizes = sized(routed, tasks, configs["search"], job.data, configs["retrofit"], available)
     yield from fitting(sizes, configs["retrofit"])
-
-
-def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.reporting.recommendation import panel
-    from drllm.reporting.summary_table import render
-    from drllm.retrofitting.recommend import recommend
-
-    found, result = recommend(routed, tasks, out, configs, data, argv)
-    yield render(result["summary"])
-    yield f"report: {result['report']}"
-    yield panel(found, out)
 
 
 def _cut(text: str) -> str:

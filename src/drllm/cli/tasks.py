@@ -19,7 +19,6 @@ def run(job: Job) -> Lines:
 
 
 def _source(name: str) -> str:
-    """Where `load_task` would look first and find something."""
     from drllm.core.names import version_of
     from drllm.tasks.package import PACKAGE, READERS, package_folder
     from drllm.tasks.sources import LEVELS, LIBRARY

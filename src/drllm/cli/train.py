@@ -59,7 +59,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """The flags of the method that the command line names."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--method", nargs="?", default=DEFAULT)
     name = finder.parse_known_args(arguments)[0].method or DEFAULT

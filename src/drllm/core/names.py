@@ -23,7 +23,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version; None where there is none."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
 
@@ -36,7 +35,6 @@ def folder_of(module: str) -> Path | None:
 
 
 def plugin_names(group: str) -> tuple[str, ...]:
-    """The names of a group, sorted."""
     return tuple(sorted({point.name for point in importlib.metadata.entry_points(group=group)}))
 
 

@@ -17,10 +17,7 @@ def option(default: Any, help: str, *, ge: float | None = None, gt: float | None
 
 
 class Options:
-    """Base of configuration dataclasses: making one checks every field's range and turns lists, as JSON holds them, into tuples.
-
-    A dataclass of `option` fields need not inherit from it: drllm calls `check_ranges` on every one that it builds.
-    """
+    """Base of configuration dataclasses: ranges are checked, lists become tuples. `build` of the command line checks any other, too."""
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass

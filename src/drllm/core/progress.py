@@ -1,12 +1,7 @@
 """Progress of long jobs. The library writes to no stream: it tells one reporter, which a caller may replace.
 
-Until then lines go to the logger `drllm` at level INFO, so that nothing is shown unless the caller configures `logging`:
-
-    logging.basicConfig(level=logging.INFO)            # a line now and then
-    drllm.show_progress()                              # bars on a terminal, as the command line has them
-    with reporting_to(MyReporter()): search(...)       # one's own
-
-What a caller should mend goes through `warnings`.
+Until then lines go to the logger `drllm` at level INFO, so that nothing is shown unless the caller configures `logging`, calls
+`drllm.show_progress()` (bars on a terminal), or works inside `reporting_to(MyReporter())`. What it should mend goes through `warnings`.
 """
 
 from __future__ import annotations
@@ -47,13 +42,11 @@ class Progress:
         self._reporter.line(line, self)
 
     def resume(self, n: int) -> None:
-        """`n` units were done by an earlier run."""
         self.done += n
         self.resumed += n
         self._reporter.resume(self)
 
     def advance(self, n: int, note: str = "") -> None:
-        """`n` more units are done; `note` is shown beside the label."""
         self.done += n
         self.n_advances += 1
         self.note = note
@@ -117,7 +110,6 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A line between jobs, such as the start of a stage."""
     _current.line(line)
 
 

@@ -34,16 +34,11 @@ class Route:
     `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
     most two; else the path ("0-14,12-29"), with "/30" behind it if the last of 30 blocks never runs. A healed route ends in "@" and its
     adapter's name. `Route.parse` is its inverse.
-
-    Attributes:
-        actions: passes of each block, first block first.
-        order: the path, where it is not in place: single blocks, and spans of a strength below 1.
-        adapter: names the low-rank weights that every block of it runs with (`drllm.policies.adapter`); empty: none.
     """
 
-    actions: tuple[int, ...]
-    order: tuple[Span, ...] | None
-    adapter: str
+    actions: tuple[int, ...]  # passes of each block, first block first
+    order: tuple[Span, ...] | None  # the path, where it is not in place: single blocks, and spans of a strength below 1
+    adapter: str  # names the low-rank weights that every block of it runs with (`drllm.policies.adapter`); empty: none
 
     def __init__(self, actions: Iterable[int]):
         try:
@@ -132,7 +127,6 @@ class Route:
 
     @property
     def bare(self) -> Route:
-        """This route without an adapter."""
         return self.with_adapter("")
 
     @property
@@ -175,7 +169,6 @@ class Route:
 
     @property
     def n_passes(self) -> int:
-        """How many block passes a token costs."""
         return sum(self.actions)
 
     @property
@@ -212,7 +205,8 @@ class Route:
             return f"{self.bare}@{self.adapter}"
         if self.has_digits:
             return "".join(str(int(action)) for action in self.actions)
-        return _path_text(self.spans, len(self))
+        end = "" if max(span.last for span in self.spans) == len(self) - 1 else f"/{len(self)}"
+        return ",".join(map(str, fewest_spans(self.spans))) + end
 
     def __repr__(self) -> str:
         return f"Route.parse({str(self)!r})"
@@ -310,8 +304,3 @@ def _visits(route: Route) -> tuple[Visit, ...]:
         highest = max(highest, span.last)
         visits[highest].append(span)
     return tuple(map(tuple, visits))
-
-
-def _path_text(spans: Sequence[Span], n_layers: int) -> str:
-    end = "" if max(span.last for span in spans) == n_layers - 1 else f"/{n_layers}"
-    return ",".join(map(str, fewest_spans(spans))) + end

@@ -21,20 +21,13 @@ if TYPE_CHECKING:  # the types of every method's `fit`, which its file takes fro
 
 @dataclass(frozen=True)
 class Method:
-    """A way to turn a run's records into a policy.
+    """A way to turn a run's records into a policy."""
 
-    Attributes:
-        name: what `--method` calls it; also the folder of its policy in a run and its section in a YAML file.
-        about: one line for `drllm methods`.
-        paper: where it is from.
-        config: a frozen dataclass of `option` fields: its options, flags and defaults.
-        fit: (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
-    """
-
-    name: str
-    about: str
-    paper: str
-    config: type
+    name: str  # what `--method` calls it; also the folder of its policy in a run and its section in a YAML file
+    about: str  # one line for `drllm methods`
+    paper: str  # where it is from
+    config: type  # a frozen dataclass of `option` fields: its options, flags and defaults
+    # (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
     fit: Callable[[RoutedModel, TrainingData, Any, Path], Policy]
 
 
@@ -46,7 +39,6 @@ BUILT_IN = {
 
 
 def method_names() -> tuple[str, ...]:
-    """Drllm's own methods, then those of installed packages."""
     return (*BUILT_IN, *(name for name in plugin_names(METHODS) if name not in BUILT_IN))
 
 
@@ -63,7 +55,6 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: Any) -> Method:
-    """The method whose options these are."""
     for method in map(get_method, method_names()):
         if type(config) is method.config:
             return method

@@ -40,37 +40,23 @@ COMPONENTS = (4, 16, 0)
 
 @dataclass(frozen=True)
 class CodebookConfig(Options):
-    """Routes and a selector."""
-
     n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune", ge=0, le=64)
-    read: Literal["auto", "text", "states"] = option(
-        "auto", "what is read of a prompt: its text, before anything runs, or states; auto: text, unless states gain more on tune for sure"
-    )
+    read: Literal["auto", "text", "states"] = option("auto", "of a prompt; auto: text, unless states gain more on tune for sure")
     block: int = option(0, "block before which states are read, and nothing else; 0 tries a tenth, a fifth and a third on tune", ge=0)
     components: int = option(-1, "principal components of what is read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
-    targets: Literal["auto", "question", "task"] = option(
-        "auto",
-        "what the selector predicts: a question's gains, or its task's; auto: where text of several tasks is read, the latter",
-    )
+    targets: Literal["auto", "question", "task"] = option("auto", "whose gains are predicted; auto: a task's where text of several is read")
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
     confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
     nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    unfamiliar: float = option(
-        0.0,
-        "share of the fit prompts that may count as unlike the rest; prompts less like them keep the base; 0: of text, those beyond all",
-        ge=0,
-        le=0.5,
-    )
+    unfamiliar: float = option(0.0, "share of fit prompts that count as unlike the rest; less like them: the base", ge=0, le=0.5)
     budget: float = option(1.0, "mean passes on tune to spend at most, as a share of the base's; 1: accuracy first", ge=0.1, le=1)
     seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted codebook before it is chosen, and how it does on tune."""
-
     routes: tuple[Route, ...]
     saved: np.ndarray  # (K,): the share of the base's passes that each route but the base saves
     ridge: Ridge
@@ -142,14 +128,12 @@ def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]
     best = [(readings["tune"][candidate.block], candidate) for readings, candidate in chosen]
     if len(best) == 1:
         return best[0]
-    text, states = (realised(tune, candidate, read) for read, candidate in best)
+    gained = []
+    for read, candidate in best:  # (N,) by the route that each takes for a question
+        columns = [tune.routes.index(route) for route in candidate.routes]
+        gained.append(tune.at(columns).gains[np.arange(len(tune)), choices(candidate, read)])
+    text, states = gained
     return best[1] if sure_gain(states - text, config.confidence) else best[0]
-
-
-def realised(matrix: Matrix, candidate: Candidate, read: Read) -> np.ndarray:
-    """(N,): what each question gains over the base by the route that a fitted codebook takes for it."""
-    columns = [matrix.routes.index(route) for route in candidate.routes]
-    return matrix.at(columns).gains[np.arange(len(matrix)), choices(candidate, read)]
 
 
 def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:

@@ -20,7 +20,7 @@ from drllm.core.files import write_bytes
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import pool, pool_matrix
 from drllm.scoring.route_prediction import prompt_steps
 

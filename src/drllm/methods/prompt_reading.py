@@ -28,8 +28,6 @@ TEXT = 0  # the block of what is read before anything runs
 
 
 class Read(NamedTuple):
-    """Of some prompts."""
-
     features: np.ndarray  # (N, F)
     away: np.ndarray  # (N,): how far each lies from the fit prompts
 
@@ -38,7 +36,6 @@ Readings: TypeAlias = dict[str, dict[int, Read]]  # by split and block
 
 
 def reading_blocks(n_layers: int) -> list[int]:
-    """The blocks before which the states may be read, where none is given."""
     return sorted({max(1, round(n_layers * share)) for share in (0.1, 0.2, 0.33)})
 
 

@@ -158,6 +158,5 @@ def f1_scores(predictions: Tensor, labels: Tensor, n_classes: int) -> list[float
 
 
 def macro_f1(scores: list[float]) -> float:
-    """Mean F1 over the classes that occur."""
     present = [score for score in scores if not math.isnan(score)]
     return sum(present) / len(present) if present else float("nan")

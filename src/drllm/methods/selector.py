@@ -25,7 +25,6 @@ class Ridge:
     penalty: float
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(N, K)."""
         return (features - self.mean) / self.scale @ self.weight + self.bias
 
 
@@ -42,11 +41,7 @@ class Folds:
 
     Columns of the targets are fitted independently, so any codebook is a choice of columns and costs nothing more.
 
-    Args:
-        features, targets: (N, F) and (N, K).
-        n_folds, seed: parts of the questions, and how they are drawn.
-        n_components: principal components that are read; 0: all features.
-        one_scale: as in `moments`.
+    `features`, `targets`: (N, F) and (N, K); `n_components`, `one_scale`: as in `fit_ridges`.
     """
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int, n_components: int = 0, one_scale: bool = False):
@@ -68,10 +63,7 @@ class Folds:
 
 
 def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0, one_scale: bool = False) -> dict[float, Ridge]:
-    """The ridge of every penalty, on all features or on their first principal components: few, where questions only differ in kind.
-
-    By Cholesky factors of whichever is smaller: features by features, or questions by questions.
-    """
+    """The ridge of every penalty, on all features (0 components) or on their first principal components; by Cholesky factors."""
     mean, scale = moments(features, one_scale)
     z = (features - mean) / scale
     bias = targets.mean(0)
@@ -111,10 +103,7 @@ def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> flo
 
     A rule of thumb, not a test: the bound (one-sided, normal) holds for one threshold, and here the best of many is taken, so on pure noise
     it leaves the base in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
-
-    Args:
-        scores: (N,) of each question's best route, predicted without it.
-        gains: (N,) what that route really gained over the base.
+    `scores` and `gains` (N,) are of each question's best route, predicted without it, and what it really gained.
     """
     order = np.argsort(-scores, kind="stable")
     sorted_scores, sorted_gains = scores[order], gains[order].astype(float)

@@ -37,7 +37,6 @@ class CheckedTask:
     scorer: Scorer
 
     def of_split(self, split: str) -> CheckedTask:
-        """The questions of one split."""
         here = [pair for pair in zip(self.records, self.questions, strict=True) if pair[0].split == split]
         return replace(self, records=[record for record, _ in here], questions=[question for _, question in here])
 
@@ -59,7 +58,6 @@ class TrainingData:
 
     @cached_property
     def bench(self) -> Bench:
-        """Where routes are asked that the run has no verdicts of."""
         return asking_here(self.routed, self.run)
 
     @cached_property
@@ -97,7 +95,6 @@ class TrainingData:
 
     @property
     def max_step_tokens(self) -> int:
-        """Tokens of a model step in the search or matrix."""
         return min(manifest.search_config.max_step_tokens for manifest in (self.search_manifests or self.path_manifests).values())
 
     @property
@@ -198,7 +195,6 @@ def _checked(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[Check
 
 
 def _records(routed: RoutedModel, folder: Path, manifest: Manifest) -> dict[str, RouteRecord]:
-    """By id; `ArtifactError` for those of another model, or when some are still missing."""
     weights = routed.fingerprint  # once: it reads every tensor
     if manifest.fingerprint != weights:
         made_with = f"{manifest.model} (weights {manifest.fingerprint}), this model has weights {weights}"

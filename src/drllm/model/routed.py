@@ -28,7 +28,7 @@ from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
-from drllm.policies.given import as_source, is_identity
+from drllm.policies.constant import as_source, is_identity
 from drllm.policies.policy import Policy, RouteSource
 from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity

@@ -27,19 +27,12 @@ DTYPE = torch.float16  # of the weights, in memory and on disk: training ends wi
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What healing adds to the blocks of a route.
+    """What healing adds to the blocks of a route."""
 
-    Attributes:
-        route: without an adapter.
-        blocks: the name of the list that holds the blocks in a checkpoint, such as "model.layers".
-        scale: of B A.
-        weights: of each linear map, A (r, I) and B (O, r), float16.
-    """
-
-    route: Route
-    blocks: str
-    scale: float
-    weights: Mapping[Linear, tuple[Tensor, Tensor]]
+    route: Route  # without an adapter
+    blocks: str  # the name of the list that holds the blocks in a checkpoint, such as "model.layers"
+    scale: float  # of B A
+    weights: Mapping[Linear, tuple[Tensor, Tensor]]  # of each linear map, A (r, I) and B (O, r), float16
 
     @cached_property
     def name(self) -> str:
@@ -59,12 +52,10 @@ class Adapter:
 
     @property
     def healed(self) -> Route:
-        """The route under this adapter."""
         return self.route.with_adapter(self.name)
 
     @property
     def rank(self) -> int:
-        """r."""
         return next(iter(self.weights.values()))[0].shape[0]
 
     @property

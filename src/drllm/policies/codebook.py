@@ -41,8 +41,6 @@ MOST_GRAMS = 2048  # the most frequent ones: more tell kinds of prompts apart no
 
 @dataclass(frozen=True)
 class Point:
-    """How readily a codebook leaves the base."""
-
     threshold: float  # a route is taken where its score is above this
     price: float = 0.0  # a saved share of all passes, in accuracy: added to a shorter route's score, taken off a longer one's
 
@@ -135,20 +133,21 @@ class TextSelector:
         return sorted(((self.grams[place], share) for place, share in zip(places, shares, strict=True)), key=lambda pair: -pair[1])
 
 
+@dataclass(eq=False)
 class StateSelector:
-    """A linear score of each route from the states that enter a block.
+    """A linear score of each route from the states that enter a block."""
 
-    Args:
-        block: before which they are read.
-        mean, scale: (F,) standardise the pooled states.
-        weight, bias: (F, K) and (K,).
-        reach: the largest root mean square of standardised features with which a prompt may leave the base.
-    """
+    block: int  # before which they are read
+    mean: Tensor  # mean and scale, (F,), standardise the pooled states
+    scale: Tensor
+    weight: Tensor  # (F, K)
+    bias: Tensor  # (K,)
+    reach: float = math.inf  # the largest root mean square of standardised features with which a prompt may leave the base
 
-    def __init__(self, block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, reach: float = math.inf):
-        self.block, self.mean, self.scale, self.weight, self.bias, self.reach = block, mean, scale, weight, bias, reach
-        if weight.shape != (len(mean), len(bias)) or len(mean) % 2:
-            raise InputError(f"weights of shape {tuple(weight.shape)} do not fit {len(mean)} features and {len(bias)} routes")
+    def __post_init__(self) -> None:
+        if self.weight.shape != (len(self.mean), len(self.bias)) or len(self.mean) % 2:
+            of = f"{len(self.mean)} features and {len(self.bias)} routes"
+            raise InputError(f"weights of shape {tuple(self.weight.shape)} do not fit {of}")
 
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
@@ -162,10 +161,8 @@ class Codebook(Policy):
     """K + 1 routes, the base first, and a linear selector.
 
     Args:
-        routes: the base route, then the others; all alike before the selector's block, where each executes every block once.
-        selector: scores each route but the base, whose score is 0.
-        points: operating points, most conservative first; none for a codebook of the base alone.
-        at: the one in use.
+        routes: all alike before the selector's block, where each executes every block once.
+        points: operating points, most conservative first; none for a codebook of the base alone; at: the one in use.
         adapters: those that the routes name; only a codebook that reads text has such routes, which differ from the first block on.
     """
 
@@ -201,7 +198,6 @@ class Codebook(Policy):
         self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
-        """Each prompt's route, where the text is read; None where states are."""
         if self.route is not None or isinstance(self.selector, StateSelector):
             return super().routes_for(prompts)
         return self.chosen(prompts)
@@ -220,16 +216,13 @@ class Codebook(Policy):
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
-        """Of the operating point in use."""
         return self.points[self.at].threshold if self.points else 0.0
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The choices of one prefill, where states are read."""
         reads_states = self.route is None and isinstance(self.selector, StateSelector)
         return _StateDecider(self, prompt_mask_BT) if reads_states else super().start(prompt_mask_BT)
 
     def at_point(self, at: int) -> Codebook:
-        """The same codebook at another operating point, sharing weights."""
         if not 0 <= at < len(self.points):
             raise InputError(f"operating point {at} does not exist: this codebook has {len(self.points)}, counted from 0")
         view = copy.copy(self)
@@ -238,7 +231,6 @@ class Codebook(Policy):
         return view
 
     def operating_points(self) -> list[Policy]:
-        """The codebook at each point, most conservative first."""
         return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 
     def save(self, folder: Path) -> list[str]:
@@ -258,14 +250,13 @@ class Codebook(Policy):
 
     @classmethod
     def load(cls, folder: Path) -> Codebook:
-        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         about, tensors = _FILES.load(folder)
         with _FILES.reading(folder):
             points = [Point(float(point["threshold"]), float(point["price"])) for point in about["points"]]
-            if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
-                raise ValueError("an operating point is NaN")
             reach = float(about.get("reach", math.inf))
-            if math.isnan(reach) or ("block" in about and reach <= 0):
+            if any(math.isnan(value) for point in points for value in (point.threshold, point.price, reach)):
+                raise ValueError("an operating point or the reach is NaN")
+            if "block" in about and reach <= 0:
                 raise ValueError(f"the reach is {reach}")
             selector: StateSelector | TextSelector
             if "block" in about:
@@ -279,8 +270,6 @@ class Codebook(Policy):
 
 
 class _StateDecider(Decider):
-    """Holds each prompt's choice once it is made."""
-
     def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
         self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
         self._routes: list[Route] | None = None

@@ -21,8 +21,6 @@ CHECKSUM = "weights_sha256"
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """The files of one kind of policy."""
-
     what: str  # they hold, for messages
     remedy: str  # when they do not
     config: str  # the name of the JSON file
@@ -62,7 +60,7 @@ class PolicyFiles:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` for a tensor that is missing, of another shape, not float32 or not finite."""
+    """`ValueError` for a tensor that is missing, of another shape, not float32 or not finite."""
     for name, shape in expected.items():
         found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
         if found != f"{shape} {torch.float32}":

@@ -15,8 +15,6 @@ _FILES = PolicyFiles("healed route", "heal the route again", "healed.json", ADAP
 
 
 class HealedPolicy(Policy):
-    """One route, run under its adapter."""
-
     name = "healed"
     about = "one route of blocks for every prompt, and an adapter that brings its answers back to the base's"
 
@@ -24,7 +22,6 @@ class HealedPolicy(Policy):
         self.adapters, self.route, self.n_layers = (adapter,), adapter.healed, len(adapter.route)
 
     def save(self, folder: Path) -> list[str]:
-        """`healed.json`, and the adapter in PEFT's two files."""
         (adapter,) = self.adapters
         write_json(folder / ADAPTER_CONFIG, adapter.config())
         about = {"route": str(adapter.route), "adapter": adapter.name, "blocks": adapter.blocks, "rank": adapter.rank}

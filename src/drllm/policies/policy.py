@@ -92,7 +92,6 @@ class RouteSource:
         raise InputError(f"a {self.name!r} policy has no control; with_control works on routers")
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model of another shape than the routes are for."""
         if getattr(self, "n_layers", None) != n_layers:
             raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
         if self.hidden_size not in (0, hidden_size):

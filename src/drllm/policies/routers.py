@@ -136,7 +136,6 @@ class Routers(Policy):
                 self.tensors[name] = (torch.rand(weights.shape, generator=generator) * 2 - 1) * bound
 
     def parameters(self) -> list[Tensor]:
-        """The trainable tensors."""
         return list(self.tensors.values())
 
     def to(self, device: str | torch.device) -> Routers:
@@ -166,15 +165,12 @@ class Routers(Policy):
         return router_logits(self.layers()[block], pooled_BWD, window_shares(valid_BW), self.config.normalize)
 
     def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
-        """A view that pools with this prompt's windows, computed once for all blocks."""
         return PrefillRouters(self, prompt_mask_BT)
 
     def windows(self, prompt_mask_BT: Tensor) -> Tensor:
-        """The tokens of each window (B, W, T)."""
         return pool_matrix(prompt_mask_BT, self.config.n_windows)[0] > 0
 
     def actions(self, logits_BC: Tensor) -> Tensor:
-        """Argmax of the probabilities, under the control if there is one."""
         return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
@@ -193,7 +189,6 @@ class Routers(Policy):
         return view
 
     def operating_points(self) -> list[Policy]:
-        """Under the control, from nearly executing every block to the routers as they are."""
         return [*(self.with_control(p) for p in POINTS if self.control is None or p > self.control), self]
 
     def save(self, folder: Path) -> list[str]:
@@ -202,7 +197,6 @@ class Routers(Policy):
 
     @classmethod
     def load(cls, folder: Path) -> Routers:
-        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         values, tensors = _FILES.load(folder)
         source, control = folder / _FILES.config, values.pop(CONTROL, None)
         if control is not None and (type(control) not in (int, float) or not -1 <= control <= 1):

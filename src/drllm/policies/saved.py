@@ -100,7 +100,6 @@ def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> 
 
 
 def open_folder(folder: Path) -> SavedPolicy:
-    """As `open_policy`, of a local folder alone."""
     config = read_config(folder)
     config.check_files(folder)
     return SavedPolicy(folder, config)

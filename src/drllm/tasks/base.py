@@ -45,7 +45,6 @@ class _Listing:
     continuation: str
 
     def text(self, example: Example) -> str:
-        """The options as the prompt shows them."""
         return self.between.join(_filled(self.item, example))
 
 
@@ -129,7 +128,6 @@ class Task:
         return any(name in self.loglik_template for name in _LISTINGS)
 
     def reworded(self) -> Task:
-        """Under a second prompt template, to re-verify verdicts with."""
         return replace(self, loglik_template=_SECOND_LETTERED if self.lists_options else _SECOND_TEMPLATE)
 
     def letter_prompt(self, example: Example, wording: Wording) -> str:
@@ -139,7 +137,6 @@ class Task:
         return wording.asked_for_letter(example.question, choices, example.context.strip())
 
     def right_letter(self, example: Example) -> str:
-        """The letter of the right option, as a letter prompt lists them."""
         return LETTERS[int(self._dealt(example).answer)]
 
     def boxed_prompt(self, example: Example, wording: Wording) -> str:
@@ -243,7 +240,6 @@ def own_task(name: str, kind: Kind) -> Task:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; InputError with the closest name otherwise."""
     if name in _TASKS:
         return _TASKS[name]
     raise InputError(f"unknown task {name!r}{did_you_mean(name.lower(), TASK_NAMES)}; the tasks are {', '.join(TASK_NAMES)}")

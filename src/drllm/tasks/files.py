@@ -249,7 +249,7 @@ def _choices(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ..
 
 
 def _index(choices: list[str], answer: Any, where: str) -> int:
-    """Which choice an answer names: an index, the text of one choice, its letter, or an index written as text, in this order."""
+    """An index, the text of one choice, its letter, or an index written as text, in this order."""
     found = answer
     if isinstance(answer, str):
         places = [place for place, choice in enumerate(choices) if choice.strip() == answer.strip()]

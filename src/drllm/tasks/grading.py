@@ -51,9 +51,8 @@ _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s
 def letter_choice(text: str, n_choices: int) -> int | None:
     r"""0-based index of the option the text chooses, or None when it chooses none or a letter beyond the options.
 
-    Reads, in this order, a leading letter ("B", "B.", "(B)", "B)", "**B**", "Option B", "B is right"), a boxed one ("\boxed{B}"), and one
-    behind "answer" ("Answer: B", "I think the answer is (B)."). Lower case counts alone or before a closing mark ("b", "b)", "(b)"); "the
-    answer is a" is taken for an unfinished sentence.
+    Reads, in this order, a leading letter ("B", "(B)", "**B**", "Option B", "B is right"), a boxed one, and one behind "answer". Lower case
+    counts alone or before a closing mark ("b", "b)", "(b)"); "the answer is a" is taken for an unfinished sentence.
     """
     if match := _LEADING.search(text):
         return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
@@ -89,7 +88,7 @@ def number_matches(text: str, gold: str) -> bool:
 
 
 def number_settled(text: str) -> bool:
-    """Whether the answer's first word is over, so that nothing to come changes the number it begins with."""
+    """Whether nothing to come changes the number that the answer begins with."""
     return re.search(r"\S\s", text) is not None
 
 
@@ -193,7 +192,6 @@ class MathChecker:
         return self.process
 
     def _release(self) -> None:
-        """End the helper, if it still runs, and close its pipes."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()

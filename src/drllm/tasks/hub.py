@@ -25,7 +25,10 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     tests = [_loaded(_MATH, subject)["test"] for subject in _SUBJECTS] if task.level else []
     label = f"{_POOL}, {_MATH}" if task.level else repos if config is None else f"{repos} {config}"
     try:
-        rows = list(_levelled(task, loaded[0]["train"], tests, dropped) if task.level else _rows(task, loaded, parts))
+        if task.level:
+            return f"Hub {label}", list(_levelled(task, loaded[0]["train"], tests, dropped))
+        numbered = [(part, number, row) for part in parts for number, row in enumerate(row for found in loaded for row in found[part])]
+        rows = [LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part) for part, number, row in numbered]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
@@ -34,19 +37,13 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
 
 def _loaded(repo: str, config: str | None) -> Any:
     try:
-        return _load(repo, config)
+        datasets = importlib.import_module("datasets")
     except ImportError:
-        raise HubUnavailable("the datasets library is not installed") from None
-    except HubUnavailable as error:
-        raise HubUnavailable(f"{repo} could not be loaded: {error}") from error
-
-
-def _load(repo: str, config: str | None) -> Any:
-    datasets = importlib.import_module("datasets")
+        raise HubUnavailable("the datasets library is not installed: pip install datasets") from None
     try:
         return datasets.load_dataset(repo, config)
     except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise HubUnavailable(f"{type(error).__name__}: {first_line(error, 200)}") from error
+        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
 
 
 def is_on_hub(data: str | Path) -> bool:
@@ -61,27 +58,16 @@ def named_rows(data: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not owner or not name:
         raise InputError(f"--data {data} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
     try:
-        loaded = _load(f"{owner}/{name}", config or None)
-    except ImportError:
-        raise InputError(f"--data {data} needs the datasets library: pip install datasets, or give a file") from None
+        loaded = _loaded(f"{owner}/{name}", config or None)
     except HubUnavailable as error:
-        raise InputError(f"--data {data} could not be loaded ({error}): check its name and the network, or give a file") from error
+        raise InputError(f"--data {data}: {error}; check its name and the network, or give a file") from error
     for split, rows in loaded.items():
         for row in rows:
             yield split, dict(row)
 
 
-def _rows(task: Task, loaded: list[Any], parts: tuple[str, ...]) -> Iterator[Example]:
-    for part in parts:
-        for number, row in enumerate(row for found in loaded for row in found[part]):
-            yield LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part)
-
-
 def _levelled(task: Task, pool: Any, tests: list[Any], dropped: Counter[str]) -> Iterator[Example]:
-    """One level of DART-Math, and as test part that level of MATH's test questions, of which the pool holds none.
-
-    The pool holds some 1.6 million sampled answers to about 7,500 questions of MATH's train part: each question once, its answers unread.
-    """
+    """One level of DART-Math's pool (1.6 million answers to 7,500 train questions of MATH, each once), and of MATH's test questions."""
     seen: set[str] = set()
     for batch in pool.select_columns(["query", "gt_ans", "query_metadata"]).iter(batch_size=10_000):
         for query, gold, metadata in zip(batch["query"], batch["gt_ans"], batch["query_metadata"], strict=True):

@@ -1,7 +1,4 @@
-"""Upstream row layouts that several sources share: (task, row, id for rows that have none, part) -> Example. No torch.
-
-An answer of "" is one that upstream keeps secret.
-"""
+"""Upstream row layouts: (task, row, id for rows that have none, part) -> Example; an answer of "" is kept secret upstream. No torch."""
 
 import re
 from collections import Counter

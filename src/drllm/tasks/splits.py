@@ -1,15 +1,4 @@
-"""fit, tune, calibrate, test: kept apart by question text, in a fixed pseudo-random order. No torch.
-
-| the rows carry                 | fit               | tune                    | calibrate         | test             |
-|--------------------------------|-------------------|-------------------------|-------------------|------------------|
-| part train (and validation)    | 85 % of train     | validation              | 15 % of train     | part test        |
-| part train, no validation      | 70 % of train     | 15 % of train           | 15 % of train     | part test        |
-| part validation, no train      | 50 % of it        | 35 % of it              | 15 % of it        | part test        |
-| no part                        | 50 %              | 20 %                    | 15 %              | 15 %             |
-| any part, of a task that is only measured |        | 30 %                    |                   | 70 %             |
-
-Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
-"""
+"""fit, tune, calibrate, test: kept apart by question text alone (its hash says the share), in a fixed pseudo-random order. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +14,7 @@ from drllm.tasks.base import Example, Task
 SPLITS = ("fit", "tune", "calibrate", "test")
 PARTS = ("train", "validation", "test")
 
-_SHARES = {  # (part, whether rows of the other of train and validation are there): splits with the upper ends of their shares
+_SHARES = {  # (part, whether rows of the other of train and validation are there): splits, each with the upper end of its share
     ("train", True): (("fit", 0.85), ("calibrate", 1.0)),
     ("train", False): (("fit", 0.70), ("tune", 0.85), ("calibrate", 1.0)),
     ("validation", True): (("tune", 1.0),),
@@ -77,7 +66,6 @@ class LoadedTask:
 
 
 def _contradicts(one: Example, other: Example) -> bool:
-    """Whether another answer is right of the same choices."""
     right = [row.choices[row.answer] if isinstance(row.answer, int) and row.choices else row.answer for row in (one, other)]
     return sorted(one.choices) == sorted(other.choices) and right[0] != right[1]
 

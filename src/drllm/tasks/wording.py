@@ -11,8 +11,6 @@ Reader = Literal["strict", "lenient"]
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to ask."""
-
     name: str
     source: str  # where its text comes from
     license: str
@@ -34,7 +32,6 @@ class Wording:
         return _filled(self.letter, passage=above, choices=listed, question=question)
 
     def asked_for_box(self, question: str) -> str:
-        """The prompt of a question with a free answer."""
         return _filled(self.boxed, question=question)
 
 
