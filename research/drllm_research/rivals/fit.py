@@ -46,7 +46,6 @@ class FlexiDepthConfig(MindSkipConfig):
 
 
 def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Any:
-    """Train gates and adapters through the frozen model."""
     config = replace(config, first_block=config.first_block or routed.n_layers // 2)
     return fit_gates(routed, training_data, config, folder, "flexidepth", config.adapter)
 
