@@ -12,10 +12,9 @@ import torch
 from drllm import Route, RoutedModel, evaluate, search, train
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method
-from drllm.scoring.loglik import LoglikScorer
 from drllm.searching.edits import single_edits
 from drllm_research.rivals.shortgpt import block_influence
-from runs import EVALUATE, SEARCH, TASK, L
+from runs import EVALUATE, SEARCH, TASK, L, folder_bytes
 
 pytestmark = pytest.mark.long
 
@@ -55,14 +54,14 @@ def test_budgets_are_kept(name, budget, tiny, run):
     assert policy.route.n_passes == budget * L
 
 
-def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run, monkeypatch):
+def test_tale_goes_on_from_the_steps_of_another_budget(tiny, run):
     half = train(tiny, run, get_method("tale").config(budget=0.5))
     steps = run / "train" / "tale" / "steps.json"
     before = json.loads(steps.read_text())["steps"]
-    with monkeypatch.context() as patch:
-        patch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
-        shorter = train(tiny, run, get_method("tale").config(budget=0.75))
-        again = json.loads(steps.read_text())["steps"]
+    asked = folder_bytes(run / "verdicts")
+    shorter = train(tiny, run, get_method("tale").config(budget=0.75))
+    again = json.loads(steps.read_text())["steps"]
+    assert folder_bytes(run / "verdicts") == asked, "nothing is asked again"
     assert half.route is not None
     assert shorter.route is not None
     assert (half.route.n_passes, shorter.route.n_passes) == (L // 2, L - 1)

@@ -456,15 +456,12 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
         assert sum(line.startswith("| base |") for line in tables) == 2
 
 
-def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path, monkeypatch):
-    def section(setting: str) -> table.Section:
-        return table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), ())
-
+def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path):
     shown = [name for name in ("base", "told@0.9", "codebook@0.9", "codebook@0.85", "shuffled-polar") if not pages.is_elsewhere(name)]
     assert shown == ["base", "told@0.9", "codebook@0.9"]
-    (results := Results(tmp_path)).tell("m", "model")
-    results.tell(30, "blocks")
-    monkeypatch.setattr(pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
-    pages.write_pages(tmp_path, pages.Stored([results]), SETTINGS, ["piqa"])
+    for setting in ("kinds", "letters-ood", "piqa"):
+        results = stored(tmp_path, setting, "test", {("base", 0): ("1" * 30, [True])}, [(SETTINGS[setting].asked[0], "a")])
+    asked_of_one = {name: replace(of, asked=of.asked[:1]) for name, of in SETTINGS.items()}
+    pages.write_pages(tmp_path, pages.Stored([results]), asked_of_one, ["piqa"])
     heads = [line for line in (tmp_path / "docs/results.md").read_text().splitlines() if line.startswith("## m, 30 blocks")]
     assert heads == [f"## m, 30 blocks: {table.ABOUT['kinds']}"]

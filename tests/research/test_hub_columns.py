@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from drllm.tasks import SPLITS, load_task
-from drllm.tasks.hub import _EXAMS, _SUBJECTS
+from drllm.tasks.hub import EXAMS, SUBJECTS
 from drllm_research.paper.config import ReproduceConfig
 from drllm_research.paper.run import check, wanted_exhibits
 from drllm_research.paper.setup import Setup
@@ -63,7 +63,7 @@ LISTED: dict[tuple[str, str | None], dict[str, Any]] = {
                 "solution": f"It is $\\boxed{{{n}}}$.",
             },
         )
-        for subject in _SUBJECTS
+        for subject in SUBJECTS
     },
     ("cais/mmlu", "all"): dict.fromkeys(
         ("auxiliary_train", "validation", "test", "dev"),
@@ -106,7 +106,7 @@ LISTED: dict[tuple[str, str | None], dict[str, Any]] = {
                 "gold": [n % 2],
             }
         }
-        for repo in _EXAMS.split()
+        for repo in EXAMS.split()
     },
     ("baber/piqa", None): {
         "train": lambda part, n: {"goal": f"goal {part} {n}", "sol1": "x", "sol2": "y", "label": n % 2},
@@ -135,7 +135,7 @@ def test_levels_learn_from_the_pool_and_are_tested_on_math(listed_hub):
         loaded = load_task(f"dart-{level}")
         learned = {row.question for split in SPLITS[:3] for row in loaded.examples[split]}
         assert learned == {f"What is {n} + {n}?" for n in range(N) if n % 5 + 1 == level}
-        assert len(loaded.examples["test"]) == len(_SUBJECTS) * N // 5
+        assert len(loaded.examples["test"]) == len(SUBJECTS) * N // 5
         assert all(" test " in row.question for row in loaded.examples["test"])
 
 

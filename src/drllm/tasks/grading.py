@@ -119,14 +119,14 @@ def boxed_matches(text: str, gold: str) -> bool:
     content = box_content(text)
     if content is None or not gold.strip():
         return False
-    return _checker(os.getpid()).check(f"{BOX}{{{content[:MAX_BOXED_CHARS]}}}", gold)
+    return checker_of(os.getpid()).check(f"{BOX}{{{content[:MAX_BOXED_CHARS]}}}", gold)
 
 
 def answer_equals(text: str, gold: str) -> bool:
     """As `boxed_matches`, of the last formula or number of a text in any form; or of the whole text, where the gold answer is words."""
     if not gold.strip():
         return False
-    return _plain(text) == _plain(gold) != "" or _checker(os.getpid()).check(text[-MAX_BOXED_CHARS:], gold, boxed=False)
+    return _plain(text) == _plain(gold) != "" or checker_of(os.getpid()).check(text[-MAX_BOXED_CHARS:], gold, boxed=False)
 
 
 def _plain(text: str) -> str:
@@ -143,7 +143,7 @@ MAX_BOXED_CHARS = 2000  # of an answer that are looked at
 
 
 @functools.cache
-def _checker(pid: int) -> MathChecker:
+def checker_of(pid: int) -> MathChecker:
     """One helper a process: a forked child must not share its parent's pipes."""
     return MathChecker(pid)
 

@@ -22,7 +22,7 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows; HubUnavailable, or InputError for rows of an unexpected layout."""
     repos, config, parts = (_POOL, None, ("train",)) if task.level else _SETS[task.name]
     loaded = [_loaded(repo, config) for repo in repos.split()]
-    tests = [_loaded(_MATH, subject)["test"] for subject in _SUBJECTS] if task.level else []
+    tests = [_loaded(_MATH, subject)["test"] for subject in SUBJECTS] if task.level else []
     label = f"{_POOL}, {_MATH}" if task.level else repos if config is None else f"{repos} {config}"
     try:
         if task.level:
@@ -82,9 +82,9 @@ def _levelled(task: Task, pool: Any, tests: list[Any], dropped: Counter[str]) ->
 
 
 _ALL = ("train", "validation", "test")
-_EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
+EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
 _POOL, _MATH = "hkust-nlp/dart-math-pool-math", "EleutherAI/hendrycks_math"  # a configuration a subject
-_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
+SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
 _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repositories, configuration, parts with public answers
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", _ALL),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", _ALL),
@@ -97,7 +97,7 @@ _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: rep
     "mmlu": ("cais/mmlu", "all", ("validation", "test")),
     "gsm8k": ("openai/gsm8k", "main", ("train", "test")),
     "truthfulqa": ("truthfulqa/truthful_qa", "multiple_choice", ("validation",)),
-    "agieval": (_EXAMS, None, ("test",)),  # lm-eval's copies; the seven of its English sets whose questions have choices
+    "agieval": (EXAMS, None, ("test",)),  # lm-eval's copies; the seven of its English sets whose questions have choices
     "gpqa": ("Idavidrein/gpqa", "gpqa_diamond", ("train",)),
     "squadv2": ("lighteval/squad_v2", None, ("validation",)),
     "aime24": ("Maxwell-Jia/AIME_2024", None, ("train",)),
