@@ -1,7 +1,5 @@
 """Ranges stand in the fields, and hold for every dataclass of options that drllm builds."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Every method of the research package, from records to a policy that is saved, loaded, evaluated and generates."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -38,13 +36,6 @@ def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run
     assert [row.method for row in rows] == ["base", name, f"shuffled-{name}"]
     outputs = tiny.generate(["what is 1 and 2?", "so?"], policy=policy, max_new_tokens=2, check_prompt_format=False)
     assert all(len(output.route) == L for output in outputs)
-
-
-def test_a_predictor_that_is_always_followed_is_followed_where_tune_sees_no_gain(tiny, run, monkeypatch):
-    import drllm.methods.codebook as codebook
-
-    monkeypatch.setattr(codebook, "choose", lambda candidates, n_layers, budget: dataclasses.replace(candidates[0], tune_gain=-0.1))
-    assert train(tiny, run, get_method("polar").config(block=1)).route is None
 
 
 @pytest.mark.parametrize(("name", "budget"), [("shortgpt", 0.75), ("early_exit", 0.5), ("random_skip", 0.5), ("tale", 0.5)])

@@ -1,7 +1,5 @@
 """The table of healed routes: its rounding, its labels, and all of it on a tiny model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,11 +87,8 @@ def short_answers(monkeypatch) -> None:
 
 
 def command(made: Path, *more: str, job: str = "run") -> None:
-    asked = [
-        *["--asked", "sciq", "--limit", "12", "--texts", "4", "--steps", "15", "--rounded", "2", "--shots", "1"],
-        "--data",
-        str(made / "data"),
-    ]
+    small = "--asked sciq --limit 12 --texts 4 --steps 15 --rounded 2 --shots 1"
+    asked = [*small.split(), "--data", str(made / "data")]
     clocked = ["--tokens", "16", "--clocked", "2", "--rounds", "1", "--model", str(made / "base"), "--run", str(made / "run")]
     run = ["--healing", str(made / "heal"), *asked, *clocked] if job == "run" else []
     main([job, "--out", str(made / "results" / "healed-tiny"), *run, *more])

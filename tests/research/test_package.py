@@ -1,7 +1,5 @@
 """The research package is a package of its own: it plugs in through entry points, and drllm does without it."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import pkgutil

@@ -1,7 +1,5 @@
 """`drllm reproduce all` on SmolLM2-135M, killed once and resumed, its page in a browser: `make test-slow`."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """`drllm reproduce`: every table and figure on a tiny model, resumed, refused, and its figures against the files they are of."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -58,7 +56,6 @@ PAPER_FILES = Path(__file__).parents[2] / "examples" / "paper"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sums under the names of three tasks, no question twice."""
     root = tmp_path_factory.mktemp("data")
     rows = questions(300)
     for index, task in enumerate((*LEARNED, OUTSIDE)):
@@ -81,7 +78,6 @@ def setup_of(out: Path, folder: Path, **options) -> Setup:
 
 @pytest.fixture(scope="module")
 def bench(tiny, folder, tmp_path_factory) -> Bench:
-    """Everything reproduced once."""
     bench = Bench(tiny, setup_of(tmp_path_factory.mktemp("run"), folder), ["drllm", "reproduce"])
     reproduce(bench, wanted_exhibits(["all"]))
     return bench
@@ -135,7 +131,6 @@ def test_the_command_of_the_control_makes_the_same_policy(bench, tmp_path, monke
 
 
 def test_claims_stand_together_with_their_commands(bench, page):
-    """At the top, each as its own section has it, and the command of its row is that section's."""
     text = section(page, "What holds here")
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
     judging = "table2 table3 table4 table5 table6 table7 latency fig5 fig8 fig9 forcing"
@@ -151,7 +146,6 @@ def test_claims_stand_together_with_their_commands(bench, page):
 
 
 def answers_of(bench: Bench, split: str) -> dict[tuple[str, str], Answers]:
-    """By method and task."""
     return read_answers(bench.setup.run.answers(split))
 
 
@@ -172,7 +166,6 @@ def test_figures_are_those_of_the_files(bench, page):
 
 
 def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
-    """Of all, of those with an answer and of those without, by hand from the file of verdicts."""
     verdicts = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", PASSAGES]
     assert len(verdicts.f1) == len(verdicts.ids) > 5
     has_answer = [(int(name.rpartition("-")[2]) - 1) % 3 != 0 for name in verdicts.ids]
@@ -234,7 +227,6 @@ def test_commands_are_what_the_command_line_takes(bench):
 
 
 def kept_bytes(folder: Path) -> dict[str, bytes]:
-    """The files of a reproduction, but for the logs of its searches, which name every call."""
     return {name: data for name, data in folder_bytes(folder).items() if not name.endswith("/run.json")}
 
 
@@ -353,7 +345,6 @@ def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):
 
 
 def test_tasks_may_be_asked_in_both_formats(tiny, tmp_path):
-    """Letters as chats and numbers as text: the routers take either."""
     setup = dataclasses.replace(setup_of(tmp_path, tmp_path, reward="generated"), tasks=("arc_easy", "arith-1"), data="")
     check(Bench(tiny, setup), wanted_exhibits(["table3"]))
 
@@ -498,20 +489,8 @@ def test_published_figures_go_by_the_models_own_name():
 def test_names_that_a_policy_cannot_have():
     from drllm.runs.names import check_name
 
-    for name in [
-        "base",
-        "search",
-        "shuffled",
-        "random-x",
-        "shuffled-routers",
-        "a/b",
-        "..",
-        ".x",
-        "-x",
-        "train",
-        "summary.json",
-        "features",
-    ] + [""]:
+    taken = "base search shuffled random-x shuffled-routers a/b .. .x -x train summary.json features"
+    for name in ("", *taken.split()):
         with pytest.raises(InputError, match="--name"):
             check_name(name)
     for name in ("routers@-0.50", "routers@+0.50", "routers_2", "a.b"):
@@ -519,7 +498,6 @@ def test_names_that_a_policy_cannot_have():
 
 
 def test_printed_commands_run_where_the_reproduction_does(tmp_path):
-    """Each command is told the resources that it has flags for."""
     setup = dataclasses.replace(setup_of(tmp_path, tmp_path), resources=Resources(executor="processes", workers=3, pool_size=7))
     for job, told in (("search", ["--workers", "3", "--pool-size", "7"]), ("evaluate", ["--workers", "3"]), ("train", [])):
         words = shlex.split(setup.command(job))
@@ -529,7 +507,6 @@ def test_printed_commands_run_where_the_reproduction_does(tmp_path):
 
 
 def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path):
-    """Its labels hold; what is compared with them is of the type asked for, and the page and its commands say so."""
     in_bfloat16 = RoutedModel.wrap(model().unwrap().to(torch.bfloat16), tokenizer=tiny.tokenizer)
     setup = setup_of(tmp_path / "run", folder)
     Bench(in_bfloat16, setup).run(Search(LEARNED[0]))
@@ -624,7 +601,6 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
 
 
 def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice):
-    """By hand from the files of verdicts: each reader's gain, a task weighing as much as the other, and the shares of forms."""
     made, page = read_twice
     files = {(method, task): answers_of(made, "tune-first-16")[method, task] for method in ("base", "routers") for task in made.setup.tasks}
     gains = [
@@ -654,7 +630,6 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
 
 
 def test_worked_answers_of_table_4_are_lm_evals(read_twice):
-    """Both of its filters, from its own logs; five worked examples before each question; no answer longer than the limit."""
     made, page = read_twice
     section_4 = section(page, EXHIBITS["table4"].title)
     (folder,) = (made.setup.out / "harness" / "tune-first-16").iterdir()

@@ -1,7 +1,5 @@
 """The generated arithmetic: its questions and answers, the judge of numbers, and the scorer on a tiny model."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 from collections import Counter

@@ -36,7 +36,6 @@ def lm_eval_yaml(name: str) -> dict[str, Any]:
 
 
 def rendered(template: str, **fields: Any) -> str:
-    """As lm-eval renders it."""
     return jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template).render(**fields)
 
 
@@ -60,7 +59,6 @@ def test_gpqa_is_asked_as_lm_eval_asks_it():
 
 
 def test_agieval_is_asked_as_the_rows_of_lm_eval_ask_it():
-    """Row -> question -> prompt is the row's own query, passage included."""
     task = get_task("agieval")
     for passage in ("", "Some passage.\n"):
         query = f"{passage}Q: How many? Answer Choices: (A)one (B)two (C)None of these\nA: Among A through C, the answer is"
