@@ -19,22 +19,10 @@ from hypothesis import strategies as st
 
 import drllm
 from drllm.core.errors import DrllmError, InputError
-from drllm.tasks import (
-    SPLITS,
-    TASK_NAMES,
-    Example,
-    LoadedTask,
-    drop_overlaps,
-    get_task,
-    grading,
-    load_task,
-    package,
-    question_key,
-    split_examples,
-    texts_digest,
-)
+from drllm.tasks import SPLITS, TASK_NAMES, Example, LoadedTask, drop_overlaps, get_task, grading, load_task, package
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 from drllm.tasks.readers import letter_is_read
+from drllm.tasks.splits import question_key, split_examples, texts_digest
 from drllm.tasks.wording import WORDINGS
 from hub_rows import Rows
 
