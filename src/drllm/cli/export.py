@@ -34,12 +34,12 @@ def run(job: Job) -> Lines:
     from drllm.policies.saved import open_policy
 
     # What cannot be written is refused before the model is loaded.
-    policy = None if arguments.policy is None else open_policy(arguments.policy).unchecked()
-    if policy is not None and policy.route is None:
-        raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
-    check_route(Route.parse(arguments.route) if policy is None else policy.route, arguments.format)
-    routed, route = job.load_routed(keeps_type=True)
-    route = route if policy is None else policy.route
+    route = Route.parse(arguments.route) if arguments.policy is None else open_policy(arguments.policy).unchecked().route
+    if route is None:
+        raise InputError("this policy decides each prompt's route, which no export can: export a static one")
+    check_route(route, arguments.format)
+    routed, of_model = job.load_routed(keeps_type=True)
+    route = of_model or route  # of a text as the model's blocks have it
     in_type = f" in {type_name(routed.model.dtype)}" if arguments.format == "checkpoint" else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):

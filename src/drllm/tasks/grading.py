@@ -135,7 +135,7 @@ def _plain(text: str) -> str:
 
 @functools.lru_cache(maxsize=100_000)
 def is_parsed(gold: str) -> bool:
-    """Whether math-verify can read a gold answer, so that an answer can be judged equal to it."""
+    """Whether math-verify can read a gold answer."""
     return boxed_matches(f"{BOX}{{{gold}}}", gold)
 
 

@@ -20,15 +20,15 @@ class HubUnavailable(Exception):
 
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
     """Label of the source and all rows; HubUnavailable, or InputError for rows of an unexpected layout."""
-    repos, config, parts = (_POOL, None, ("train",)) if task.level else _SETS[task.name]
+    repos, config, parts = (_POOL, None, ()) if task.level else _SETS[task.name]
     loaded = [_loaded(repo, config) for repo in repos.split()]
     tests = [_loaded(_MATH, subject)["test"] for subject in SUBJECTS] if task.level else []
     label = f"{_POOL}, {_MATH}" if task.level else repos if config is None else f"{repos} {config}"
     try:
-        if task.level:
-            return f"Hub {label}", list(_levelled(task, loaded[0]["train"], tests, dropped))
-        numbered = [(part, number, row) for part in parts for number, row in enumerate(row for found in loaded for row in found[part])]
-        rows = [LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part) for part, number, row in numbered]
+        rows = list(_levelled(task, loaded[0]["train"], tests, dropped)) if task.level else []
+        for part in parts:
+            joined = enumerate(row for found in loaded for row in found[part])
+            rows += [LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part) for number, row in joined]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
