@@ -215,7 +215,7 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     return Example(name, question, choices, answer, task.name, context, part, solution)
 
 
-_PART_NAMES = dict.fromkeys(("dev", "valid", "val"), "validation")
+_PART_NAMES: dict[str, str] = dict.fromkeys(("dev", "valid", "val"), "validation")
 
 
 def _part_of(name: str) -> str:
