@@ -15,7 +15,7 @@ import torch
 from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.config import to_dict
 from drllm.core.errors import ArtifactError, DrllmError
-from drllm.methods.training import features as feature_files
+from drllm.methods import features as feature_files
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.answers import read_answers
 from drllm.runs.merge import merge_runs

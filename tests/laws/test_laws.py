@@ -20,7 +20,7 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.core.route import MAX_PASSES, Span
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from reference import find_blocks, is_greedy, path_model, reference_generate, reference_logits
 
 pytestmark = pytest.mark.gpu

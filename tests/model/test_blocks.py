@@ -18,7 +18,7 @@ from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
 from drllm.model.blocks import RoutedBlock, find_blocks, find_cache, holds_tensor, is_routed, pick_sequences, probe_blocks
 from drllm.model.cache import RoutedCache
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from reference import path_model
 
 D = 4

@@ -14,8 +14,7 @@ from drllm.core.span import in_place
 from drllm.model import transformers_private as private
 from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
 from drllm.model.sub_batches import BatchSplitter, check_decision, every_sub_batch
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.policy import Policy
 
 L, D, WINDOW = 3, 4, 6

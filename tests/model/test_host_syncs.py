@@ -9,7 +9,7 @@ import torch
 
 import families
 from drllm import Route, RoutedModel
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from host_syncs import HostSyncs
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from drllm import Route, SearchConfig
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.shards import Shards
 from drllm.runs.store import Store

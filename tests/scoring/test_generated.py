@@ -20,8 +20,7 @@ from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.model.generation import CHANGE_GREEDY, GreedyChoice
 from drllm.model.transformers_private import RoomySlot
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.prefixes import Node, bytes_of

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.store import Verdict
 from drllm.scoring.loglik import HEAD_TOKENS, LoglikScorer, Question

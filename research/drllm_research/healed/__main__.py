@@ -24,7 +24,6 @@ KEPT = ("model", "dtype", "split", "limit", "shots", "texts", "tokens", "clocked
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Train, ask, measure, and write what the page is made of."""
     from drllm import RoutedModel
     from drllm.model.pool import torch_threads
     from drllm.runs.layout import RunFolder
@@ -67,7 +66,6 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, or write the page."""
     show_progress()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("job", choices=("run", "page"))

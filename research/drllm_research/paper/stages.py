@@ -69,7 +69,6 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        """Where tables, pictures and the ledger go."""
         return self.setup.run.reproduction
 
     def there(self, methods: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +82,6 @@ class Bench:
         return self.results[stage]
 
     def policy(self, name: str) -> Any:
-        """A policy of the run, its weights beside the model's."""
 
         return self.routed.load_policy(self.setup.run.policy(name)).to(self.routed.device)
 
@@ -105,8 +103,6 @@ class Bench:
 
 @dataclass(frozen=True)
 class Search(Stage):
-    """The paper's tree search on one task."""
-
     task: str
 
     @property
@@ -136,8 +132,6 @@ class Search(Stage):
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """One policy, by one method."""
-
     policy: str  # its name in the run
     method: str
     options: tuple[tuple[str, Any], ...] = ()  # of the method, as (name, value)
@@ -211,7 +205,6 @@ class Evaluate(Stage):
         return f"evaluate {len(self.methods)} on {', '.join(self.tasks)} ({self.split})"
 
     def config(self, setup: Setup) -> EvaluateConfig:
-        """Of the evaluation."""
         return setup.evaluate_config(self.split, self.ablation, self.reward)
 
     def forwards(self, setup: Setup) -> float:
@@ -243,7 +236,6 @@ class Clock(Stage):
     name: str
 
     def n_tokens(self, setup: Setup) -> int:
-        """Tokens of an answer."""
         return setup.scaled(setup.config.tokens if self.name == "latency" else ANSWER_TOKENS, 8)
 
     def batches(self, setup: Setup) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from drllm.core.route import Route, Visit
 from drllm.model import transformers_private as private
 from drllm.model.prompts import prompts_of
 from drllm.model.sub_batches import BatchSplitter, SubBatches, check_decision, every_sub_batch
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.policy import RouteSource
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # (heads, T, head size) each

@@ -11,7 +11,7 @@ from transformers import EosTokenCriteria, RepetitionPenaltyLogitsProcessor, Sto
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.prompts import check_context
-from drllm.policies.given import is_identity
+from drllm.policies.constant import is_identity
 from drllm.policies.policy import RouteSource
 
 DEFAULT_NEW_TOKENS = 64

@@ -25,9 +25,9 @@ from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
-from drllm.policies.given import as_source, is_identity
+from drllm.policies.constant import as_source, is_identity
 from drllm.policies.policy import Policy, RouteSource
-from drllm.policies.saved import SavedPolicy, load_policy, open_policy, save_policy
+from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 from drllm.runs.card_facts import refresh_card
 
@@ -140,7 +140,7 @@ class RoutedModel:
 
     def load_policy(self, folder: Path) -> Policy:
         """The saved policy of a local folder, on this base, with its adapters ready; the model's own policy stays."""
-        policy = load_policy(folder, self.identity)
+        policy = open_folder(folder).load(self.identity)
         self.as_source(policy)
         return policy
 

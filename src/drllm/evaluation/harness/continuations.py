@@ -19,7 +19,7 @@ from drllm.evaluation.harness.lm_eval_private import stock_model
 from drllm.evaluation.harness.log import Routed, RoutingLog
 from drllm.evaluation.harness.packing import Packed, Request, pack_requests
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import GivenRoutes, is_identity
+from drllm.policies.constant import GivenRoutes, is_identity
 from drllm.policies.policy import RouteSource
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.loglik import SOFTMAX_ROWS, can_pack, head_at
