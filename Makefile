@@ -83,7 +83,7 @@ test-slow: $(VENV)/.installed-slow model-1.5b serve-env lint-serve $(if $(shell 
 
 # Of these, those that run what the pages show, and the package in an empty environment.
 test-docs: $(VENV)/.installed-slow docs
-	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_notebook.py tests/real/test_real_package.py tests/research/test_results.py
+	$(PYTEST) -m slow tests/docs tests/real/test_real_docs.py tests/real/test_real_package.py tests/research/test_results.py
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed

@@ -38,8 +38,7 @@ from drllm.deploy.export import export
 from drllm.evaluation.clock import latency, throughput
 from drllm.model.load import load_base, quiet_loading
 from drllm.model.prompts import left_pad
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.runs.provenance import hardware, versions
 from limits import Parts, limit_of, seconds_by_rows

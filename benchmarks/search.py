@@ -35,11 +35,10 @@ from drllm.core.files import write_json
 from drllm.core.text import type_name
 from drllm.model.generation import GreedyChoice
 from drllm.runs.provenance import hardware, versions
-from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at
+from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at, loglik_verdict
 from drllm.scoring.packing import make_batch
 from drllm.scoring.prefixes import PrefixRunner
 from drllm.scoring.scorer import scorer_of
-from drllm.scoring.verdict import loglik_verdict
 from drllm.searching.edits import random_routes
 from drllm.searching.tree import RouteTree
 from drllm.searching.worker import question_seed

@@ -39,7 +39,7 @@ from drllm.deploy.serving.engine.vllm_private import ENTRY
 from drllm.deploy.serving.launch import cache_folder, checkpoint_of, environment
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
-from drllm.policies.saved import load_policy
+from drllm.policies.saved import open_folder
 from drllm.runs.provenance import hardware, versions
 from generate import native_dtype
 from served import BOOK_OF_TEXT, Served, always_executes, book_of_text, free_port, never_leaves, serving
@@ -174,7 +174,7 @@ def save_policies(routed: RoutedModel, given: argparse.Namespace, place: Path) -
     book = book_of_text(Path(given.book))
     policies: dict[str, Policy] = {"static": RoutePolicy(Route.parse(timed_routes.common(routed.n_layers))), "trained": book}
     policies |= {"never": never_leaves(book), "executes": always_executes(routed)}
-    policies |= {"routers": load_policy(Path(given.routers), routed.identity)} if given.routers else {}
+    policies |= {"routers": open_folder(Path(given.routers)).load(routed.identity)} if given.routers else {}
     for name, policy in policies.items():
         routed.policy = policy
         routed.save_pretrained(place / name)

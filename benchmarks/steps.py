@@ -27,7 +27,7 @@ from drllm.core.text import type_name
 from drllm.runs.provenance import hardware, versions
 from drllm.runs.records import read_records
 from drllm.scoring.asking import Ask, asking_here
-from drllm.scoring.replica import Replica, Wanted, nobody
+from drllm.scoring.inquiries import Replica, Wanted
 from drllm.scoring.scorer import scorer_of
 from drllm.searching.edits import random_routes
 from drllm.searching.runner import question_seed
@@ -56,7 +56,7 @@ def searched(routed: RoutedModel, task: LoadedTask, group: Sequence[Wanted], con
         job = Searching(*about, Path(folder) / "search" / "task", counts, (), control)
         replica = Replica(routed, [job], Resources())
         started = time.process_time()
-        assert list(job.do(replica, [(0, group)], nobody)) == [0]
+        assert list(job.do(replica, [(0, group)])) == [0]
         seconds, runner, records = time.process_time() - started, replica.scorer(job).runner, read_records(job.folder)
     verdicts = {(record.id, str(route)): reward for record in records for route, reward in zip(record.routes, record.rewards, strict=True)}
     return Searched(seconds, runner.n_applied, runner.n_padded, verdicts)

@@ -17,10 +17,9 @@ import time
 import torch
 
 from drllm import Route, RoutedModel, RoutersConfig
-from drllm.methods.training.features import extract_features
-from drllm.methods.training.loop import train_routers
-from drllm.methods.training.losses import focal_loss
-from drllm.policies.given import GivenRoutes
+from drllm.methods.features import extract_features
+from drllm.methods.router_training import focal_loss, train_routers
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers, pool_matrix
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import load_task

@@ -78,10 +78,10 @@ def _row(claim: Claim) -> tuple[str, ...]:
     told = claim.told
     by = f"[{told['by']}]({told['source']})"
     span = f"`{told['route']}`" if told["route"] else "not stated"
-    return told["model"], by, f"+{told['gain']}", f"{told['probes']} probes", span, "; ".join(map(_short, _measured(claim)))
+    return told["model"], by, f"+{told['gain']}", f"{told['probes']} probes", span, "; ".join(map(_short, measured(claim)))
 
 
-def _measured(claim: Claim) -> list[Measured]:
+def measured(claim: Claim) -> list[Measured]:
     """The claimed route where its span is known; else the routes that stand for it."""
     wanted = [claim.told["route"]] if claim.told["route"] else claim.told["instead"]
     return [row for row in claim.result.in_group(CLAIMED) if row.route in wanted]
@@ -118,7 +118,7 @@ def _difference(found: Difference | None) -> str:
 
 def _verdict(claim: Claim) -> str:
     gain, told = claim.told["gain"] / 100, []
-    for row in _measured(claim):
+    for row in measured(claim):
         assert row.fresh is not None
         low, high = row.fresh.low, row.fresh.high
         place = "above" if gain > high else "below" if gain < low else "inside"

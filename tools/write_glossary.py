@@ -1,10 +1,10 @@
-"""Writes docs/glossary.md from the entries of `drllm.reporting.glossary`; a test holds the page to them."""
+"""Writes docs/glossary.md from the entries of `drllm.reporting.page`; a test holds the page to them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from drllm.reporting.glossary import ENTRIES
+from drllm.reporting.page import ENTRIES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "glossary.md"
 HEAD = """# Glossary

@@ -23,7 +23,7 @@ import timed_routes
 import timing
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel, SearchConfig
-from drllm.scoring.replica import Wanted
+from drllm.scoring.inquiries import Wanted
 from drllm.tasks import load_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -1,7 +1,5 @@
 """Flags and run.yaml derive from the dataclasses: every field, its type, its default, and who wins."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from pathlib import Path
@@ -16,9 +14,7 @@ from drllm.core.errors import InputError
 
 SECTIONS = [("search", SearchConfig), ("routers", RoutersConfig), ("evaluate", EvaluateConfig)]
 COMMANDS = {"routers": "train"}
-NEEDS = {
-    "teacher_forcing": {"preset": "paper"},
-}  # fields that have a meaning beside others alone
+NEEDS = {"teacher_forcing": {"preset": "paper"}}  # fields that have a meaning beside others alone
 OTHER = {int: 7, float: 0.25, str: "text", tuple: ("a", "b")}
 
 
@@ -57,13 +53,6 @@ def test_retrofit_has_the_flags_that_it_reads_with_a_prefix():
             else:
                 with pytest.raises(InputError, match="unrecognized arguments"):
                     parser.parse_args(words)
-
-
-@pytest.mark.parametrize("config_class", [SearchConfig, RoutersConfig, EvaluateConfig, flags.CommonConfig])
-def test_flags_cover_the_fields_and_say_what_they_mean(config_class):
-    found = flags.flags_of(config_class)
-    assert [flag.name for flag in found] == [field.name for field in dataclasses.fields(config_class)]
-    assert all(len(flag.help) > 10 for flag in found)
 
 
 def test_help_shows_the_defaults():

@@ -1,16 +1,17 @@
-"""Files are whole or absent, whatever happens while they are written."""
+"""Files are whole or absent, whatever happens while they are written; the values of digests, which name files, never change."""
 
-from __future__ import annotations
-
-import errno
+import hashlib
 import json
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from drllm.core.digest import digest, file_digest, json_digest, number_of, short_digest
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.files import TEMPORARY_SUFFIX, read_json_lines, remove_partials, write_bytes, write_json, write_text
+from drllm.core.files import TEMPORARY_SUFFIX, read_json, read_json_lines, remove_partials, write_bytes, write_json, write_text
 from drllm.model.packages import PackagedModel
 
 
@@ -30,18 +31,20 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    """Behind its first byte, as on a full disk."""
     path = tmp_path / "a.json"
     write_json(path, {"ä": [1, 2.5, None]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
 
-    def full_disk(descriptor):
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr("os.fsync", full_disk)
-    for write in (lambda: write_json(path, {}), lambda: write_text(path, "x"), lambda: write_bytes(path, b"x")):
-        with pytest.raises(OSError, match="no space"):
-            write()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (lambda: write_json(path, {}), lambda: write_text(path, "xy"), lambda: write_bytes(path, b"xy")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"File too large.*a\.json"):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(path.read_text(encoding="utf-8")) == {"ä": [1, 2.5, None]}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
@@ -78,3 +81,37 @@ def test_parts_of_a_packaged_model_are_joined_once(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"needs the data package that holds x\.gguf: run `pip install it`"):
         model.path("x")
     assert PackagedModel("x.part", (("part_one_of_it", "x.part"),), "").path("x").parent.name == "part_one_of_it"
+
+
+def test_digests_are_plain_sha256(tmp_path):
+    (tmp_path / "a").write_bytes(b"\x00x")
+    assert digest("é") == hashlib.sha256("é".encode()).hexdigest()
+    assert short_digest(b"ab") == hashlib.sha256(b"ab").hexdigest()[:16]
+    assert file_digest(tmp_path / "a") == hashlib.sha256(b"\x00x").hexdigest()
+    assert number_of("0:arc_easy:q1") == int.from_bytes(hashlib.sha256(b"0:arc_easy:q1").digest()[:8], "big")
+
+
+def test_json_is_named_with_and_without_the_order_of_its_keys():
+    value = {"b": [1, None, "é"], "a": 0.5}
+    assert json_digest(value) == hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    assert json_digest(value, sort_keys=True) == hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    assert json_digest(value) != json_digest(dict(reversed(value.items()))) == json_digest({"a": 0.5, "b": [1, None, "é"]})
+    assert json_digest({"p": Path("a")}, default=str) == json_digest({"p": "a"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "is not readable JSON (Expecting property name"),
+        (b"\xff", "is not readable JSON ('utf-8' codec"),
+        (b"[]", "holds a list, expected a dict"),
+        (None, "is not readable JSON ([Errno 2]"),
+    ],
+)
+def test_json_that_is_not_what_was_expected_is_refused_with_advice(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ArtifactError) as refused:
+        read_json(tmp_path / "a.json", "delete it", dict)
+    assert str(refused.value).startswith(f"{tmp_path / 'a.json'} {said}")
+    assert str(refused.value).endswith(": delete it")

@@ -1,7 +1,5 @@
 """Ranges stand in the fields, and hold for every dataclass of options that drllm builds."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from drllm.cli.options import build
-from drllm.core.config import SECTIONS, SearchConfig
+from drllm.core.config import SECTIONS
 from drllm.core.errors import InputError
 from drllm.core.options import Options, option
 from drllm.methods.base import get_method, method_names
@@ -73,7 +71,3 @@ def test_a_plain_dataclass_is_checked_where_drllm_builds_it():
 def test_every_configuration_of_ours_checks_itself(config):
     assert issubclass(config, Options)
     config()
-
-
-def test_values_read_back_from_json_are_the_same_configuration():
-    assert SearchConfig(splits=["fit"]) == SearchConfig()  # type: ignore[arg-type]

@@ -1,6 +1,4 @@
-"""Routes: one form, its text, its path."""
-
-from __future__ import annotations
+"""Routes: one form, its text, its path, and what it does in words."""
 
 import pickle
 from collections import Counter
@@ -10,9 +8,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from drllm.core.errors import DrllmError, InputError
+from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.route import Action, Route, Span
+from drllm.core.route_words import in_words, loops_in_words
 
 actions = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=100)
 
@@ -60,14 +59,6 @@ def test_an_edit_outside_the_route_is_refused(start, new, last):
         Route.full(4).edit(start, *new)
 
 
-def test_example_of_the_docs():
-    route = Route.parse("1102")
-    assert route.actions == (Action.EXECUTE, Action.EXECUTE, Action.SKIP, Action.REPEAT)
-    assert route.path == (0, 1, 3, 3)
-    assert route.n_passes == 4
-    assert not route.is_full
-
-
 def test_routes_are_frozen():
     with pytest.raises(AttributeError):
         Route.full(3).actions = ()  # type: ignore[misc]
@@ -85,11 +76,6 @@ def test_other_text_is_refused_in_one_line(text):
 def test_other_actions_are_refused(values):
     with pytest.raises(InputError, match="one action a block"):
         Route(values)
-
-
-def test_errors_are_one_family_and_input_errors_are_value_errors():
-    assert issubclass(InputError, DrllmError)
-    assert issubclass(InputError, ValueError)
 
 
 def test_a_near_name_is_suggested_and_a_far_one_is_not():
@@ -181,11 +167,6 @@ def test_a_path_that_cannot_run_is_refused_in_one_line(text, said):
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_path_is_refused():
-    with pytest.raises(InputError, match=r"^got an empty path: a route runs at least one block$"):
-        Route.along([], 4)
-
-
 def test_a_path_takes_the_number_of_blocks_that_it_does_not_say():
     assert len(Route.parse("0-3,2-4")) == 5
     assert len(Route.parse("0-3,2-4/8", 8)) == 8
@@ -229,6 +210,7 @@ def test_a_loop_runs_its_span_again():
         (lambda: Route.full(0), "got a path through 0 blocks: expected at least one"),
         (lambda: Route.full(-1), "got a path through -1 blocks: expected at least one"),
         (lambda: Route.along([1, 2], "a"), "got a path through 'a' blocks: expected a whole number"),
+        (lambda: Route.along([], 4), "got an empty path: a route runs at least one block"),
         (lambda: Route.along(None, 3), "got a path None: expected blocks and spans, one after the other"),
         (lambda: Route([]), "a route leads through one block at least"),
     ],
@@ -314,3 +296,38 @@ def test_one_adapter_runs_along_a_loop_too_and_two_are_refused():
         Route.along([Span(0, 0, 1.0, "a" * 16), 1], 2)
     with pytest.raises(InputError, match="16 hexadecimal digits"):
         Route.parse("11@tea")
+
+
+FULL = Route.full(30)
+
+
+@pytest.mark.parametrize(
+    ("route", "words"),
+    [
+        (FULL, "the base's route"),
+        (Route.parse("1102"), "skips 2; repeats 3"),
+        (FULL.loop(12, 14), "runs 12-14 again after 14"),
+        (FULL.loop(12, 14, 0.5), "runs 12-14 again after 14 at strength 0.5"),
+        (FULL.loop(12, 14, times=4), "runs 12-14 again three times after 14"),
+        (FULL.loop(3, 3, 0.5), "runs 3 again after 3 at strength 0.5"),
+        (FULL.edit(4, 0).loop(12, 13), "skips 4; runs 12-13 again after 13"),
+        (Route.parse("0-4,4,4-9"), "runs 4 3 times"),
+        (Route.parse("0-5,7,6,8-9"), "runs 6 after 7"),
+        (Route.parse("2,0/4"), "skips 1, 3; runs 0 after 2"),
+        (Route.parse("0-5,7-8,6,6,9"), "runs 6 after 8; runs 6 again after 8"),
+    ],
+)
+def test_what_a_route_does_otherwise_than_the_base(route, words):
+    assert in_words(route) == words
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=8), st.data())
+def test_digits_say_a_route_exactly_where_it_is_written_as_digits(actions, data):
+    route = Route(actions)
+    assert route.has_digits
+    assert loops_in_words(route) == []
+    once = [block for block, action in enumerate(route) if action]
+    if once:
+        block = data.draw(st.sampled_from(once))
+        route = route.loop(block, block, data.draw(st.sampled_from([0.5, 1.0])))
+    assert route.has_digits == (not set(str(route)) - set("012"))

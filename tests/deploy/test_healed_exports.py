@@ -16,8 +16,7 @@ from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
 from drllm.deploy.serving.launch import make_spec, merged
 from drllm.deploy.serving.spec import ServeSpec
-from drllm.policies.codebook import Codebook, Point
-from drllm.policies.text_selector import TextSelector
+from drllm.policies.codebook import Codebook, Point, TextSelector
 from healed import random_adapter, random_policy
 from standings import HEALED
 

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from drllm import Policy, Route
-from drllm.core.plugins import METHODS
+from drllm.core.names import METHODS
 from drllm.methods.base import Method
-from drllm.policies import policy as policies
 from fences import fences
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
@@ -21,10 +20,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 
 @pytest.fixture
 def page(monkeypatch):
-    """The page's code as one module; what it registers is forgotten afterwards."""
+    """The page's code as one module."""
     module = ModuleType("code_of_the_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where its dataclass looks up annotations
-    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
     for code in fences(PAGE, "python"):
         exec(compile(code, str(PAGE), "exec"), vars(module))
     return module
@@ -46,7 +44,7 @@ def test_its_option_has_a_default_and_words(page):
 def test_its_policy_decides_by_prompt_and_comes_back_from_its_files(page, tmp_path):
     saved = page.Short(4, block=2, tokens=3)
     assert saved.save(tmp_path) == ["short.json"]
-    assert policies.policy_class("short") is page.Short
+    assert saved.name == "short"
     policy = page.Short.load(tmp_path)
     mask_BT = torch.tensor([[False, False, True, True], [True, True, True, True]])
     decider = policy.start(mask_BT)

@@ -1,10 +1,7 @@
 """Every whole `drllm` command of README and the docs is run: on a tiny model and a few sums, with small numbers behind its own flags.
 
-Not run here: the commands of `ELSEWHERE`, each with its reason, and `serve` beyond what it prints (`tests/serving/test_serving_http.py`
-starts servers). Of `make` and of the repository's scripts `test_commands.py` checks targets, files and flags; what they do takes hours.
-Python blocks are run by `tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and
-`tests/serving/test_serving_http.py`; lines for llama.cpp by the
-tests of those exports. Not run from the pages: curl, pip, and the third Python block of docs/export.md, which needs the Hub.
+Not here: the commands of `ELSEWHERE`, `serve` beyond what it prints, and what `make` and scripts do. Python blocks are run by
+`tests/real/test_real_docs.py`, `test_add_a_method.py`, `tests/runs/test_record_readers.py` and `tests/serving/test_serving_http.py`.
 """
 
 from __future__ import annotations
@@ -62,12 +59,8 @@ def whole_commands() -> dict[str, str]:
     for page in PAGES:
         for command, is_whole in commands(page):
             is_result = page.name == "README.md" and " --out " in command  # between backticks, in its table
-            if (
-                command.startswith("drllm ")
-                and (is_whole or is_result)
-                and "..." not in command
-                and not command.startswith("drllm COMMAND")
-            ):
+            is_ours = command.startswith("drllm ") and not command.startswith("drllm COMMAND")
+            if is_ours and (is_whole or is_result) and "..." not in command:
                 found.setdefault(command, str(page.relative_to(ROOT)))
     return found
 
@@ -123,9 +116,8 @@ def test_what_runs_elsewhere_is_on_the_pages():
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not reason(command)])
 def test_a_command_runs(command, place, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(
-        "drllm.retrofitting.pace.batched_ms", lambda *_: 2.0
-    )  # how much fits into a minute must not depend on what else runs
+    # How much fits into a minute must not depend on what else runs.
+    monkeypatch.setattr("drllm.retrofitting.recommend.batched_ms", lambda *_: 2.0)
     text = command
     for there, here in (HERE | PATHS).items():
         text = re.sub(rf"\b{re.escape(there)}\b", here, text)

@@ -33,8 +33,3 @@ def test_what_pip_says_is_shown_where_it_fails_and_its_code_is_returned(tmp_path
     assert done.returncode != 0
     assert "No matching distribution found for no-such-package-at-all" in done.stderr
     assert subprocess.run([*command[:2], "--help"], capture_output=True).returncode == 0
-
-
-def test_make_installs_by_it():
-    made = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "PIP := $(BIN)/python tools/install.py\n" in made

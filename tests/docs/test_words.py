@@ -23,25 +23,18 @@ TEXTS = [
     ROOT / "README.md",
     ROOT / "Makefile",
 ]
+READ = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
 # (how it is found, what it meant, what is said instead)
 RETIRED = (
     (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
     (r"\bgate\b(?!s)|gate(?=_config)|GateConfig", "a statistical test", "guarantee, unless it is a small network in a block"),
-    (r"\bPartial[A-Z]\w*|\bpartial_(blocks|policy|model)", "blocks that run in part", "gated"),
     (r"(?<!functools)\.partial\b", "a file not yet whole", ".tmp"),
-    (r"\bplans?\b|\bplanned\b|_plans?\b|\bplan_", "the file of what determines records; which rows make a pass", "manifest; schedule"),
-    (r"\bcrews?\b|_crew\b", "the workers of one job", "pool"),
-    (r"\bhir(e|es|ed|ing)\b", "to start an actor", "start_actor"),
-    (r"\b[Mm]aterial\b", "what a method learns from", "training data"),
-    (r"\b[Ss]heets?\b", "prompts of like lengths", "bucket"),
-    (r"\b[Ss]tretch(es)?\b", "a run of blocks that routes treat alike", "segment"),
     (r"(?<![\w`\"'-])[Bb]ooks?\b(?![`\"'])|\b[Cc]ode books?\b", "a codebook", "codebook"),
     (
         r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b|\bControls:",
         "what a policy has to beat",
         "baseline",
     ),
-    (r"\bRowRoutes\b", "routes that are given", "GivenRoutes"),
 )
 # (file, text on the line, why it stays)
 KEPT: tuple[tuple[str, str, str], ...] = (
@@ -51,8 +44,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("tests/benchmarks/test_timing.py", "", "names of arms and keys in files of results"),
     ("tests/research/test_reproduce.py", "knob.csv", "a picture's name in a run folder"),
     ("tests/searching/test_search_faults.py", "*.partial", "the suffix of every version"),
-    ("tests/.*", r"plan\.json", "the manifest's name in a run folder"),
-    (".*", "_plan.json", "the manifest's name in a run folder"),
     (".*", "knob.json", "the table of operating points in a run folder"),
     ("research/drllm_research/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),
     ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
@@ -61,8 +52,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("research/drllm_research/rivals/.*", "gate", "a small network in a block"),
     ("docs/glossary.md", "| gate |", "a small network in a block"),
     ("src/drllm/core/files.py", ".partial", "the suffix of every version, so that each removes what another's crash left"),
-    ("docs/scale.md", "data sheet", "a processor's"),
-    ("tools/draw_architecture.py", "style sheet", "of CSS"),
     ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
     ("docs/benchmarks.md", "trained book", "the name of an arm in files of results"),
     ("benchmarks/serve.*", "book", "names of arms and keys in files of results, and the flag --book"),
@@ -78,13 +67,11 @@ def left(text: str, name: str, pattern: str) -> int:
 
 @pytest.mark.parametrize(("pattern", "meaning", "instead"), RETIRED, ids=[row[2] for row in RETIRED])
 def test_retired_words_are_gone(pattern, meaning, instead):
-    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
-    counts = Counter({name: left(text, name, pattern) for name, text in texts.items()})
+    counts = Counter({name: left(text, name, pattern) for name, text in READ.items()})
     found = ", ".join(f"{name} ({n})" for name, n in counts.most_common() if n)
     assert not found, f"for {meaning!r} say {instead!r}: {found}"
 
 
 def test_every_exception_is_still_needed():
-    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
-    idle = [(file, part) for file, part, _ in KEPT if not any(part in text for name, text in texts.items() if re.fullmatch(file, name))]
+    idle = [(file, part) for file, part, _ in KEPT if not any(part in text for name, text in READ.items() if re.fullmatch(file, name))]
     assert not idle

@@ -18,8 +18,8 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, evaluate, search, train
 from drllm.core.errors import DrllmError, InputError
-from drllm.model import executors, pool
-from drllm.model.process_pool import processes
+from drllm.model import pool
+from drllm.model.pool import processes
 from drllm.runs.manifest import read_manifest
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, shard_indices
@@ -280,7 +280,7 @@ class Twice:
 @pytest.mark.long
 def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_over(saved, tmp_path):
     one, other = Resources(executor="processes", workers=1), RoutedModel.wrap(saved.base_id, dtype=torch.bfloat16)
-    work = pool.Work(lambda index: bool(list(tmp_path.glob(f"{index}-*"))), lambda index, job: "a job", print)
+    work = pool.Work(lambda index: bool(list(tmp_path.glob(f"{index}-*"))), lambda index, job: "a job")
     with processes() as place:
         for index, routed in enumerate((saved, other, saved)):
             if index == 2:
@@ -296,7 +296,7 @@ def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_ov
 
 @pytest.mark.long
 def test_what_a_worker_failed_of_reaches_the_reader():
-    work = pool.Work(lambda index: False, lambda index, job: "a job", print)
+    work = pool.Work(lambda index: False, lambda index, job: "a job")
     with processes() as place, pytest.raises(RuntimeError, match=r"(?s)a worker failed:\nTraceback .*raise LookupError.*no such thing"):
         list(pool.work_on(place, Wrong, (), [(0, None)], Resources(executor="processes", workers=1), work))
 
@@ -306,12 +306,12 @@ def test_a_scan_takes_a_process_a_core_where_it_may(saved, monkeypatch):
     torch.set_num_threads(2)
     try:
         chosen = {
-            "a scan": executors.settled(saved, Resources(), scanning=True),
-            "a search": executors.settled(saved, Resources()),
-            "a scan with threads": executors.settled(saved, Resources(threads=2), scanning=True),
-            "a scan of a model of this process": executors.settled(model(), Resources(), scanning=True),
-            "a scan of a changed model": executors.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
-            "a scan that memory bears once": executors.settled(saved, Resources(cache_bytes=2**50), scanning=True),
+            "a scan": pool.settled(saved, Resources(), scanning=True),
+            "a search": pool.settled(saved, Resources()),
+            "a scan with threads": pool.settled(saved, Resources(threads=2), scanning=True),
+            "a scan of a model of this process": pool.settled(model(), Resources(), scanning=True),
+            "a scan of a changed model": pool.settled(RoutedModel.wrap(saved.base_id, byte_tokenizer()), Resources(), scanning=True),
+            "a scan that memory bears once": pool.settled(saved, Resources(cache_bytes=2**50), scanning=True),
         }
     finally:
         torch.set_num_threads(1)

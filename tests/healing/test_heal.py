@@ -20,7 +20,7 @@ from drllm.cli.main import main
 from drllm.core.config import PromiseConfig, Resources
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
-from drllm.runs.training_questions import load_unseen
+from drllm.runs.manifest import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
 
@@ -248,7 +248,7 @@ def test_the_command_line_goes_on_after_a_full_disk(tmp_path, capsys):
 
 
 def test_two_at_work_in_one_folder_are_refused(run, tmp_path):
-    from drllm.runs.alone import alone_in
+    from drllm.runs.provenance import alone_in
 
     with alone_in(run.folder, "heal"), pytest.raises(ArtifactError, match="another heal is at work"):
         again(run)

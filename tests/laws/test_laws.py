@@ -20,7 +20,7 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.core.route import MAX_PASSES, Span
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from reference import find_blocks, is_greedy, path_model, reference_generate, reference_logits
 
 pytestmark = pytest.mark.gpu
@@ -250,14 +250,16 @@ def test_a_block_that_every_row_skips_costs_nothing():
     assert not calls
 
 
-def test_sliding_window_longer_than_the_text():
-    base = families.build("gemma3_text", sliding_window=64)
-    untouched = copy.deepcopy(base)
-    routed = RoutedModel.wrap(base)
+def assert_generates(untouched, routed):
     ids, mask = prompts(LENGTHS)
     outs = greedy(routed, ids, mask, HARD_ROUTES, 6)
     for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
         assert outs[row].token_ids == reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 6)[0]
+
+
+def test_sliding_window_longer_than_the_text():
+    base = families.build("gemma3_text", sliding_window=64)
+    assert_generates(copy.deepcopy(base), RoutedModel.wrap(base))
 
 
 @pytest.mark.parametrize("text", ["1121", "0111"])
@@ -278,13 +280,7 @@ def test_a_stock_cache_is_wrong(text):
 
 
 def test_sdpa_agrees_with_eager():
-    base = families.build("llama", attn="sdpa")
-    untouched = families.build("llama")
-    routed = RoutedModel.wrap(base)
-    ids, mask = prompts(LENGTHS)
-    outs = greedy(routed, ids, mask, HARD_ROUTES, 6)
-    for row, (route, n) in enumerate(zip(HARD_ROUTES, LENGTHS, strict=True)):
-        assert outs[row].token_ids == reference_generate(untouched, route.spans, ids[row : row + 1, -n:], 6)[0]
+    assert_generates(families.build("llama"), RoutedModel.wrap(families.build("llama", attn="sdpa")))
 
 
 def test_the_cache_refuses_what_would_be_wrong():

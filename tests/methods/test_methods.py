@@ -1,12 +1,9 @@
 """Every method, from records to a policy that is saved, loaded, evaluated and generates; and what each must and must not find."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -21,25 +18,14 @@ from drllm.core.config import PromiseConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import (
-    Candidate,
-    CodebookConfig,
-    _fit_one,
-    choices,
-    choose,
-    choose_routes,
-    served_passes,
-    thresholds,
-    worth,
-)
+from drllm.methods.codebook import Candidate, CodebookConfig, choices, choose, choose_routes, fit_one, served_passes, thresholds, worth
 from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.prompt_reading import Read, reach_of
+from drllm.methods.router_training import focal_loss, rarity_weights, soft_loss
 from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, confirmed
-from drllm.methods.training.losses import focal_loss, rarity_weights, soft_loss
 from drllm.methods.training_data import TrainingData
-from drllm.policies import policy as policies
 from drllm.policies.codebook import Codebook, Point, StateSelector, pick, pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
@@ -49,22 +35,18 @@ from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.merge import merge_runs
 from drllm.runs.records import RouteRecord, read_records
-from drllm.scoring.loglik import LoglikScorer
 from drllm.scoring.route_prediction import decide_routes, read_prompts
 from drllm.searching.edits import single_edits
 from drllm.stats.promise import Promise
 from drllm.tasks import load_task
 from record_factory import record as made_record
 from record_factory import verdict
-from runs import EVALUATE, SEARCH, TASK, TRAIN, L, model, questions, write_rows
+from runs import EVALUATE, SEARCH, TASK, TRAIN, L, folder_bytes, model, questions, write_rows
 
 pytestmark = pytest.mark.long
 
 ROUTES = [route for route in single_edits(L, 1) if route[0] == 1]
-OPTIONS = {
-    "routers": TRAIN,
-    "codebook": CodebookConfig(block=1, n_routes=4),
-}
+OPTIONS = {"routers": TRAIN, "codebook": CodebookConfig(block=1, n_routes=4)}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +56,6 @@ def tiny() -> RoutedModel:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Sums, of which fit, tune and calibrate all get some."""
     rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(150))]
     return write_rows(tmp_path_factory.mktemp("data") / "sums.jsonl", rows)
 
@@ -105,9 +86,10 @@ def test_every_method_trains_saves_loads_evaluates_and_generates(name, tiny, run
     assert (second.accuracy, second.mean_passes) == (rows[1].accuracy, rows[1].mean_passes)
 
 
-def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monkeypatch):
-    monkeypatch.setattr(RoutedModel, "wrap", classmethod(lambda cls, *args, **kwargs: tiny))
-    on = ["--out", str(run), "--model", "in memory"]
+def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, tmp_path):
+    model().unwrap().save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    on = ["--out", str(run), "--model", str(tmp_path)]
     assert main(["methods"]) == 0
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in f"\n{printed}" for name in method_names())
@@ -136,15 +118,6 @@ def test_the_command_line_trains_lists_and_refuses(tiny, run, data, capsys, monk
         assert err.strip().splitlines()[-1].startswith("drllm: error: ")
 
 
-def test_methods_import_nothing_heavy():
-    code = (
-        "import sys; from drllm.cli.options import section_class, section_names; list(map(section_class, section_names())); "
-        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 OTHERS = '''
 from dataclasses import dataclass
 
@@ -152,7 +125,6 @@ from drllm import Route
 from drllm.core.options import Options, option
 from drllm.methods.base import Method
 from drllm.policies.constant import RoutePolicy
-from drllm.policies.policy import register_policy
 
 
 @dataclass(frozen=True)
@@ -162,9 +134,10 @@ class MineConfig(Options):
     block: int = option(1, "the block to skip", ge=0)
 
 
-@register_policy("theirs")
 class Theirs(RoutePolicy):
     """One route."""
+
+    name = "theirs"
 
 
 METHOD = Method("mine", "one block skipped", "nobody", MineConfig, lambda routed, training_data, config, folder:
@@ -174,7 +147,6 @@ METHOD = Method("mine", "one block skipped", "nobody", MineConfig, lambda routed
 
 @pytest.fixture
 def others(monkeypatch, tmp_path):
-    """Another package, as it lies beside drllm once it is installed."""
     (tmp_path / "others-1.dist-info").mkdir()
     (tmp_path / "others-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1\n")
     named = (
@@ -183,7 +155,6 @@ def others(monkeypatch, tmp_path):
     (tmp_path / "others-1.dist-info" / "entry_points.txt").write_text(named)
     (tmp_path / "others.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(policies, "_REGISTRY", dict(policies._REGISTRY))
     yield
     sys.modules.pop("others", None)
 
@@ -244,15 +215,13 @@ def planted(seed: int, effect: float) -> tuple[Matrix, np.ndarray]:
 
 
 def near(features: np.ndarray) -> Read:
-    """Prompts that are like those learned from."""
     return Read(features, np.zeros(len(features)))
 
 
 def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
-    """A selector of all of the book's routes."""
     config = CodebookConfig(**options)
     folds = Folds(features, worth(fit, config), 5, 0)
-    return _fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)
+    return fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)
 
 
 def test_a_selector_finds_which_prompts_a_route_helps():
@@ -291,7 +260,7 @@ def test_targets_of_a_task_tell_kinds_of_prompts_apart_and_nothing_finer():
     allowed = np.array([False, True, True, True, True])
     order = choose_routes(fit, allowed, 4, config, 0.0)
     assert set(order) == {1, 2}, "the other routes gain nothing on any task"
-    found = _fit_one(fit, tune, order, Folds(features, targets, 5, 0), near(tune_features), 0.0, math.inf, config)
+    found = fit_one(fit, tune, order, Folds(features, targets, 5, 0), near(tune_features), 0.0, math.inf, config)
     picked = np.array(order)[choices(found, near(tune_features)) - 1]
     assert (picked[:300] == 1).mean() > 0.95
     assert (picked[300:] == 2).mean() > 0.95
@@ -411,7 +380,6 @@ def test_ties_on_tune_take_the_smaller_book():
 
 
 def test_a_book_decides_as_it_was_fitted(tiny):
-    """The states read while a prompt runs are those it was trained on, whatever batch it is in, and each row goes its way."""
     texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
     prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
     read = read_prompts(tiny, prompts, [1, 2], 600)
@@ -484,11 +452,7 @@ def test_the_reach_leaves_out_the_share_that_was_asked_for():
 
 
 def test_a_damaged_book_is_refused(tmp_path):
-    codebook = Codebook(
-        [Route.full(L), Route.full(L).edit(2, 0)],
-        plain_selector(1, 4, [0.0]),
-        [Point(0)],
-    )
+    codebook = Codebook([Route.full(L), Route.full(L).edit(2, 0)], plain_selector(1, 4, [0.0]), [Point(0)])
     codebook.save(tmp_path)
     assert Codebook.load(tmp_path).routes == codebook.routes
     about = json.loads((tmp_path / "codebook.json").read_text())
@@ -586,7 +550,6 @@ TEXTS = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it n
 
 @pytest.mark.parametrize("triple", [False, True])
 def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
-    """Where digits do not say a route the decider gives visits: an action above 2 is none."""
     routes = [Route.full(L), Route.parse("0-3,3,3") if triple else Route.parse("1112")]
     size = 2 * tiny.hidden_size
     codebook = Codebook(routes, plain_selector(2, size, [1.0]), [Point(0.0)])
@@ -596,14 +559,9 @@ def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
 
 def test_static_takes_loops(tiny, loop_run, data):
     assert train(tiny, loop_run, StaticConfig(budget=0.9)).route == LOOPS[1], "the only shorter one"
-    best = train(tiny, loop_run, StaticConfig(use_tune=True))
-    gains = np.concatenate([TrainingData(tiny, loop_run).matrix(split).mixed_gains(0.5) for split in ("fit", "tune")])
-    lower = gains.mean(0) - gains.std(0, ddof=1) / np.sqrt(len(gains))
-    assert best.route == LOOPS[int(lower.argmax())]
 
 
 def test_policies_of_loops_are_evaluated_beside_their_baselines(tiny, loop_run, data):
-    """Passes, routes and both baselines of one looped route; the report shows the loop."""
     route = Route.full(L).loop(1, 2, 0.5)
     tiny.policy = RoutePolicy(route)
     tiny.save_pretrained(loop_run / "static")
@@ -638,11 +596,11 @@ def test_routers_leave_loops_out_and_say_how_many(tiny, data, tmp_path, caplog):
     assert [record.message for record in caplog.records].count(said) == 1
 
 
-def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path, monkeypatch):
-    """On a dense matrix nothing is computed: its own verdicts rank and judge the most promising routes."""
+def test_a_static_route_of_the_matrix_is_looked_up(tiny, data, tmp_path):
     search(tiny, [TASK], SEARCH, tmp_path, data, routes=ROUTES)
-    monkeypatch.setattr(LoglikScorer, "submit", lambda *_: pytest.fail("asked again"))
+    asked = folder_bytes(tmp_path / "verdicts")
     train(tiny, tmp_path, "static")
+    assert folder_bytes(tmp_path / "verdicts") == asked
     table = json.loads((tmp_path / "train" / "static" / "candidates.json").read_text())["candidates"]
     matrix = TrainingData(tiny, tmp_path).matrix()
     gains = dict(zip(map(str, matrix.routes), matrix.mixed_gains(0.5).mean(0), strict=True))
@@ -669,22 +627,6 @@ def test_too_few_questions_for_a_budget_are_named(tiny, data, tmp_path):
         train(tiny, tmp_path, StaticConfig(budget=0.75))
 
 
-def test_questions_are_found_from_another_folder(tiny, data, tmp_path, monkeypatch):
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "sums.jsonl").write_bytes(data.read_bytes())
-    monkeypatch.chdir(own)
-    search(tiny, [TASK], dataclasses.replace(SEARCH, limit=6), "run", "sums.jsonl")
-    monkeypatch.chdir(tmp_path)
-    training_data = TrainingData(tiny, own / "run")
-    assert training_data.fit_tasks[0].questions
-    assert [len(ask.questions) for ask in training_data.tune(2)] == [2]
-    rows = evaluate(tiny, ["base"], [TASK], own / "run", EVALUATE).rows
-    assert rows[0].n
-    with pytest.raises(InputError, match=r"sums\.jsonl: no such file"):
-        evaluate(tiny, ["base"], [TASK], own / "run", EVALUATE, "sums.jsonl")
-
-
 def test_gains_mix_margin_and_verdict():
     margins, right = np.array([[0.0, 1.0, -4.0], [0.0, 0.5, 0.1]]), np.array([[False, True, False], [True, True, False]])
     found = mixed_gain(margins, right, np.array([[2.0], [1.0]]), 0.5)
@@ -698,12 +640,6 @@ def test_a_route_needs_questions_that_did_not_choose_it():
     assert confirmed(good, good, 0.9)
     assert not confirmed(good, noise - noise.mean(), 0.9)
     assert not confirmed(-good, good, 0.9)
-
-
-def test_a_budget_is_kept(tiny, run):
-    policy = train(tiny, run, StaticConfig(budget=0.75))
-    assert policy.route is not None
-    assert policy.route.n_passes <= 0.75 * L
 
 
 # --- the promise around a policy
@@ -784,12 +720,11 @@ def test_a_promise_of_agreement_covers_short_greedy_answers_alone(tiny):
         tiny.generate("x", policy=policy, epsilon=0.05, max_new_tokens=4, do_sample=True)
 
 
-def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run, monkeypatch):
-    """Where tune sees no gain the base is kept."""
-    import drllm.methods.codebook as codebook
-
-    monkeypatch.setattr(codebook, "choose", lambda candidates, n_layers, budget: dataclasses.replace(candidates[0], tune_gain=-0.1))
-    assert train(tiny, run, get_method("codebook").config(block=1)).route == Route.full(L)
+def test_a_code_book_follows_its_selector_only_where_it_may_abstain(tiny, run):
+    """Where no gain is sure, so that tune sees none, the base is kept."""
+    sure = CodebookConfig(block=1, confidence=0.9999)
+    assert train(tiny, run, sure).route == Route.full(L)
+    assert train(tiny, run, dataclasses.replace(sure, abstain=False)).route is None
 
 
 def test_the_promise_says_what_was_judged_and_how_many_questions_of_each_task(tiny, run):
@@ -828,7 +763,6 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
 
 
 def record(routes: list[str], margins: list[float]) -> RouteRecord:
-    """One whose routes are right where their margins are above 0, or none."""
     found = {Route.parse(text): verdict(not margin <= 0, margin) for text, margin in zip(routes, margins, strict=True)}
     return made_record(others=(0.0,) * (len(found) - 1), routes=tuple(found), verdicts=found, chosen=Route.parse(routes[0]))
 
@@ -891,28 +825,8 @@ def test_the_control_is_set_on_tune_within_the_budget(tiny, run):
     assert paper.control is None
 
 
-def test_a_saved_book_loads_in_a_process_that_never_trained_one(tiny, run, tmp_path):
-    size = 2 * tiny.hidden_size
-    routes = [Route.full(L), Route.full(L).edit(2, 0)]
-    codebook = Codebook(routes, plain_selector(1, size, [0.0]), [Point(0.0)])
-    tiny.policy = codebook
-    folder = tiny.save_pretrained(tmp_path / "book")
-    tiny.policy = None
-    code = (
-        "import sys; from pathlib import Path; from drllm.policies.saved import open_folder; "
-        "from drllm.policies.policy import policy_class; "
-        "print(open_folder(Path(sys.argv[1])).unchecked().selector.block)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
-
-
 def test_views_at_another_point_promise_nothing():
-    codebook = Codebook(
-        [Route.full(L), Route.full(L).edit(2, 0)],
-        plain_selector(1, 4, [0.0]),
-        [Point(0.1), Point(0.0)],
-    )
+    codebook = Codebook([Route.full(L), Route.full(L).edit(2, 0)], plain_selector(1, 4, [0.0]), [Point(0.1), Point(0.0)])
     routers = Routers(RouterConfig(L, 8, 2, 4))
     for policy in (codebook, routers):
         policy.promise = {"epsilon": 0.01, "point": 0}

@@ -1,6 +1,4 @@
-"""A codebook that reads text, from verdicts to a policy that decides before anything runs."""
-
-from __future__ import annotations
+"""Codebooks that read text, by verdicts and by KL, from what they learn to a policy that decides before anything runs."""
 
 import math
 
@@ -14,11 +12,12 @@ from drllm.deploy.inspection import inspect, render
 from drllm.evaluation.calibrate import calibrate
 from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
 from drllm.methods.matrix import Matrix
+from drllm.methods.nearest import SAVED, fit_nearest
 from drllm.methods.prompt_reading import TEXT, Read, read_text
-from drllm.policies.codebook import Codebook, StateSelector
-from drllm.policies.text_selector import TextSelector
+from drllm.policies.codebook import Codebook, StateSelector, TextSelector
 from drllm.scoring.route_prediction import decide_routes
 from drllm.searching.edits import single_edits
+from healed import random_adapter
 from runs import SEARCH, TASK, L, model, questions, write_rows
 
 N = 400
@@ -38,7 +37,6 @@ def two_kinds(seed: int, effect: float = 0.35) -> Matrix:
 
 
 def states(fit: Matrix, tune: Matrix, says: float) -> dict[str, dict[int, Read]]:
-    """Of noise, but for one number that says which kind a prompt is."""
     found = {}
     for seed, (split, part) in enumerate((("fit", fit), ("tune", tune))):
         features = np.random.default_rng(seed).normal(size=(N, 10))
@@ -133,3 +131,57 @@ def test_what_is_read_can_be_asked_for(tiny, run):
     assert isinstance(train(tiny, run, CodebookConfig(read="states", n_routes=1, abstain=False)).selector, StateSelector)
     with pytest.raises(InputError, match="block is 2, before which states are read, and read is text"):
         train(tiny, run, CodebookConfig(read="text", block=2))
+
+
+# --- by KL
+
+N_PROMPTS = 200
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    routed = model()
+    return [random_adapter(routed, Route.parse(text), seed=seed) for seed, text in enumerate(("1101", "1001"))]
+
+
+def asked(seed: int = 0) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """Prompts of two kinds, by their first token; the second bears no route."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.integers(0, 2, N_PROMPTS)
+    prompts = [[7 + int(kind), *rng.integers(20, 40, 6).tolist()] for kind in kinds]
+    kls = np.where(kinds[:, None] == 0, [0.02, 0.05], [0.4, 0.9]) + rng.gamma(1, 0.02, (N_PROMPTS, 2))
+    return prompts, kls, kinds
+
+
+def test_it_leaves_out_blocks_where_the_text_says_that_they_are_cheap(adapters):
+    prompts, kls, kinds = asked()
+    found = fit_nearest(prompts, kls, [one.healed for one in adapters], adapters, 0)
+    saved = [float(np.array([0, 0.25, 0.5])[taken].mean()) for taken in found.taken]
+    assert saved == sorted(saved)
+    assert all(abs(one - share * 0.5) < 0.06 for one, share in zip(saved, SAVED, strict=True))
+    assert kinds[found.taken[2] > 0].mean() < 0.05, "a quarter of what can be saved: of the cheap kind alone"
+    assert len(found.policy.operating_points()) == len(found.taken)
+    fresh, _, of = asked(1)
+    routes = found.policy.at_point(2).routes_for(fresh)
+    assert np.mean([kind for kind, route in zip(of, routes, strict=True) if not route.is_full]) < 0.05
+    prices = [point.price for point in found.policy.points]
+    assert prices == sorted(prices)
+
+
+def test_out_of_fold_a_prompt_s_own_kl_chooses_nothing(adapters):
+    """Where the text tells nothing, the routes that are taken are no better than dealt ones."""
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(20, 60, 8).tolist() for _ in range(N_PROMPTS)]
+    kls = rng.gamma(1, [0.1, 0.3], (N_PROMPTS, 2))
+    found = fit_nearest(prompts, kls, [one.healed for one in adapters], adapters, 0)
+    losses = np.concatenate([np.zeros((N_PROMPTS, 1)), kls], 1)
+    for taken in found.taken:
+        own = losses[np.arange(N_PROMPTS), taken].mean()
+        dealt = losses.mean(0) @ (np.bincount(taken, minlength=3) / N_PROMPTS)
+        assert own > 0.7 * dealt
+
+
+def test_prompts_without_a_common_token_are_one_line(adapters):
+    prompts = [[3 * n, 3 * n + 1] for n in range(30)]
+    with pytest.raises(InputError, match=r"^these 30 prompts have no token in common"):
+        fit_nearest(prompts, np.ones((30, 2)), [one.healed for one in adapters], adapters, 0)

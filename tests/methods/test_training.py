@@ -1,7 +1,5 @@
 """Losses, metrics and the training of all routers together, against values by hand and modules of their own."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -13,27 +11,20 @@ from torch.nn import functional
 import families
 from drllm import Route, RoutedModel, RoutersConfig
 from drllm.core.errors import ArtifactError, InputError
+from drllm.methods.features import Features, extract_features, kept_tensors
+from drllm.methods.router_training import class_weights, f1_scores, focal_loss, macro_f1, measure, train_routers, warmup_cosine
 from drllm.methods.routers import held_back_of
-from drllm.methods.training.features import Features, extract_features, kept_tensors
-from drllm.methods.training.loop import measure, train_routers, warmup_cosine
-from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1
 from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
-
-# --- losses -------------------------------------------------------------------------------------------------------------------------
 from record_factory import record
 from reference import path_model
+
+# --- losses
 
 
 def test_class_weights_by_hand():
     # beta = 0.5: (1 - b) / (1 - b^n) is 1, 2/3, 4/7 for n = 1, 2, 3; their mean is 47/63.
     expected = torch.tensor([63 / 47, 42 / 47, 36 / 47])
     torch.testing.assert_close(class_weights(torch.tensor([1, 2, 3]), 0.5), expected)
-
-
-def test_class_weights_saturate_at_the_paper_s_counts():
-    # Labels of the paper: 4,399 skip, 120,956 execute, 1,457 repeat; 0.999^n is 0.0123, 0 and 0.2328, so the weights
-    # are 1.0124, 1 and 1.3034 over their mean 1.1053: almost no rebalancing.
-    assert class_weights(torch.tensor([4399, 120956, 1457]), 0.999).tolist() == pytest.approx([0.916, 0.905, 1.179], abs=1e-3)
 
 
 def test_class_weights_are_one_without_rebalancing_and_finite_for_an_absent_class():
@@ -285,18 +276,12 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_zero():
     assert warmup_cosine(5, 0)(0) == 1
 
 
-@pytest.mark.parametrize(("warmup_steps", "warm"), [(500, 4), (2, 2), (0, 0)])
-def test_warm_up_is_at_most_a_tenth_of_all_steps(monkeypatch, warmup_steps, warm):
-    seen = []
-
-    def spy(n_steps: int, n_warmup: int):
-        seen.append((n_steps, n_warmup))
-        return warmup_cosine(n_steps, n_warmup)
-
-    monkeypatch.setattr("drllm.methods.training.loop.warmup_cosine", spy)
-    features = planted(50)
-    train_routers(features, held_back(features), replace(QUICK, batch_size=8, warmup_steps=warmup_steps), SHAPE)
-    assert seen == [(40, warm)]  # 40 records in batches of 8, 8 epochs
+def test_warm_up_is_at_most_a_tenth_of_all_steps(tmp_path):
+    features, of = planted(50), replace(QUICK, batch_size=8)  # 40 records in batches of 8, 8 epochs: 40 steps
+    found = [train_routers(features, held_back(features), replace(of, warmup_steps=n), SHAPE) for n in (500, 4, 2, 0)]
+    most, four, two, none = (saved_bytes(routers, tmp_path / str(place)) for place, routers in enumerate(found))
+    assert most == four
+    assert len({four, two, none}) == 3
 
 
 # --- the features -------------------------------------------------------------------------------------------------------------------
@@ -332,7 +317,6 @@ def states_along(base: nn.Module, route: Route, prompt: list[int]) -> list[torch
 
 
 def find_blocks_of(twin: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The block list of a path model, whose configuration counts the path's blocks."""
     return next(
         (name, module) for name, module in twin.named_modules() if isinstance(module, nn.ModuleList) and name.endswith(("layers", "h"))
     )
@@ -340,7 +324,6 @@ def find_blocks_of(twin: nn.Module) -> tuple[str, nn.ModuleList]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
 def test_features_are_the_pooled_states_of_the_label_path(family, prompts):
-    """Teacher forcing: every block's input is what the label's own path brings there, averaged over the prompt's windows."""
     base = families.build(family)
     expected = torch.zeros(len(prompts), 4, 5, base.config.hidden_size)
     for row, (prompt, label) in enumerate(zip(prompts, LABELS, strict=True)):

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 import families
-from byte_tokens import byte_tokenizer
+from deciding import Asked
 from drllm import InputError, Route, RoutedModel
 from drllm.core.span import Span
-from drllm.model.shortened import block_list, shortened
-from drllm.model.twin import twin_in
-from drllm.policies.policy import Decider, Policy
+from drllm.model.copies import block_list, shortened, twin_in
+from drllm.policies.policy import Policy
 from healed import random_adapter, random_policy
 
 IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90], [70, 2, 5, 44, 31, 6]])
@@ -53,9 +52,7 @@ def test_it_computes_what_peft_computes_on_the_shortened_model(family, route, tm
     plain = shortened(routed, route)
     assert torch.allclose(plain(IDS).logits, routed(IDS, routes=route).logits, atol=1e-5)
     name = block_list(routed)
-    parent, _, attribute = name.rpartition(".")
-    apart = nn.ModuleList([copy.deepcopy(block) for block in plain.get_submodule(name)])  # as in a checkpoint
-    setattr(plain.get_submodule(parent), attribute, apart)
+    plain.set_submodule(name, nn.ModuleList([copy.deepcopy(block) for block in plain.get_submodule(name)]))  # as in a checkpoint
     adapted = PeftModel.from_pretrained(plain, tmp_path).eval()
     assert torch.allclose(adapted(IDS).logits, routed(IDS).logits, atol=1e-4)
 
@@ -100,11 +97,7 @@ def test_a_decider_that_asks_for_an_unknown_adapter_is_refused():
         name, n_layers = "unknown", 4
 
         def start(self, prompt_mask_BT):
-            class Now(Decider):
-                def decide(self, block, x_BTD):
-                    return [(Span(block, block, 1.0, "f" * 16),)] * len(x_BTD)
-
-            return Now()
+            return Asked(lambda block, x_BTD, _: [(Span(block, block, 1.0, "f" * 16),)] * len(x_BTD), prompt_mask_BT)
 
         def save(self, folder):
             raise AssertionError
@@ -125,20 +118,18 @@ def test_unwrapping_takes_it_off():
 
 
 def test_a_twin_in_another_type_has_it_too():
-    routed = RoutedModel.wrap(families.build("llama", vocab_size=300), byte_tokenizer())
-    policy = random_policy(routed, ROUTE)
-    routed.as_source(policy)
-    twin = twin_in(routed, torch.float64)
-    assert torch.allclose(twin(IDS, routes=policy.route).logits.float(), routed(IDS, routes=policy.route).logits, atol=1e-4)
+    routed = wrapped()
+    routed.policy = policy = random_policy(routed, ROUTE)
+    assert torch.allclose(twin_in(routed, torch.float64)(IDS, routes=policy.route).logits.float(), routed(IDS).logits, atol=1e-4)
 
 
 def test_a_twin_keeps_the_hooks_that_stood_before_and_refuses_later_ones():
     """Offloaded weights come by accelerate's hook, which is the block's own forward: without it a twin would compute with none."""
-    model = families.build("llama", vocab_size=300)
+    model = families.build("llama")
     calls = []
     for block in model.model.layers:
         block.forward = functools.partial(_counted, calls, block.forward)
-    routed = RoutedModel.wrap(model, byte_tokenizer())
+    routed = RoutedModel.wrap(model)
     calls.clear()
     wanted = routed(IDS, routes=Route.parse("1011")).logits
     assert len(calls) == 3

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.cache_utils import DynamicCache
@@ -16,7 +18,7 @@ from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
 from drllm.model.blocks import RoutedBlock, find_blocks, find_cache, holds_tensor, is_routed, pick_sequences, probe_blocks
 from drllm.model.cache import RoutedCache
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from reference import path_model
 
 D = 4
@@ -46,14 +48,19 @@ class TupleBlock(Block):
         return super().forward(hidden, cache, attention_mask, **others), "rest", len(hidden)
 
 
-class Model(nn.Module):
-    """A stack of blocks; `step` runs one of them, which the tests below break."""
+def plainly(block: nn.Module, x: Tensor, cache: Any, index: int, model: nn.Module) -> Any:
+    """How a model runs one of its blocks, which the tests below break."""
+    return block(x, cache, attention_mask=torch.ones(1, 1, 2, 2))
 
-    def __init__(self, block: type[Block] = Block, n_blocks: int = 3) -> None:
+
+class Model(nn.Module):
+    """A stack of three blocks."""
+
+    def __init__(self, step: Callable[..., Any] = plainly, block: type[Block] = Block) -> None:
         super().__init__()
-        self.config = config_of(n_blocks)
+        self.config, self.step = config_of(), step
         self.embed = nn.Embedding(9, D)
-        self.layers = nn.ModuleList(block() for _ in range(n_blocks))
+        self.layers = nn.ModuleList(block() for _ in range(3))
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed
@@ -65,12 +72,9 @@ class Model(nn.Module):
         assert attention_mask.shape == input_ids.shape
         x, cache = self.embed(input_ids), DynamicCache(config=self.config)
         for index, block in enumerate(self.layers):
-            out = self.step(index, block, x, cache)
+            out = self.step(block, x, cache, index, self)
             x = out[0] if isinstance(out, tuple) else out
         return x
-
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        return block(x, cache, attention_mask=torch.ones(1, 1, 2, 2))
 
 
 def nested(**lists: int) -> nn.Module:
@@ -79,8 +83,8 @@ def nested(**lists: int) -> nn.Module:
     model.config = config_of()  # type: ignore[assignment]
     for name, n in lists.items():
         outer, _, inner = name.partition("__")
-        parent = model if not inner else getattr(model, outer)[0]
-        setattr(parent, inner or outer, nn.ModuleList(nn.Module() for _ in range(n)))
+        parent = model if not inner else model.get_submodule(f"{outer}.0")
+        parent.add_module(inner or outer, nn.ModuleList(nn.Module() for _ in range(n)))
     return model
 
 
@@ -229,7 +233,9 @@ def test_a_block_gets_its_forward_back():
     block.forward = routed
     routed.remove()
     assert vars(block)["forward"] is own
-    block._old_forward = routed
+    block.forward = routed
+    add_hook_to_module(block, ModelHook())
+    assert vars(block)["forward"] is not routed
     assert is_routed(block), "under a hook added later"
 
 
@@ -259,44 +265,12 @@ def test_what_an_argument_holds_for_some_sequences():
 
 @pytest.mark.parametrize(("block", "tuples"), [(Block, False), (TupleBlock, True)])
 def test_a_probe_tells_what_blocks_return_and_leaves_no_trace(block, tuples):
-    model = Model(block)
+    model = Model(block=block)
     model.train()
     model.layers[1].eval()
     assert probe_blocks(model, model.layers) is tuples
     assert [model.training, *(each.training for each in model.layers)] == [True, True, False, True]
-    assert not any(each._forward_hooks for each in model.layers)
-    assert model.layers[0].calls[0]["hidden"].shape == (1, 2, D), "two tokens"
-
-
-def keyword(name: str, value: Any) -> type[Model]:
-    """A model whose blocks are handed one more argument."""
-
-    class More(Model):
-        def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-            return block(x, cache, **{name: value})
-
-    return More
-
-
-class Reversed(Model):
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        return super().step(index, self.layers[-1 - index], x, cache)
-
-
-class Scaled(Model):
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        return super().step(index, block, x, cache) * (2 if index == 1 else 1)
-
-
-class Longer(Model):
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        out = super().step(index, block, x, cache)
-        return torch.cat([out, out]) if index == 0 else out
-
-
-class Cacheless(Model):
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        return block(x, None if index == 2 else cache)
+    assert [call["hidden"].shape for call in model.layers[0].calls] == [(1, 2, D)], "two tokens, once"
 
 
 class ListBlock(Block):
@@ -304,35 +278,34 @@ class ListBlock(Block):
         return [super().forward(hidden, *args, **others)]
 
 
-class OfLists(Model):
-    def __init__(self) -> None:
-        super().__init__(ListBlock)
-
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        return super().step(index, block, x, cache)[0]
+def handed(name: str, value: Any) -> Callable[..., Any]:
+    """Blocks are handed one more argument."""
+    return lambda block, x, cache, *_: block(x, cache, **{name: value})
 
 
-class Failing(Model):
-    def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-        raise KeyError("no such part\nand more")
+def failing(*_: Any) -> Any:
+    raise KeyError("no such part\nand more")
 
 
 @pytest.mark.parametrize(
-    ("made", "why"),
+    ("step", "why"),
     [
-        (Reversed, "its blocks do not run once each, in order"),
-        (Scaled, "the states change between blocks 1 and 2"),
-        (Longer, "the states change between blocks 0 and 1"),
-        (Cacheless, "block 2 takes no key-value cache"),
-        (OfLists, "block 0 returns a list"),
-        (Failing, r"its forward fails on two plain tokens \(.*no such part"),
-        (keyword("memory", torch.zeros(1)), r"its blocks exchange 'memory' \(Tensor\) beside the hidden states"),
-        (keyword("memory", {"a": 1}), r"its blocks exchange 'memory' \(dict\) beside the hidden states"),
-        (keyword("memory", (1, [2])), r"its blocks exchange 'memory' \(tuple\) beside the hidden states"),
+        (
+            lambda block, x, cache, index, model: plainly(model.layers[-1 - index], x, cache, index, model),
+            "its blocks do not run once each, in order",
+        ),
+        (lambda *of: plainly(*of) * (2 if of[3] == 1 else 1), "the states change between blocks 1 and 2"),
+        (lambda *of: plainly(*of).repeat(2 if of[3] == 0 else 1, 1, 1), "the states change between blocks 0 and 1"),
+        (lambda block, x, cache, index, _: block(x, None if index == 2 else cache), "block 2 takes no key-value cache"),
+        (lambda *of: plainly(*of)[0], "block 0 returns a list"),
+        (failing, r"its forward fails on two plain tokens \(.*no such part"),
+        (handed("memory", torch.zeros(1)), r"its blocks exchange 'memory' \(Tensor\) beside the hidden states"),
+        (handed("memory", {"a": 1}), r"its blocks exchange 'memory' \(dict\) beside the hidden states"),
+        (handed("memory", (1, [2])), r"its blocks exchange 'memory' \(tuple\) beside the hidden states"),
     ],
 )
-def test_a_probe_says_why_a_model_cannot_be_routed(made, why):
-    model = made()
+def test_a_probe_says_why_a_model_cannot_be_routed(step, why):
+    model = Model(step, ListBlock if "list" in why else Block)
     model.layers[1].train()
     model.layers[2].eval()
     with pytest.raises(UnsupportedModelError, match=rf"^model_type 'llama' cannot be routed exactly: {why}") as caught:
@@ -343,26 +316,19 @@ def test_a_probe_says_why_a_model_cannot_be_routed(made, why):
     assert not any(block._forward_hooks for block in model.layers)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("attention_mask", torch.ones(1)),
-        ("position_embeddings", (torch.ones(1), torch.ones(1))),
-        ("cache_position", torch.arange(2)),
-        ("flag", True),
-        ("number", 2),
-        ("scale", 0.5),
-        ("kind", "full"),
-        ("nothing", None),
-        ("plain", (1, "a")),
-    ],
-)
+UNDERSTOOD = {
+    **{"attention_mask": torch.ones(1), "position_embeddings": (torch.ones(1), torch.ones(1)), "cache_position": torch.arange(2)},
+    **{"flag": True, "number": 2, "scale": 0.5, "kind": "full", "nothing": None, "plain": (1, "a")},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), UNDERSTOOD.items(), ids=UNDERSTOOD)
 def test_arguments_that_are_understood_or_hold_nothing_are_no_obstacle(name, value):
-    model = keyword(name, value)()
+    model = Model(handed(name, value))
     assert probe_blocks(model, model.layers) is False
 
 
-def test_a_probe_asks_where_the_embedding_lies():
+def test_a_probe_asks_where_the_embedding_lies_and_takes_copied_states_for_the_same():
     class Elsewhere(Model):
         def get_input_embeddings(self) -> nn.Embedding:
             return nn.Embedding(9, D, device="meta")
@@ -371,17 +337,8 @@ def test_a_probe_asks_where_the_embedding_lies():
             assert input_ids.device.type == attention_mask.device.type == "meta"
             return super().forward(torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), use_cache)
 
-    model = Elsewhere()
-    assert probe_blocks(model, model.layers) is False
-
-
-def test_states_that_were_copied_on_the_way_are_the_same_states():
-    class Copied(Model):
-        def step(self, index: int, block: nn.Module, x: Tensor, cache: Any) -> Any:
-            return super().step(index, block, x, cache).clone()
-
-    model = Copied()
-    assert probe_blocks(model, model.layers) is False
+    for model in (Elsewhere(), Model(lambda *of: plainly(*of).clone())):
+        assert probe_blocks(model, model.layers) is False
 
 
 def test_what_may_hold_tensors():

@@ -13,9 +13,8 @@ from drllm.core.route import Route, Span
 from drllm.core.span import in_place
 from drllm.model import transformers_private as private
 from drllm.model.cache import STRAYED, PassSlots, PrefilledCache, RoutedCache, new_slots
-from drllm.model.sub_batches import check_decision, every_sub_batch
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.model.sub_batches import BatchSplitter, check_decision, every_sub_batch
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.policies.policy import Policy
 
 L, D, WINDOW = 3, 4, 6
@@ -64,7 +63,7 @@ def test_slots_are_those_of_the_family():
     assert [private.is_plain(slot) for slot in new_slots(LLAMA, L)] == [True] * L
 
 
-def test_families_without_a_slot_a_block_are_refused(monkeypatch):
+def test_families_without_a_slot_a_block_are_refused():
     recurrent = Mamba2Config(num_hidden_layers=2, num_heads=8, head_dim=8, hidden_size=32)
     why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
     with pytest.raises(
@@ -72,10 +71,8 @@ def test_families_without_a_slot_a_block_are_refused(monkeypatch):
         match=rf"^model_type 'mamba2' keeps (?!NoneType)\w+ state, expected plain or sliding-window attention: {why}; see `drllm models`",
     ):
         new_slots(recurrent, 2)
-    slots = new_slots(LLAMA, L)
-    monkeypatch.setattr(private, "family_slots", lambda *_: slots[:2])
-    with pytest.raises(UnsupportedModelError, match=r"^model_type 'llama' has 3 blocks but 2 cache slots: blocks that share keys"):
-        new_slots(LLAMA, L)
+    with pytest.raises(UnsupportedModelError, match=r"^model_type 'llama' has 4 blocks but 3 cache slots: blocks that share keys"):
+        new_slots(LLAMA, L + 1)
 
 
 def test_a_step_s_mask_follows_the_clock_whatever_the_slots_hold():
@@ -124,10 +121,12 @@ def test_blocks_that_all_execute_are_known_at_once_and_equal_picks_are_one_tenso
     assert cache.sub_batches[1] is None
     assert cache.sub_batches[2] == ()
 
-    def picked(actions, device=CPU):
-        return cache._splitter.split(0, [in_place(0, action) for action in actions], device)[0].picked
+    splitter = BatchSplitter(L)
 
-    assert picked([1, 0]) is cache.sub_batches[0][0].picked
+    def picked(actions, device=CPU):
+        return splitter.split(0, [in_place(0, action) for action in actions], device)[0].picked
+
+    assert picked([1, 0]) is picked([1, 0])
     assert picked([0, 1]).tolist() == [1]
     assert picked([1, 0], torch.device("meta")).device.type == "meta"
 
@@ -149,13 +148,7 @@ def test_a_span_with_a_strength_is_one_turn():
     for block in range(L):
         cache.enter(block, states(3), {})
     found = [(str(part.span), part.sets, part.sequences) for part in cache.sub_batches[2]]
-    assert found == [
-        ("2", (0,), None),
-        ("(1-2)*0.5", (1, 1), (0,)),
-        ("1", (2,), (1,)),
-        ("2", (2,), (1,)),
-        ("(0-2)*0.5", (1, 3, 3), (2,)),
-    ]
+    assert found == [("2", (0,), None), ("(1-2)*0.5", (1, 1), (0,)), ("1", (2,), (1,)), ("2", (2,), (1,)), ("(0-2)*0.5", (1, 3, 3), (2,))]
 
 
 def test_a_policy_decides_from_the_prompt_it_may_read():
@@ -184,8 +177,7 @@ def test_one_route_serves_any_number_of_sequences_and_a_list_its_own():
     assert cache_of("101", "121").routes == [Route.parse("101"), Route.parse("121")], "before any block is entered"
     one = RoutedCache(LLAMA, L, RoutePolicy(Route.parse("101")), torch.ones(3, 2))
     assert one.routes == [Route.parse("101")] * 3
-    cache = cache_of("101", "121", "111", n_tokens=2)
-    cache._prompt_mask = cache._prompt_mask[:2]  # as if a batch of two were run
+    cache = RoutedCache(LLAMA, L, given("101", "121", "111"), torch.ones(2, 2))
     with pytest.raises(InputError, match=r"^got 3 routes for 2 sequences, expected one each$"):
         cache.enter(0, states(2), {})
 
@@ -352,24 +344,10 @@ def test_what_is_split_lies_on_the_model_s_device():
         assert rows.device.type == cache.layers[0].keys.device.type == "meta"
 
 
-def test_slots_of_more_than_keys_and_values_cannot_be_prefilled(monkeypatch):
-    class Odd(private.Slot):
-        pass
-
-    monkeypatch.setattr(private, "is_supported", lambda _slot: True)
-    monkeypatch.setattr(private, "family_slots", lambda _config, n: [Odd() for _ in range(n)])
-    said = "^generated rewards cannot be searched on 'llama': its attention keeps more than keys and values; use reward loglik$"
-    with pytest.raises(UnsupportedModelError, match=said):
-        PrefilledCache(LLAMA, L, [Route.parse("111")], [[pair(0, 1)] * 3], 1, CPU)
-
-
-@pytest.mark.parametrize("wanted", [[0, 1, 2], [1, 1, 1]])
-def test_a_decision_is_one_action_a_sequence(wanted):
-    assert check_decision(torch.tensor(wanted), 3, 0) == [in_place(0, action) for action in wanted]
+def test_a_decision_is_one_action_a_sequence_or_what_runs_there():
+    for wanted in ([0, 1, 2], [1, 1, 1]):
+        assert check_decision(torch.tensor(wanted), 3, 0) == [in_place(0, action) for action in wanted]
     assert check_decision(torch.tensor([True, False]), 2, 0) == [(Span(0, 0),), ()]
-
-
-def test_a_decision_may_be_what_runs_there():
     visits = [(Span(2, 2), Span(0, 2, 0.5)), (), (Span(2, 2),)]
     assert check_decision(visits, 3, 2) is visits
     with pytest.raises(

@@ -9,7 +9,7 @@ import torch
 
 import families
 from drllm import Route, RoutedModel
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import RouterConfig, Routers
 from host_syncs import HostSyncs
 
@@ -73,16 +73,8 @@ def test_prefill_and_decode_mix_no_devices_and_read_nothing(family):
 def test_the_counter_sees_each_way_of_waiting():
     x = torch.tensor([1.0, 2.0])
     for wait in (
-        lambda: x.sum().item(),
-        lambda: x.tolist(),
-        lambda: x.cpu(),
-        lambda: bool(x.sum() > 0),
-        lambda: float(x.sum()),
-        lambda: x.numpy(),
-        lambda: x[x > 1],
-        lambda: x.index_put_((x > 1,), torch.tensor(5.0)),
-        lambda: x.nonzero(),
-        lambda: torch.equal(x, x),
+        *(lambda: x.sum().item(), x.tolist, x.cpu, lambda: bool(x.sum() > 0), lambda: float(x.sum()), x.numpy, x.nonzero),
+        *(lambda: x[x > 1], lambda: x.index_put_((x > 1,), torch.tensor(5.0)), lambda: torch.equal(x, x)),
     ):
         with HostSyncs() as found:
             wait()

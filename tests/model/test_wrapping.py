@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from accelerate import dispatch_model
+from transformers import T5Config, T5ForConditionalGeneration
 
 import families
 from drllm import ArtifactError, InputError, Route, RoutedModel, UnsupportedModelError
@@ -110,11 +111,13 @@ def test_refused_models_keep_their_dtype_and_modes():
     mixed = families.build("llama")
     mixed.model.layers[1].train()
     RoutedModel.wrap(mixed)
-    assert mixed.model.layers[1].training
-    assert not mixed.training
+    assert (mixed.model.layers[1].training, mixed.training) == (True, False)
 
 
-def test_cross_attention_headless_and_offloaded_models_are_refused():
+def test_encoders_cross_attention_headless_and_offloaded_models_are_refused():
+    model = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2, vocab_size=50))
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        RoutedModel.wrap(model)
     with pytest.raises(UnsupportedModelError, match="cross-attention"):
         RoutedModel.wrap(families.build("gpt2", add_cross_attention=True))
     with pytest.raises(UnsupportedModelError, match="no language-model head"):
@@ -152,24 +155,6 @@ def test_the_artefact_names_the_weights_as_they_are_when_saved(tmp_path):
     assert "forward" not in vars(stranger.model.layers[0]), "left as it was"
 
 
-def test_a_policy_saved_into_its_bases_folder_leaves_the_base_whole(tmp_path, tokenizer):
-    families.build("llama", vocab_size=300).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    routed = RoutedModel.wrap(tmp_path)
-    routed.policy = ROUTE
-    routed.save_pretrained(tmp_path)
-    assert RoutedModel.wrap(str(tmp_path)).fingerprint == routed.fingerprint
-
-
-def test_half_overwritten_policies_are_refused(tmp_path):
-    routed = RoutedModel.wrap(families.build("llama"))
-    routed.policy = ROUTE
-    routed.save_pretrained(tmp_path)
-    RoutePolicy(Route.parse("0111")).save(tmp_path)  # a crash came before the configuration was written
-    with pytest.raises(ArtifactError, match="not the file that was saved"):
-        RoutedModel.from_pretrained(tmp_path, base=routed)
-
-
 def test_a_base_that_lacks_weights_is_refused(tmp_path, tokenizer):
     model = families.build("llama", vocab_size=300)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".layers.2." not in name}
@@ -180,13 +165,6 @@ def test_a_base_that_lacks_weights_is_refused(tmp_path, tokenizer):
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="cannot load model"):
         load_base(str(tmp_path))
-
-
-@pytest.mark.gpu
-def test_training_mode_is_kept():
-    base = families.build("llama").train()
-    RoutedModel.wrap(base)
-    assert base.training
 
 
 def test_gradients_flow_through_a_mixed_batch():
@@ -220,37 +198,31 @@ def test_a_local_folder_is_a_base_and_an_artefact_finds_it_again(tmp_path, token
     assert again.fingerprint == routed.fingerprint
     assert torch.equal(logits(again, None), logits(routed, None))
     assert not list((tmp_path / "policy").glob("*.safetensors")), "never base weights"
+    routed.save_pretrained(tmp_path / "base")
+    assert RoutedModel.wrap(tmp_path / "base").fingerprint == routed.fingerprint, "into its base's folder, which stays whole"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "holds no saved policy"),
-        ("{", "not readable JSON"),
-        ("{}", "not the configuration of a drllm policy"),
-        ("[]", "not the configuration"),
-    ],
-)
-def test_corrupt_and_foreign_artefacts(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "drllm_config.json").write_text(content)
-    with pytest.raises(ArtifactError, match=message) as caught:
-        RoutedModel.from_pretrained(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_newer_keys_warn_and_unknown_policies_are_refused(tmp_path):
+def test_unknown_and_half_overwritten_policies_are_refused(tmp_path):
     routed = RoutedModel.wrap(families.build("llama"))
     routed.policy = ROUTE
     routed.save_pretrained(tmp_path)
     path = tmp_path / "drllm_config.json"
     original = path.read_text()
-    path.write_text(original.replace("{", '{"from_the_future": 1,', 1))
-    with pytest.warns(UserWarning, match="from_the_future"):
-        RoutedModel.from_pretrained(tmp_path, base=routed)
     path.write_text(original.replace('"static"', '"statik"'))
     with pytest.raises(ArtifactError, match="unknown policy 'statik'; did you mean 'static'"):
         RoutedModel.from_pretrained(tmp_path, base=routed)
+    path.write_text(original)
+    RoutePolicy(Route.parse("0111")).save(tmp_path)  # a crash came before the configuration was written
+    with pytest.raises(ArtifactError, match="not the file that was saved"):
+        RoutedModel.from_pretrained(tmp_path, base=routed)
+    for content, message in (
+        ("{", "not readable JSON"),
+        ("{}", "not the configuration of a drllm policy"),
+        ("[]", "not the configuration"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ArtifactError, match=message):
+            RoutedModel.from_pretrained(tmp_path)
 
 
 def test_names_that_load_nothing(tmp_path):
@@ -266,11 +238,3 @@ def test_names_that_load_nothing(tmp_path):
         with pytest.raises(InputError, match=message) as caught:
             load_base(name)
         assert "\n" not in str(caught.value)
-
-
-def test_an_encoder_decoder_is_refused():
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    model = T5ForConditionalGeneration(T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=2, vocab_size=50))
-    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
-        RoutedModel.wrap(model)

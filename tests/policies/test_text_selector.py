@@ -1,7 +1,5 @@
 """A codebook that reads a prompt's text: what it reads, whom it leaves alone, and that nobody else in the batch matters."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -14,8 +12,7 @@ from hypothesis import strategies as st
 
 import runs
 from drllm import ArtifactError, InputError, Route, RoutedModel
-from drllm.policies.codebook import Codebook, Point
-from drllm.policies.text_selector import LEAST_PROMPTS, MOST_GRAMS, TextSelector, common_grams, grams_in, presence, strangeness
+from drllm.policies.codebook import LEAST_PROMPTS, MOST_GRAMS, Codebook, Point, TextSelector, common_grams, grams_in, presence, strangeness
 from healed import random_adapter
 
 L = 4
@@ -98,7 +95,6 @@ def test_grams_that_do_not_fit_are_refused():
 
 
 def of_healed(routed) -> Codebook:
-    """Token 7 speaks for a healed route, token 8 for a bare one."""
     adapter = random_adapter(routed, Route.parse("1011"))
     selector = TextSelector([(7,), (8,)], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([-0.1, -0.1]), math.inf)
     return Codebook([Route.full(L), adapter.healed, Route.parse("0111")], selector, [Point(0.0)], 0, [adapter])

@@ -1,8 +1,9 @@
-"""The Python of README and docs, run as it is printed, on the real model."""
+"""The Python of README, docs and notebook, run as it is printed, on the real model."""
 
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,22 @@ def test_exports_open_as_the_page_says(folder, monkeypatch):
     assert len(run(stock, {})["model"].model.layers) == 29
     assert drllm(["export", "--model", "skip13", "--route", "0-14,12-28", "--format", "peft", "--out", "looped"]) == 0
     assert len(run(of_peft, {})["model"].base_model.model.model.layers) == 32
+
+
+def test_every_cell_of_the_notebook_runs_and_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    cells = [
+        cell
+        for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    assert len(cells) == 5
+    for number, cell in enumerate(cells):
+        assert cell["outputs"] == [], "stored without outputs"
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert printed.count("passes  ") == 4
+    assert "winner" in printed
+    assert "best" in printed
+    assert (tmp_path / "runs" / "notebook" / "scan" / "scan.json").is_file()

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,13 +54,6 @@ def exported(routed, tmp_path_factory) -> dict[str, Path]:
     return {name: export(routed, route, root / name.replace(" ", "-")).folder for name, route in ROUTES.items()}
 
 
-def run_in(folder: Path, module: str, *arguments: str) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def assert_same(got, wanted) -> None:
     """To 1e-4 and a millionth: log-likelihoods are sums in float32, whose last bit is 1.2e-4 from -1,024 on."""
     assert [greedy for _, greedy in got] == [greedy for _, greedy in wanted]
@@ -93,37 +82,10 @@ def test_an_export_scores_what_the_routed_model_scores(routed, requests, exporte
     assert out.token_ids == alone
 
 
-def test_both_command_lines_agree_on_generation(tmp_path):
-    """Word problems in GSM8K's form, a static policy that repeats two blocks."""
-    routed = RoutedModel.wrap(MODEL, dtype=torch.float32)
-    routed.policy = ROUTES["repeat 17 and 27"]
-    routed.save_pretrained(tmp_path / "run" / "static")
-    rows = [
-        {
-            "id": f"{part}{n}",
-            "question": f"Ann has {n + 3} apples and buys {n} more. How many has she?",
-            "answer": str(2 * n + 3),
-            "part": part,
-        }
-        for part, start in (("train", 0), ("validation", 20))
-        for n in range(start, start + 6)
-    ]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    options = ["--num_fewshot", "1", "--gen_kwargs", "max_gen_toks=24"]
-    shared = ["--tasks", "drllm_gsm8k"]
-    ours = ["evaluate", "--harness", "--model", MODEL, "--dtype", "float32", "--out", "run", "--methods", "static", "--data", "sums.jsonl"]
-    run_in(tmp_path, "drllm", *ours, *shared, "--batch-size", "3", "--harness-args", " ".join(options))
-    theirs = ["--model_args", "pretrained=run/static,dtype=float32", "--metadata", '{"data": "sums.jsonl"}', "--output_path", "stock"]
-    run_in(tmp_path, "drllm.lm_eval", *theirs, *shared, "--batch_size", "3", "--log_samples", *options)
-
-    def texts(folder: Path) -> list[str]:
-        lines = next(folder.rglob("samples_drllm_gsm8k*.jsonl")).read_text(encoding="utf-8").splitlines()
-        samples = sorted((json.loads(line) for line in lines), key=lambda sample: sample["doc_id"])
-        return [sample["resps"][0][0] for sample in samples]
-
-    (folder,) = (tmp_path / "run" / "harness" / "tune").iterdir()
-    assert texts(folder / "static") == texts(tmp_path / "stock")
-    summary = json.loads((folder / "summary.json").read_text())
-    figures = summary["routing"]["static"]["drllm_gsm8k"]
-    assert figures["mean_passes"] == 32
-    assert figures["layers_per_prompt"] > 32 * 2
+@pytest.mark.parametrize("path", ["0-14,12-29", "0-9,6-29", "0-10,3-29"])
+def test_an_adapter_in_the_bases_own_type(tmp_path, path):
+    """In bfloat16 a cached forward differs from a whole one by more than the check allows: like is compared with like."""
+    pytest.importorskip("peft", reason="needs peft (pip install peft)")
+    done = export(RoutedModel.wrap(MODEL, dtype=torch.bfloat16), Route.parse(path, 30), tmp_path / "adapter", "peft")
+    print(f"{path}: {done.difference}")
+    assert done.difference < 0.1

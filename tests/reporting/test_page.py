@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from test_report import FULL_TASKS
+from test_report import full as full
 from test_report import run as run
-from test_report_scale import FULL_TASKS
-from test_report_scale import full as full
 
 from drllm import ArtifactError
 from drllm.core.files import write_json
@@ -96,29 +96,22 @@ def test_a_route_that_is_none_is_refused(asked: Path):
 
 
 def test_files_that_an_evaluation_did_not_ask_are_not_of_it(asked: Path):
-    path = asked / "evaluate" / "tune" / "summary.json"
-    summary = json.loads(path.read_text())
-    summary["tasks"] = ["piqa"]
-    summary["rows"] = [row for row in summary["rows"] if row["task"] == "piqa"]
-    write_json(path, summary)
+    rows = json.loads((asked / "evaluate" / "tune" / "summary.json").read_text())["rows"]
+    tell(asked, tasks=["piqa"], rows=[row for row in rows if row["task"] == "piqa"])
     report.report(asked)
     assert "arc_easy" not in (asked / "report" / "usage_tune.csv").read_text()
 
 
 def test_a_route_of_another_length_is_refused(asked: Path):
-    summary = json.loads((asked / "evaluate" / "tune" / "summary.json").read_text())
-    for row in summary["rows"]:
-        row["n_layers"] = 5
-    tell(asked, rows=summary["rows"])
+    rows = json.loads((asked / "evaluate" / "tune" / "summary.json").read_text())["rows"]
+    tell(asked, rows=[row | {"n_layers": 5} for row in rows])
     with pytest.raises(ArtifactError, match=r"tune/answers\.parquet has a route of 4 blocks: evaluate again"):
         report.report(asked)
 
 
 def test_labels_of_two_models_are_not_tabled_together(asked: Path):
-    folder = asked / "search" / "piqa"
-    records = [
-        dataclasses.replace(record, conditions=dataclasses.replace(record.conditions, weights="beef")) for record in read_records(folder)
-    ]
+    folder, replace = asked / "search" / "piqa", dataclasses.replace
+    records = [replace(record, conditions=replace(record.conditions, weights="beef")) for record in read_records(folder)]
     write_verdicts(asked, records, "beef")
     for path in folder.glob("*.parquet"):
         path.unlink()

@@ -1,9 +1,10 @@
-"""The report of a hand-made run folder, written by the real writers of records and summaries; and the table and its sentence."""
+"""The report of hand-made run folders, written by the real writers: whole, half, with many policies; the table and its sentence."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from drllm.core import text
 from drllm.core.files import write_json, write_text
 from drllm.reporting import drawing, report
 from drllm.reporting import summary_table as table
-from drllm.reporting.chart import Chart
-from drllm.reporting.figures import usage_map
-from drllm.runs.answers import Answers, write_answers
-from drllm.runs.load import load_run
+from drllm.reporting.figures import accuracy_chart, usage_map
+from drllm.reporting.page import glossary
+from drllm.reporting.parts import Chart, Folded, Paragraph, Table
+from drllm.runs.answers import Answers, read_answers, write_answers
+from drllm.runs.layout import RunFolder
+from drllm.runs.load import load_run, read_summary
 from drllm.runs.manifest import Manifest, check_manifest
 from drllm.runs.records import write_shard
 from drllm.runs.store import Asked
@@ -104,16 +107,8 @@ def run(tmp_path: Path) -> Path:
     write_search(folder)
     write_training(folder)
     write_evaluation(folder)
-    job = {
-        "job": "search",
-        "status": "done",
-        "argv": ["drllm", "search", "--out", "a b"],
-        "seconds": 12.345,
-        "commit": None,
-        "versions": {"torch": "2.13"},
-        "hardware": {"cores": 2},
-    }
-    write_json(folder / "run.json", [job])
+    job = {"job": "search", "status": "done", "argv": ["drllm", "search", "--out", "a b"], "seconds": 12.345, "commit": None}
+    write_json(folder / "run.json", [job | {"versions": {"torch": "2.13"}, "hardware": {"cores": 2}}])
     return folder
 
 
@@ -173,15 +168,13 @@ def test_every_picture_opens_and_has_its_numbers_beside_it(run: Path):
     assert float(accuracy["routers"]["passes"]) == pytest.approx(11 / 3, abs=1e-5)
 
 
-def test_every_method_is_drawn_inside_the_picture_of_accuracy(run: Path, monkeypatch):
-    drawn = {}
-    draw = drawing.draw
-    monkeypatch.setattr(drawing, "draw", lambda chart: drawn.setdefault(chart.name, draw(chart)))
-    report.report(run)
-    axes = drawn["accuracy_tune"].axes[0]
-    for row in rows_of(run / "report" / "accuracy_tune.csv"):
-        assert axes.get_xlim()[0] < float(row["passes"]) < axes.get_xlim()[1]
-        assert axes.get_ylim()[0] < 100 * float(row["wilson_low"]) <= 100 * float(row["wilson_high"]) < axes.get_ylim()[1]
+def test_every_method_is_drawn_inside_the_picture_of_accuracy(tmp_path: Path):
+    chart = accuracy_chart(write_evaluation(tmp_path))
+    assert isinstance(chart, Chart)
+    axes = drawing.draw(chart).axes[0]
+    for *_, low, high, passes in chart.rows:
+        assert axes.get_xlim()[0] < float(passes) < axes.get_xlim()[1]
+        assert axes.get_ylim()[0] < 100 * float(low) <= 100 * float(high) < axes.get_ylim()[1]
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path):
@@ -203,15 +196,6 @@ def test_missing_stages_are_named(tmp_path: Path):
     assert "Nothing has been searched yet" in text
     assert "### Test split" in text
     assert (tmp_path / "evaluated/report/accuracy_test.png").is_file()
-
-
-def test_an_evaluation_without_routers_says_so(tmp_path: Path):
-    summary = write_evaluation(tmp_path)
-    summary = summary.changed(rows=[row for row in summary.rows if row.method in ("base", "static")])
-    write_json(tmp_path / "evaluate" / "tune" / "summary.json", summary.to_json())
-    text = markdown_of(tmp_path)
-    assert "routers" not in text
-    assert "Baselines:" not in text
 
 
 @pytest.mark.parametrize(
@@ -254,28 +238,11 @@ def test_reporting_imports_no_torch(run: Path):
     assert done.returncode == 0
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    return {
-        "method": "routers",
-        "task": "all",
-        "n": 304,
-        "accuracy": 0.4,
-        "wilson_low": 0.35,
-        "wilson_high": 0.45,
-        "difference": -0.003,
-        "difference_low": -0.021,
-        "difference_high": 0.015,
-        "mcnemar_p": 0.7,
-        "better": 3,
-        "worse": 4,
-        "mean_passes": 29.94,
-        "n_layers": 30,
-        "seconds": 1.0,
-    } | changes
-
-
 def one_row(**changes: Any) -> Summary:
-    return Summary(split="tune", reference="base", model="tiny", tasks=["arc_easy"], rows=[SummaryRow.of(row(**changes))])
+    about: dict[str, Any] = {"method": "routers", "task": "all", "n": 304, "accuracy": 0.4, "wilson_low": 0.35, "wilson_high": 0.45}
+    about |= {"difference": -0.003, "difference_low": -0.021, "difference_high": 0.015, "mcnemar_p": 0.7, "better": 3, "worse": 4}
+    rows = [SummaryRow(**about | {"mean_passes": 29.94, "n_layers": 30} | changes)]
+    return Summary(split="tune", reference="base", model="tiny", tasks=["arc_easy"], rows=rows)
 
 
 UP = {"difference": 0.03, "difference_low": 0.01, "difference_high": 0.05}
@@ -303,9 +270,6 @@ def test_the_sentence_claims_no_more_than_the_numbers(changes, expected):
     sentence = table.verdict(one_row(**changes), "routers")
     assert expected in sentence
     assert "\n" not in sentence
-
-
-def test_the_sentence_of_a_method_that_did_not_run():
     assert table.verdict(one_row(), "static") == "static: not evaluated"
 
 
@@ -334,18 +298,19 @@ def test_a_long_name_cuts_no_figure(tmp_path: Path):
 def test_the_report_is_of_the_latest_evaluation_of_a_split(run: Path):
     """An earlier call's answers stay in the file; to show them again, evaluate them together, which asks nothing anew."""
     write_evaluation(run, behaviour={name: BEHAVIOUR[name] for name in ("base", "static")})
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    page = markdown_of(run)
     assert "**static: " in page
     assert "| all | routers |" not in page
+    assert "Baselines:" not in page
     write_evaluation(run)
-    assert "| all | routers |" in report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    assert "| all | routers |" in markdown_of(run)
 
 
 def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
     shutil.rmtree(run / "train")
     jobs = json.loads((run / "run.json").read_text())
     write_json(run / "run.json", [*jobs, {"job": "train", "status": "finished"}])
-    page = report.report(run).with_suffix(".md").read_text(encoding="utf-8")
+    page = markdown_of(run)
     assert "holds no metrics of epochs, though run.json tells of" in page
     assert "holds no saved policy, though run.json tells" in page
 
@@ -385,3 +350,157 @@ def test_a_loop_is_framed_on_the_heat_map_and_named_with_its_share(run: Path):
 
 def test_without_loops_no_page_speaks_of_them(run: Path):
     assert "loop" not in markdown_of(run)
+
+
+# --- many policies on many tasks, and half of a run
+
+
+FULL_TASKS = ("arc_easy", "arc_challenge", "arith-1", "arith-2", "arith-3", "arith-4", "arith-5")
+FULL_METHODS = (
+    *("base", "routers", "random", "shuffled", "routers_first_block", "routers_windows_16", "routers_budget"),
+    *("early_exit", "shortgpt", "random_skip"),
+)
+DEEP, ASKED = 30, 24
+DEEP_MODEL = SimpleNamespace(n_layers=DEEP, base_id="smollm2-135m-q4", fingerprint="f00d")
+
+
+def deep_route(method: int, n: int) -> str:
+    """Of question `n`: the base's for the first method, else up to four blocks skipped and one repeated, for most questions others."""
+    actions = ["1"] * DEEP
+    for place in range(1 + method % 4 if method else 0):
+        actions[(7 * method + 5 * place + (n if n > 8 else 0)) % DEEP] = "0"
+    if method and n % 3 == 0:
+        actions[(3 * method + n) % DEEP] = "2"
+    return "".join(actions)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Path:
+    """A run as `drllm reproduce` leaves it: ten methods on seven tasks, and twelve trainings; with its report."""
+    folder = tmp_path_factory.mktemp("full")
+    behaviour = {
+        method: (lambda n, place=place: (n + place) % 3 > 0, lambda n, place=place: deep_route(place, n))
+        for place, method in enumerate(FULL_METHODS)
+    }
+    write_search(folder, FULL_TASKS)
+    write_training(folder, (*(name for name in FULL_METHODS if name.startswith("routers")), *(f"routers_width_{2**n}" for n in range(8))))
+    write_evaluation(folder, "tune-first-500", FULL_TASKS, behaviour, DEEP_MODEL, ASKED)
+    report.report(folder)
+    return folder
+
+
+def test_a_method_looks_the_same_in_every_picture_and_a_baseline_has_its_colour(full: Path):
+    summary = read_summary(RunFolder(full).summary("tune-first-500"))
+    some = [row for row in summary.pooled if row.method in ("base", "routers", "random", "shuffled")][::-1]
+    looks = []
+    for rows in (summary.rows, some):
+        chart = accuracy_chart(replace(summary, rows=rows))
+        assert isinstance(chart, Chart)
+        drawn = {shown.get_label(): shown.lines[0] for shown in drawing.draw(chart).axes[0].containers}
+        looks.append({name: (line.get_color(), line.get_marker()) for name, line in drawn.items()})
+    assert len(set(looks[0].values())) == len(looks[0])
+    assert len({(drawing.colour(index), drawing.marker(index)) for index in range(56)}) == 56
+    assert looks[1].items() <= looks[0].items()
+    colours = {name: colour for name, (colour, _) in looks[1].items()}
+    assert len(colours) == len(some)
+    assert colours["routers"] == colours["shuffled"] == colours["random"] != colours["base"]
+
+
+def test_one_sentence_leads_and_many_trainings_are_tabled(full: Path):
+    opening, _, text = (full / "report" / "report.md").read_text().partition("## Results")
+    assert opening.count("- **") == 1
+    assert "- **routers: " in opening
+    trained = text.partition("\n## Training\n")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\| --- \|", trained, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\| routers\w* \| 3 of 3 \|", trained, re.MULTILINE)) == 12
+
+
+def test_the_largest_comparison_in_domain_leads(run: Path):
+    write_evaluation(run, "calibrate", n=4)
+    worse = BEHAVIOUR | {"routers": (lambda n: False, lambda n: "1211" if n % 2 else "1111")}
+    write_evaluation(run, "tune-first-500", behaviour=worse, n=40)
+    write_evaluation(run, "tune-first-900", tasks=("sciq",), n=200)  # which nothing was searched on
+    text = markdown_of(run)
+    assert "- **routers: a loss: -50.0 points, 95 % interval " in text
+    assert "McNemar p &lt; 0.001, 80 questions; " in text
+    assert "(2 tasks, tune-first-500 split)**" in text
+    assert text.index("### Tune-first-900 split") < text.index("### Tune-first-500 split") < text.index("### Calibrate split")
+
+
+def test_a_single_route_does_not_lead(run: Path):
+    told = {"static": BEHAVIOUR["static"], "codebook": BEHAVIOUR["routers"]}
+    write_evaluation(run, behaviour={"base": BEHAVIOUR["base"], **told})
+    text = markdown_of(run)
+    assert "- **codebook: " in text
+
+
+def test_a_search_without_a_finished_question_has_begun(tmp_path: Path):
+    write_search(tmp_path)
+    for path in tmp_path.glob("search/*/*.parquet"):
+        path.unlink()
+    text = markdown_of(tmp_path)
+    assert "The search of arc_easy, piqa has begun, and no question is finished yet" in text
+    assert "Nothing has been searched yet" not in text
+    write_search(tmp_path / "half")
+    for path in (tmp_path / "half" / "search" / "piqa").glob("*.parquet"):
+        path.unlink()
+    text = markdown_of(tmp_path / "half")
+    assert "The search of piqa has begun" in text
+    assert "| arc_easy | 6 |" in text
+
+
+@pytest.mark.parametrize(
+    ("gone", "named"), [((), "base, static, routers, shuffled"), (("routers", "piqa"), "routers")], ids=["all of them", "of one task"]
+)
+def test_missing_answers_are_named(run: Path, gone, named):
+    path = run / "evaluate" / "tune" / "answers.parquet"
+    answers = read_answers(path)
+    path.unlink()
+    if gone:
+        write_answers(path, {place: found for place, found in answers.items() if place != gone})
+    text = markdown_of(run)
+    assert text.count(f"Answers of the tune split are not in this folder (of {named})") == 1
+    assert "No passes by block" not in text
+
+
+def test_a_single_best_method_has_no_front(full: Path):
+    summary = read_summary(RunFolder(full).summary("tune-first-500"))
+    better = replace(summary, rows=[replace(row, accuracy=row.mean_passes / 20) for row in summary.rows])
+    worse = replace(summary, rows=[replace(row, accuracy=1 - row.mean_passes / 20) for row in summary.rows])
+    for given, fronts in ((better, 1), (worse, 0)):
+        chart = accuracy_chart(given)
+        assert isinstance(chart, Chart)
+        assert sum(line.get_label() == "Pareto front" for line in drawing.draw(chart).axes[0].lines) == fronts
+
+
+def test_what_is_not_calibrated_is_one_sentence(run: Path):
+    for name in ("routers", "static", "codebook"):
+        (run / name).mkdir()
+        write_json(run / name / "drllm_config.json", {"policy": name})
+    text = markdown_of(run)
+    assert "Not calibrated, so nothing is promised of them; the figures above are what was measured: codebook, routers, static." in text
+
+
+def test_the_glossary_has_the_words_of_the_page_alone():
+    (folded,) = glossary([Paragraph("On tune-first-100 routers@+0.25, weights beef1234."), Table(("method",), (("random",),))])
+    assert isinstance(folded, Folded)
+    (table,) = folded.parts
+    assert isinstance(table, Table)
+    assert [row[0] for row in table.rows] == ["tune-first-500", "routers@-0.50", "random", "weights d2b61903"]
+    assert glossary([Paragraph("Nothing to explain.")]) == []
+
+
+def test_many_jobs_are_folded(run: Path):
+    (job,) = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", [job] * 9)
+    text = report.report(run).read_text()
+    assert "<summary>All 9 jobs</summary>" in text
+    assert len(load_run(run).jobs) == 9
+
+
+def test_rows_of_sentences_are_cards_on_a_phone_and_figures_are_not(run: Path):
+    text = report.report(run).read_text()
+    assert L == 4
+    assert '<table class="cards">' in text
+    assert 'data-name="meaning"' in text
+    assert 'data-name="accuracy, %"' not in text

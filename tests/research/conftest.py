@@ -1,7 +1,5 @@
 """What the tests of the research package share: a tiny model, and sums to search."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What the comparison of methods asks, pairs and prints, on made verdicts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +68,6 @@ def test_a_limit_ends_test_questions_early():
 
 
 def test_answers_come_from_the_store_of_the_run(tmp_path):
-    """What another reward said is not known of this one, and the same questions are asked once."""
     (tmp_path / "piqa").mkdir()
     write_rows(tmp_path / "piqa" / "valid.jsonl", questions(8))
     bench = asking_here(model(), tmp_path / "run")
@@ -219,10 +216,7 @@ def contrast(pooled: tuple[float, float], even: tuple[float, float] | None, agre
 )
 def test_a_conclusion_needs_both_means_and_every_seed(given, verdict):
     assert pages.judged(given).endswith(f": **{verdict}**")
-
-
-def test_what_was_not_compared_is_not_judged():
-    assert pages.judged(None) == ""
+    assert pages.judged(None) == "", "what was not compared"
 
 
 def stored(folder, setting, split, rows, asked, blocks=30):
@@ -328,7 +322,6 @@ def test_a_policy_below_the_base_closes_none_of_the_gap_however_far_below_blind_
 
 
 def test_the_frontier_has_a_mark_a_budget(tmp_path):
-    """Passes and points by hand; without policies of several budgets there is no picture."""
     tasks = ["arc_easy"] * 4
     base = verdicts([1, 0, 0, 0], tasks)
     found = {"base": [base], "codebook": [verdicts([1, 1, 0, 0], tasks), verdicts([1, 1, 1, 1], tasks)]}
@@ -456,15 +449,12 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
         assert sum(line.startswith("| base |") for line in tables) == 2
 
 
-def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path, monkeypatch):
-    def section(setting: str) -> table.Section:
-        return table.Section(setting, "test", f"{setting} (2 questions)", "python", (), (), ())
-
+def test_the_short_page_leaves_other_budgets_and_tables_out_of_domain_to_the_others(tmp_path):
     shown = [name for name in ("base", "told@0.9", "codebook@0.9", "codebook@0.85", "shuffled-polar") if not pages.is_elsewhere(name)]
     assert shown == ["base", "told@0.9", "codebook@0.9"]
-    (results := Results(tmp_path)).tell("m", "model")
-    results.tell(30, "blocks")
-    monkeypatch.setattr(pages, "sections", lambda *given: [section(name) for name in ("kinds", "letters-ood", "piqa")])
-    pages.write_pages(tmp_path, pages.Stored([results]), SETTINGS, ["piqa"])
+    for setting in ("kinds", "letters-ood", "piqa"):
+        results = stored(tmp_path, setting, "test", {("base", 0): ("1" * 30, [True])}, [(SETTINGS[setting].asked[0], "a")])
+    asked_of_one = {name: replace(of, asked=of.asked[:1]) for name, of in SETTINGS.items()}
+    pages.write_pages(tmp_path, pages.Stored([results]), asked_of_one, ["piqa"])
     heads = [line for line in (tmp_path / "docs/results.md").read_text().splitlines() if line.startswith("## m, 30 blocks")]
     assert heads == [f"## m, 30 blocks: {table.ABOUT['kinds']}"]

@@ -1,7 +1,5 @@
 """Tables 3 and 4 can be made on the test split from the Hub: every task of the paper's configurations, by the columns that it has there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,25 +7,16 @@ from typing import Any
 import pytest
 import yaml
 
-from drllm.tasks import SPLITS, load_task
-from drllm.tasks.hub import _EXAMS, _SUBJECTS
+from drllm.tasks import load_task
+from drllm.tasks.hub import EXAMS, SUBJECTS
 from drllm_research.paper.config import ReproduceConfig
 from drllm_research.paper.run import check, wanted_exhibits
 from drllm_research.paper.setup import Setup
+from hub_rows import Rows
 
 CONFIGURATIONS = sorted((Path(__file__).parents[2] / "examples" / "paper").glob("*.yaml"))
 N = 40  # rows a part
 AIME = ["ID", "Problem", "Solution", "Answer"]
-
-
-class Rows(list):
-    """Rows of a part, as `datasets` gives them."""
-
-    def select_columns(self, names: list[str]) -> Rows:
-        return Rows({name: row[name] for name in names} for row in self)
-
-    def iter(self, batch_size: int) -> Any:
-        yield {name: [row[name] for row in self] for name in self[0]}
 
 
 def four(n: int) -> dict[str, Any]:
@@ -63,7 +52,7 @@ LISTED: dict[tuple[str, str | None], dict[str, Any]] = {
                 "solution": f"It is $\\boxed{{{n}}}$.",
             },
         )
-        for subject in _SUBJECTS
+        for subject in SUBJECTS
     },
     ("cais/mmlu", "all"): dict.fromkeys(
         ("auxiliary_train", "validation", "test", "dev"),
@@ -106,7 +95,7 @@ LISTED: dict[tuple[str, str | None], dict[str, Any]] = {
                 "gold": [n % 2],
             }
         }
-        for repo in _EXAMS.split()
+        for repo in EXAMS.split()
     },
     ("baber/piqa", None): {
         "train": lambda part, n: {"goal": f"goal {part} {n}", "sol1": "x", "sol2": "y", "label": n % 2},
@@ -128,15 +117,6 @@ def test_tables_3_and_4_of_a_configuration_have_their_questions_on_test(path, li
     config = ReproduceConfig(**values["reproduce"] | {"split": "test"})
     setup = Setup(values["model"], tuple(values["tasks"]), Path("nowhere"), "", config)
     check(SimpleNamespace(setup=setup), wanted_exhibits(["table3", "table4"]))  # type: ignore[arg-type]
-
-
-def test_levels_learn_from_the_pool_and_are_tested_on_math(listed_hub):
-    for level in range(1, 6):
-        loaded = load_task(f"dart-{level}")
-        learned = {row.question for split in SPLITS[:3] for row in loaded.examples[split]}
-        assert learned == {f"What is {n} + {n}?" for n in range(N) if n % 5 + 1 == level}
-        assert len(loaded.examples["test"]) == len(_SUBJECTS) * N // 5
-        assert all(" test " in row.question for row in loaded.examples["test"])
 
 
 def test_the_validation_part_of_piqa_is_its_test_where_nothing_was_learned_from_it(listed_hub):

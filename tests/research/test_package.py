@@ -1,7 +1,5 @@
 """The research package is a package of its own: it plugs in through entry points, and drllm does without it."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import pkgutil
@@ -10,7 +8,7 @@ import pytest
 
 import drllm_research
 from drllm.cli.main import main
-from drllm.core.plugins import COMMANDS, METHODS, POLICIES, load_plugin, plugin_names
+from drllm.core.names import COMMANDS, METHODS, POLICIES, load_plugin, plugin_names
 from drllm.methods.base import Method
 from drllm.policies.policy import Policy
 from drllm_research.rivals.evaluator import EVALUATORS

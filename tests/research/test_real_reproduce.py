@@ -1,7 +1,5 @@
 """`drllm reproduce all` on SmolLM2-135M, killed once and resumed, its page in a browser: `make test-slow`."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess
@@ -13,8 +11,8 @@ import pytest
 
 from drllm.core.names import version_of
 from drllm.model.packages import PACKAGED
-from drllm.tasks.arithmetic import LIBRARY
 from drllm.tasks.package import package_folder
+from drllm.tasks.sources import LIBRARY
 from drllm_research.paper.run import EXHIBITS
 from pages import look_at, needs_chromium
 from runs import IN_A_FAST_TYPE

@@ -1,16 +1,13 @@
 """`drllm reproduce`: every table and figure on a tiny model, resumed, refused, and its figures against the files they are of."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +15,15 @@ import torch
 import yaml
 from scipy import stats
 
-import drllm.evaluation.clock
-import drllm.evaluation.fit
 import families
 from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, RoutedModel
 from drllm.cli.main import main, make_parser
 from drllm.core.config import Resources
 from drllm.core.route import Route
-from drllm.evaluation.fit import under_policy
+from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.methods.base import method_names
+from drllm.model.pool import torch_threads
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
@@ -60,7 +56,6 @@ PAPER_FILES = Path(__file__).parents[2] / "examples" / "paper"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Sums under the names of three tasks, no question twice."""
     root = tmp_path_factory.mktemp("data")
     rows = questions(300)
     for index, task in enumerate((*LEARNED, OUTSIDE)):
@@ -83,7 +78,6 @@ def setup_of(out: Path, folder: Path, **options) -> Setup:
 
 @pytest.fixture(scope="module")
 def bench(tiny, folder, tmp_path_factory) -> Bench:
-    """Everything reproduced once."""
     bench = Bench(tiny, setup_of(tmp_path_factory.mktemp("run"), folder), ["drllm", "reproduce"])
     reproduce(bench, wanted_exhibits(["all"]))
     return bench
@@ -137,22 +131,10 @@ def test_the_command_of_the_control_makes_the_same_policy(bench, tmp_path, monke
 
 
 def test_claims_stand_together_with_their_commands(bench, page):
-    """At the top, each as its own section has it, and the command of its row is that section's."""
     text = section(page, "What holds here")
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| ")][2:]
-    assert {row[4] for row in rows} == {
-        "table2",
-        "table3",
-        "table4",
-        "table5",
-        "table6",
-        "table7",
-        "latency",
-        "fig5",
-        "fig8",
-        "fig9",
-        "forcing",
-    }
+    judging = "table2 table3 table4 table5 table6 table7 latency fig5 fig8 fig9 forcing"
+    assert {row[4] for row in rows} == {*judging.split()}
     words = {"holds", "does not hold", "neither confirmed nor refuted"}
     for holds, claim, figures, by, name, command in rows:
         told = section(page, EXHIBITS[name].title)
@@ -164,7 +146,6 @@ def test_claims_stand_together_with_their_commands(bench, page):
 
 
 def answers_of(bench: Bench, split: str) -> dict[tuple[str, str], Answers]:
-    """By method and task."""
     return read_answers(bench.setup.run.answers(split))
 
 
@@ -185,7 +166,6 @@ def test_figures_are_those_of_the_files(bench, page):
 
 
 def test_answers_out_of_passages_have_exact_match_and_f1(bench, page):
-    """Of all, of those with an answer and of those without, by hand from the file of verdicts."""
     verdicts = answers_of(bench, f"tune-first-{bench.setup.n_compared()}")["routers", PASSAGES]
     assert len(verdicts.f1) == len(verdicts.ids) > 5
     has_answer = [(int(name.rpartition("-")[2]) - 1) % 3 != 0 for name in verdicts.ids]
@@ -247,21 +227,16 @@ def test_commands_are_what_the_command_line_takes(bench):
 
 
 def kept_bytes(folder: Path) -> dict[str, bytes]:
-    """The files of a reproduction, but for the logs of its searches, which name every call."""
     return {name: data for name, data in folder_bytes(folder).items() if not name.endswith("/run.json")}
 
 
-def test_again_nothing_is_done_twice(bench, tiny, monkeypatch):
-    def refuse(*_, **__):
-        raise AssertionError("done already")
-
-    monkeypatch.setattr(drllm.evaluation.fit, "fit_policy", refuse)
-    monkeypatch.setattr(drllm.evaluation.clock, "throughput", refuse)
-    monkeypatch.setattr(drllm.evaluation.clock, "latency", refuse)
-    before = kept_bytes(bench.folder)
+def test_again_nothing_is_done_twice(bench, tiny):
+    """Policies are trained as often as before, and seconds, which no second clock would find again, stand on the page as they were."""
+    before, n_trainings = kept_bytes(bench.folder), trainings(bench.setup.out)
     again = reproduce(Bench(tiny, bench.setup, ["drllm", "reproduce"]), wanted_exhibits(["all"]))
     assert again == bench.folder / "all" / "report.html"
     assert kept_bytes(bench.folder) == before
+    assert trainings(bench.setup.out) == n_trainings > 20
     one = reproduce(Bench(tiny, bench.setup), wanted_exhibits(["table6"]))
     assert section(one.with_suffix(".md").read_text(encoding="utf-8"), EXHIBITS["table6"].title)
     assert one == bench.folder / "table6" / "report.html"
@@ -314,7 +289,7 @@ def test_a_kill_while_a_policy_is_written_resumes(tiny, folder, tmp_path):
 def test_a_policy_of_the_users_own_is_not_overwritten(tiny, folder, tmp_path):
     setup, stage = setup_of(tmp_path, folder), Train("early_exit", "early_exit", (("budget", 0.5),), LEARNED[:1])
     Bench(tiny, setup).run(Search(LEARNED[0]))
-    drllm.evaluation.fit.fit_policy(tiny, tmp_path, "early_exit", tasks=LEARNED[:1])
+    fit_policy(tiny, tmp_path, "early_exit", tasks=LEARNED[:1])
     with pytest.raises(ArtifactError, match=r"early_exit holds a policy that no reproduction made here"):
         Bench(tiny, setup).run(stage)
 
@@ -334,14 +309,14 @@ def test_a_control_is_set_again_when_its_questions_change(tiny, folder, tmp_path
 
 
 @pytest.mark.slow
-def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path, monkeypatch):
+def test_times_of_other_threads_are_not_given_again(tiny, folder, tmp_path):
     setup = setup_of(tmp_path, folder)
     for stage in (*(Search(task) for task in LEARNED), train_routers(setup)):
         Bench(tiny, setup).run(stage)
     first = Bench(tiny, setup).run(Clock("latency"))
     assert Bench(tiny, setup).run(Clock("latency")) == first
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert Bench(tiny, setup).run(Clock("latency")) != first
+    with torch_threads(2):
+        assert Bench(tiny, setup).run(Clock("latency")) != first
     assert first["tokens"] == setup.scaled(300, 8)
     assert first["ratio_low"] < first["ratio"] < first["ratio_high"]
 
@@ -370,7 +345,6 @@ def test_what_can_only_fail_late_is_refused_first(tiny, folder, tmp_path):
 
 
 def test_tasks_may_be_asked_in_both_formats(tiny, tmp_path):
-    """Letters as chats and numbers as text: the routers take either."""
     setup = dataclasses.replace(setup_of(tmp_path, tmp_path, reward="generated"), tasks=("arc_easy", "arith-1"), data="")
     check(Bench(tiny, setup), wanted_exhibits(["table3"]))
 
@@ -515,21 +489,8 @@ def test_published_figures_go_by_the_models_own_name():
 def test_names_that_a_policy_cannot_have():
     from drllm.runs.names import check_name
 
-    for name in (
-        "base",
-        "search",
-        "shuffled",
-        "random-x",
-        "shuffled-routers",
-        "a/b",
-        "",
-        "..",
-        ".x",
-        "-x",
-        "train",
-        "summary.json",
-        "features",
-    ):
+    taken = "base search shuffled random-x shuffled-routers a/b .. .x -x train summary.json features"
+    for name in ("", *taken.split()):
         with pytest.raises(InputError, match="--name"):
             check_name(name)
     for name in ("routers@-0.50", "routers@+0.50", "routers_2", "a.b"):
@@ -537,7 +498,6 @@ def test_names_that_a_policy_cannot_have():
 
 
 def test_printed_commands_run_where_the_reproduction_does(tmp_path):
-    """Each command is told the resources that it has flags for."""
     setup = dataclasses.replace(setup_of(tmp_path, tmp_path), resources=Resources(executor="processes", workers=3, pool_size=7))
     for job, told in (("search", ["--workers", "3", "--pool-size", "7"]), ("evaluate", ["--workers", "3"]), ("train", [])):
         words = shlex.split(setup.command(job))
@@ -547,7 +507,6 @@ def test_printed_commands_run_where_the_reproduction_does(tmp_path):
 
 
 def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path):
-    """Its labels hold; what is compared with them is of the type asked for, and the page and its commands say so."""
     in_bfloat16 = RoutedModel.wrap(model().unwrap().to(torch.bfloat16), tokenizer=tiny.tokenizer)
     setup = setup_of(tmp_path / "run", folder)
     Bench(in_bfloat16, setup).run(Search(LEARNED[0]))
@@ -570,18 +529,15 @@ def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path)
         Bench(tiny, dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9))).run(Search(LEARNED[0]))
 
 
-def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, tmp_path):
+def test_a_claim_says_what_is_left_without_tasks_of_few_questions():
     """21 questions weigh as much as 500 in a mean over tasks, and say less."""
-    verdicts = {("mine", "small"): [True] * 9, ("other", "small"): [False] * 9}
-    verdicts |= {("mine", task): [False] * 10 + [True] * 50 for task in ("a", "b")} | {("other", task): [True] * 60 for task in ("a", "b")}
+    mine = {"small": [1.0] * 9} | dict.fromkeys("ab", [0.0] * 10 + [1.0] * 50)
+    other = {"small": [0.0] * 9} | dict.fromkeys("ab", [1.0] * 60)
 
-    def rows(bench, stage, method, task):
-        return [{"id": n, "correct": right} for n, right in enumerate(verdicts[method, task])]
+    def compared(*tasks: str) -> Difference:
+        return claims.compared("mine", "other", *({task: of[task] for task in tasks} for of in (mine, other)))
 
-    monkeypatch.setattr(claims, "answers", rows)
-    stage: Any = SimpleNamespace(tasks=("small", "a", "b"))
-    bench: Any = None
-    found = against(bench, stage, "mine", "other")
+    found = compared("small", "a", "b")
     assert found.mean == pytest.approx((1 - 1 / 6 - 1 / 6) / 3)
     assert found.rest is not None
     assert found.rest.mean == pytest.approx(-1 / 6)
@@ -590,8 +546,8 @@ def test_a_claim_says_what_is_left_without_tasks_of_few_questions(monkeypatch, t
     assert claim.holds is True
     assert "without small (9) -16.7 points" in claim
     assert "Without small (9) this does not hold." in claim
-    assert against(bench, stage, "mine", "other", ("a", "b")).rest is None
-    assert against(bench, stage, "mine", "other", ("small", "a")).rest is None, "one task is no mean over tasks"
+    assert compared("a", "b").rest is None
+    assert compared("small", "a").rest is None, "one task is no mean over tasks"
 
 
 def test_batch_sizes_are_judged_together():
@@ -602,12 +558,12 @@ def test_batch_sizes_are_judged_together():
 
 
 def test_mathematics_without_math_verify_is_refused_before_anything_is_searched(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(grading.MathChecker, "_start", lambda self: (_ for _ in ()).throw(InputError("math-verify does not load")))
-    grading._checker.cache_clear()
+    (tmp_path / "math_verify.py").write_text("raise ImportError('none here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    grading.checker_of(os.getpid()).close()
     setup = Setup("tiny", ("arith-1",), tmp_path, "", ReproduceConfig(scale=SCALE, outside=("arith-2",)))
     with pytest.raises(InputError, match="math-verify does not load"):
         reproduce(Bench(tiny, setup), wanted_exhibits(["table2"]))
-    grading._checker.cache_clear()
     assert not (tmp_path / "search").exists()
 
 
@@ -645,7 +601,6 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
 
 
 def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice):
-    """By hand from the files of verdicts: each reader's gain, a task weighing as much as the other, and the shares of forms."""
     made, page = read_twice
     files = {(method, task): answers_of(made, "tune-first-16")[method, task] for method in ("base", "routers") for task in made.setup.tasks}
     gains = [
@@ -675,7 +630,6 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
 
 
 def test_worked_answers_of_table_4_are_lm_evals(read_twice):
-    """Both of its filters, from its own logs; five worked examples before each question; no answer longer than the limit."""
     made, page = read_twice
     section_4 = section(page, EXHIBITS["table4"].title)
     (folder,) = (made.setup.out / "harness" / "tune-first-16").iterdir()

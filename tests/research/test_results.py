@@ -1,7 +1,5 @@
 """What docs/results.md and the models' tables say is what the stored verdicts say: generated, never typed."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Policies that run parts of blocks: what they leave out is left out, what they compute is what was trained, and they only evaluate."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -14,14 +12,14 @@ from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, InputError, Route, RoutedModel, evaluate, search
 from drllm.core.errors import UnsupportedModelError
 from drllm.methods.training_data import TrainingData
-from drllm.policies.saved import load_policy
+from drllm.policies.saved import open_folder
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import Example, get_task
 from drllm_research.comparison.oracle import cover, first_right, oracle_routes
 from drllm_research.rivals.evaluator import fit_evaluator, load_evaluator
 from drllm_research.rivals.fit import FlexiDepthConfig, MindSkipConfig
-from drllm_research.rivals.gated_blocks import GatedDepth, Step, count
+from drllm_research.rivals.gated_blocks import Step, count
 from drllm_research.rivals.gates import FlexiDepth, MindSkip, check_parts, train_gates
 from rote import answering
 from runs import EVALUATE, SEARCH, TASK, L, model, questions
@@ -44,7 +42,6 @@ def run(tiny, data, tmp_path_factory):
 
 
 def random_gates(kind, routed: RoutedModel, first_block: int = 0, seed: int = 0):
-    """Gates that differ by prompt and token, and adapters that do something."""
     policy = kind.new(routed.n_layers, routed.hidden_size, first_block, 4, seed)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in policy.tensors.items():
@@ -141,7 +138,6 @@ def test_a_prompts_gate_does_not_see_the_answer(tiny):
 
 
 def test_scores_are_those_of_plain_forwards(tiny):
-    """Packed choices under gates, against each choice in a row of its own."""
     policy = random_gates(FlexiDepth, tiny, 1)
     packed, apart = (LoglikScorer(tiny, 300, packed=how) for how in (True, False))
     examples = load_examples(tiny)
@@ -199,10 +195,9 @@ def test_gates_from_records_to_a_row(name, tiny, run, data):
 
 
 def test_gates_are_no_policy(tiny, run, data, tmp_path):
-    """Nothing loads them as one, in one line; other weights or changed files are refused."""
     folder = tmp_path / "mindskip"
     fit_evaluator(tiny, run, "mindskip", OPTIONS["mindskip"], None, (), folder)
-    for load in (lambda: load_policy(folder, tiny.identity), lambda: RoutedModel.from_pretrained(folder, base=tiny)):
+    for load in (lambda: open_folder(folder).load(tiny.identity), lambda: RoutedModel.from_pretrained(folder, base=tiny)):
         with pytest.raises(ArtifactError, match=r"'mindskip' decides no route and can only be evaluated") as refusal:
             load()
         assert "\n" not in str(refusal.value)
@@ -214,7 +209,6 @@ def test_gates_are_no_policy(tiny, run, data, tmp_path):
 
 
 def test_the_oracle_by_hand(tiny, run):
-    """The base where it is right, else the shortest right route, else the base."""
     ranked = oracle_routes(TrainingData(tiny, run))
     assert ranked[0].is_full
     assert {*ranked[1:]} <= {*ROUTES}
@@ -245,7 +239,6 @@ def test_gates_are_saved_whole_or_refused(kind, tiny, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["opt", "gpt_neox", "gemma2", "cohere", "smollm3", "nanochat", "dots1"])
 def test_models_that_cannot_be_taken_apart_are_refused(family, dtype):
-    """Other norms, capped or unrotated attention, mixtures of experts; also in bfloat16, where small differences would drown."""
     if family not in families.FAMILIES:
         pytest.skip(f"the installed transformers has no {family}")
     routed = RoutedModel.wrap(families.build(family).to(dtype))
@@ -270,11 +263,6 @@ def test_gates_that_are_no_numbers_are_refused(kind, tiny, tmp_path):
         kind.load(tmp_path)
 
 
-def test_a_depth_of_parts_of_blocks_writes_no_route():
-    depth = GatedDepth(2.5)
-    assert (str(depth), depth.n_passes, depth.is_full) == ("", 2.5, False)
-
-
 ASKED = ("What melts ice?", "How many legs does a spider have?", "Red?")
 PROMPTS = [Example(f"q{n}", text, ("heat", "sand", "six", "eight"), n, TASK) for n, text in enumerate(ASKED)]
 
@@ -294,7 +282,6 @@ def test_open_gates_on_attention_answer_as_the_base(reward):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_under_gates_are_those_of_each_prompt_alone(kind):
-    """Some gates open, some closed: in steps of one prompt and of several, the same answers and depths."""
     routed = answering("llama")
     policy = kind.new(routed.n_layers, routed.hidden_size, 0, 4, 1)
     generator = torch.Generator().manual_seed(3)

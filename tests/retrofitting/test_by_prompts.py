@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import drllm
 import runs
@@ -18,18 +18,17 @@ from drllm.cli.main import main
 from drllm.core.config import HealConfig, PromiseConfig, PromptsConfig, Resources, RetrofitConfig
 from drllm.healing.prompts import file_prompts, in_order, parted
 from drllm.reporting.agreement import panel
-from drllm.retrofitting import by_prompts
 from drllm.retrofitting.by_prompts import retrofit_prompts
-from drllm.retrofitting.prompt_sizes import check_parts, sizes_of_prompts
-from drllm.runs.agreement import Agreed
-from drllm.runs.training_questions import load_unseen
+from drllm.retrofitting.pace import check_parts, sizes_of_prompts
+from drllm.runs.manifest import load_unseen
+from drllm.runs.recommendation import Agreed
 from drllm.stats.agreement import most_that_differ
 
 HEAL = HealConfig(steps=20, rank=4, lr=1e-2, held_out=16, choose_on=8, step_tokens=400, new_tokens=3)
 KINDS = {"sum": "{}: what is {} and {}?", "say": "Say {}, please, {} and {}", "why": "Why {} or {} or {}?"}
 
 
-def configs(differ: float = 0.0, minutes: float = 5) -> dict:
+def configs(differ: float = 0.0, minutes: float = 60) -> dict:
     of = {"retrofit": RetrofitConfig(minutes=minutes), "prompts": PromptsConfig(("0.5", "0.75", "0.7"), differ), "heal": HEAL}
     return of | {"promise": PromiseConfig("calibrate"), "resources": Resources()}
 
@@ -41,19 +40,27 @@ def file(tmp_path_factory) -> Path:
     return runs.write_rows(tmp_path_factory.mktemp("prompts") / "log.jsonl", [{"request": {"prompt": t}, "kind": k} for k, t in texts])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def fast_answers() -> Iterator[None]:
-    """What is deployed depends on seconds, which a busy machine decides."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("drllm.retrofitting.pace.throughput", lambda *_: [{"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}])
-        patch.setattr(by_prompts, "token_ms", lambda *_: 0.01)
-        yield
-
-
 @pytest.fixture(scope="module")
 def done(file, tmp_path_factory) -> tuple[Path, Agreed, dict]:
     out = tmp_path_factory.mktemp("agreed") / "run"
+    retrofit_prompts(runs.model(), file, out, configs(0.5), ["drllm", "retrofit"])
+    with_seconds(out)
     return out, *retrofit_prompts(runs.model(), file, out, configs(0.5), ["drllm", "retrofit"])
+
+
+def with_seconds(run: Path) -> None:
+    """As if the policy's answers were faster: what is deployed depends on seconds, which a busy machine decides."""
+    stages = json.loads((run / "stages.json").read_text())
+    stages["seconds of answers"]["result"] = {"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 0.9}
+    (run / "stages.json").write_text(json.dumps(stages))
+
+
+def rows_of(file: Path) -> list[dict]:
+    """Test questions, of which the first 40 ask what stands in the file of prompts."""
+    rows = [row | {"part": "test"} for row in runs.questions(60)]
+    for row, line in zip(rows, file.read_text(encoding="utf-8").splitlines()[:40], strict=False):
+        row["question"] = json.loads(line)["request"]["prompt"]
+    return rows
 
 
 def test_every_route_of_the_nest_leaves_out_what_the_wider_one_does(done):
@@ -69,20 +76,19 @@ def test_every_route_of_the_nest_leaves_out_what_the_wider_one_does(done):
         assert str(RoutedModel.from_pretrained(out / row.policy, base=runs.model()).policy.route) == row.route
 
 
-def test_no_part_sees_another_s_prompts(done, file):
+def test_no_part_sees_another_s_prompts(done, file, tmp_path):
     out, found, _ = done
     routed = runs.model()
     parts = parted(in_order(routed, [one.ids for one in file_prompts(routed, file)], HEAL))
     assert found.prompts == {name: len(part) for name, part in parts.items()} == {"heal": 120, "select": 60, "calibrate": 60}
     assert len(set().union(*map(set, parts.values()))) == 240
-
-    def kept(folder: str) -> list[tuple[int, ...]]:
-        from drllm.healing.teacher import _read
-
-        return [text.ids for path in sorted((out / "train" / "nest" / folder).glob("*.safetensors")) for text in _read(path)]
-
     for folder, name in (("teacher", "heal"), ("select", "select")):
-        assert {next(ids for ids in parts[name] if text[: len(ids)] == ids) for text in kept(folder)} <= set(parts[name])
+        kept = [load_file(path) for path in (out / "train" / "nest" / folder).glob("*.safetensors")]
+        texts = [tuple(ids.tolist()) for one in kept for ids in one["ids"].split(one["lengths"].tolist())]
+        assert texts
+        assert {next(ids for ids in set().union(*parts.values()) if text[: len(ids)] == ids) for text in texts} <= set(parts[name])
+    left = load_unseen(out, {runs.TASK: runs.write_rows(tmp_path / "test.jsonl", rows_of(file))}, "test")[runs.TASK]
+    assert {example.id for example in left.select("test")} == {f"q{n}" for n in range(40, 60)}, "what the file held judges nothing"
 
 
 def test_the_points_are_beside_what_they_must_beat(done):
@@ -136,11 +142,9 @@ def test_the_page_and_the_box_say_it(done):
     assert found.promise in (out / "promised" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_same_call_again_computes_nothing(done, file, monkeypatch):
+def test_the_same_call_again_computes_nothing(done, file):
     out, found, _ = done
     before = runs.folder_bytes(out)
-    monkeypatch.setattr("drllm.healing.training._Training._step", None)
-    monkeypatch.setattr("drllm.healing.measuring.RouteMeter", None)
     again, result = retrofit_prompts(runs.model(), file, out, configs(0.5), ["drllm", "retrofit"])
     assert again == found
     assert len(result["skipped"]) == 8
@@ -176,7 +180,7 @@ def test_killed_anywhere_it_writes_the_same_bytes(done, file, tmp_path, monkeypa
             kills += 1
             assert kills < 60
     assert kills >= 5
-    timed = {"minutes": 0.0}
+    timed = {"minutes": 0.0, "ratio": 1.0, "ratio_low": 1.0, "ratio_high": 1.0, "deploy": ""}
     assert again.changed(**timed) == found.changed(**timed)
     for name in ("healed-0.75", "healed-0.5", "selector", "promised"):
         whole, ours = (runs.folder_bytes(place / name) for place in (out, tmp_path / "run"))
@@ -192,15 +196,6 @@ def test_without_a_share_the_prompts_say_what_they_bear(file, done, tmp_path):
     if found.differ > 0.05:
         assert found.deploy == ""
         assert "where no --differ is given, answers may differ on at most 5 % of prompts" in panel(found, "x")
-
-
-def test_what_the_file_held_judges_nothing(done, file, tmp_path):
-    out, _, _ = done
-    rows = [row | {"part": "test"} for row in runs.questions(60)]
-    for row, line in zip(rows, file.read_text(encoding="utf-8").splitlines()[:40], strict=False):
-        row["question"] = json.loads(line)["request"]["prompt"]
-    found = load_unseen(out, {runs.TASK: runs.write_rows(tmp_path / "test.jsonl", rows)}, "test")[runs.TASK]
-    assert {example.id for example in found.select("test")} == {row["id"] for row in rows[40:]}
 
 
 def test_a_folder_of_something_else_is_refused(done, file, tmp_path):

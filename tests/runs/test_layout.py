@@ -17,22 +17,8 @@ from drllm.runs.names import check_name
 
 SOURCES = Path(drllm.__file__).parent
 FILES = (
-    "run.json",
-    "stages.json",
-    "_plan.json",
-    "metrics.jsonl",
-    "candidates.json",
-    "knob.json",
-    "summary.json",
-    "answers.parquet",
-    "results.json",
-    "routes.jsonl",
-    "metrics.json",
-    "influence.json",
-    "steps.json",
-    "report.html",
-    "report.md",
-    "drllm_export.json",
+    *("run.json", "stages.json", "_plan.json", "metrics.jsonl", "candidates.json", "knob.json", "summary.json", "answers.parquet"),
+    *("results.json", "routes.jsonl", "metrics.json", "influence.json", "steps.json", "report.html", "report.md", "drllm_export.json"),
 )
 BY_TASK = ("samples_",)  # how names of files begin that differ by task
 FOLDERS = ("search", "paths", "verdicts", "decided", "train", "evaluate", "harness", "report", "reproduce")
@@ -76,53 +62,32 @@ def test_no_other_folder_knows_a_file_name_of_a_run_folder():
 def test_names_on_disk_stay():
     """Users' scripts hold them."""
     run = RunFolder(Path("r"))
-    found = [
-        run.jobs,
-        run.finished,
-        run.search("t"),
-        run.matrix("t"),
-        run.verdicts,
-        run.decided,
-        run.policy("p"),
-        run.training("p"),
-        run.features,
-        run.evaluation("tune"),
-        run.summary("tune"),
-        run.answers("tune"),
-        run.harness("tune", "a+b"),
-        run.report,
-        run.reproduction,
-    ]
-    assert [path.as_posix() for path in found] == [
-        "r/run.json",
-        "r/stages.json",
-        "r/search/t",
-        "r/paths/t",
-        "r/verdicts",
-        "r/decided",
-        "r/p",
-        "r/train/p",
-        "r/train/features",
-        "r/evaluate/tune",
-        "r/evaluate/tune/summary.json",
-        "r/evaluate/tune/answers.parquet",
-        "r/harness/tune/a+b",
-        "r/report",
-        "r/reproduce",
-    ]
+    found = {
+        "run.json": run.jobs,
+        "stages.json": run.finished,
+        "search/t": run.search("t"),
+        "paths/t": run.matrix("t"),
+        "verdicts": run.verdicts,
+        "decided": run.decided,
+        "p": run.policy("p"),
+        "train/p": run.training("p"),
+        "train/features": run.features,
+        "evaluate/tune": run.evaluation("tune"),
+        "evaluate/tune/summary.json": run.summary("tune"),
+        "evaluate/tune/answers.parquet": run.answers("tune"),
+        "harness/tune/a+b": run.harness("tune", "a+b"),
+        "report": run.report,
+        "reproduce": run.reproduction,
+    }
+    assert [path.as_posix() for path in found.values()] == [f"r/{name}" for name in found]
     constants = {name: value for name, value in vars(layout).items() if name.endswith("_FILE") and name != "CONFIG_FILE"}
     assert sorted(constants.values()) == sorted(set(FILES) - {"run.json", "stages.json"})
 
 
 def test_what_stands_in_a_run_folder_is_found(tmp_path):
     run = RunFolder(tmp_path)
-    for path in (
-        run.policy("b") / CONFIG_FILE,
-        run.policy("a") / CONFIG_FILE,
-        run.summary("tune"),
-        run.answers("tune"),
-        run.training("a") / layout.METRICS_FILE,
-    ):
+    policies = [run.policy(name) / CONFIG_FILE for name in "ba"]
+    for path in (*policies, run.summary("tune"), run.answers("tune"), run.training("a") / layout.METRICS_FILE):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert [path.name for path in run.policies()] == ["a", "b"]

@@ -86,13 +86,10 @@ def test_a_search_that_cannot_be_read_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_merged_into_verdicts(tmp_path):
+def test_runs_without_verdicts_and_a_folder_with_some_are_refused(tmp_path):
     a, b = searched(tmp_path / "a", records_of("q1")), searched(tmp_path / "b", records_of("q2"))
     with pytest.raises(InputError, match="holds verdicts already: merge into a new folder"):
         merge_runs([a, b], a)
-
-
-def test_runs_without_verdicts_are_refused(tmp_path):
     (tmp_path / "bare").mkdir()
     for source, message in ((tmp_path / "bare", "bare holds no verdicts"), (tmp_path / "none", "none does not exist")):
         with pytest.raises(ArtifactError, match=message):

@@ -12,8 +12,7 @@ from importlib import metadata
 import pytest
 
 from drllm.core.errors import ArtifactError
-from drllm.runs import provenance
-from drllm.runs.provenance import commit, hardware, read_jobs, record_run, running, versions
+from drllm.runs.provenance import PACKAGES, commit, hardware, read_jobs, running, versions
 
 
 def test_a_finished_job_is_recorded(tmp_path):
@@ -23,11 +22,8 @@ def test_a_finished_job_is_recorded(tmp_path):
         assert not (out / "run.json").exists()
         entry["tasks"] = {"arc_easy": 7}
     (job,) = json.loads((out / "run.json").read_text())
-    assert job["job"] == "search"
-    assert job["status"] == "done"
-    assert job["argv"] == ["drllm", "search", "--seed", "3"]
-    assert job["config"] == {"seed": 3, "nested": {"a": [1, None]}}
-    assert job["tasks"] == {"arc_easy": 7}
+    told = {"job": "search", "status": "done", "argv": ["drllm", "search", "--seed", "3"], "tasks": {"arc_easy": 7}}
+    assert {name: job[name] for name in (*told, "config")} == {**told, "config": {"seed": 3, "nested": {"a": [1, None]}}}
     assert job["seconds"] >= 0
     assert before <= datetime.fromisoformat(job["date"]) <= datetime.now(UTC)
     assert job["versions"]["torch"] == metadata.version("torch")
@@ -48,28 +44,16 @@ def test_a_job_that_ends_otherwise_is_recorded_and_its_error_goes_on(tmp_path, e
         train()
     assert caught.value is error
     (job,) = read_jobs(tmp_path)
-    assert (job["status"], job["epochs"]) == (status, 2)
+    assert (job["status"], job["epochs"], job["argv"]) == (status, 2, sys.argv)
 
 
 def test_jobs_are_appended_also_those_that_end_inside_another(tmp_path):
+    assert read_jobs(tmp_path) == []
     with running(tmp_path, "retrofit", {}):
         for name in ("search", "train"):
             with running(tmp_path, name, {}):
                 pass
     assert [job["job"] for job in read_jobs(tmp_path)] == ["search", "train", "retrofit"]
-
-
-def test_record_run_alone(tmp_path):
-    record_run(tmp_path / "a", "evaluate", {"split": "tune"}, ["x"], 1.23456, {"n": 5})
-    record_run(tmp_path / "a", "report", {}, None, 0.0, {})
-    first, second = read_jobs(tmp_path / "a")
-    assert (first["seconds"], first["n"], first["argv"]) == (1.235, 5, ["x"])
-    assert second["argv"] == sys.argv
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["run.json"]
-
-
-def test_no_jobs_yet(tmp_path):
-    assert read_jobs(tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["[{", "", "{}", "[1]", "\x00"])
@@ -81,9 +65,11 @@ def test_a_foreign_run_file_is_refused_before_the_work_and_left_alone(tmp_path, 
     assert (tmp_path / "run.json").read_text() == text
 
 
-def test_versions_of_what_is_installed_only(monkeypatch):
-    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package-of-ours"))
-    assert versions() == {"python": ".".join(map(str, sys.version_info[:3])), "numpy": metadata.version("numpy")}
+def test_versions_of_what_is_installed_only():
+    found = versions()
+    assert found.pop("python") == ".".join(map(str, sys.version_info[:3]))
+    assert {"numpy", "torch"} <= found.keys() < set(PACKAGES), "vLLM lives in an environment of its own"
+    assert found == {name: metadata.version(name) for name in found}
 
 
 def test_hardware_is_plain_json():
@@ -94,12 +80,10 @@ def test_hardware_is_plain_json():
 
 
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A git checkout that drllm seems to run from."""
-    source = tmp_path / "checkout" / "src" / "drllm" / "runs"
-    source.mkdir(parents=True)
-    (source / "provenance.py").write_text("# first\n")
-    monkeypatch.setattr(provenance, "__file__", str(source / "provenance.py"))
+def checkout(tmp_path):
+    """A folder that may become a git checkout."""
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / "code.py").write_text("# first\n")
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
@@ -109,27 +93,22 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path / "checkout", git
 
 
-def test_commit_of_a_checkout(checkout):
+def test_commit_of_a_checkout(checkout, monkeypatch):
     folder, git = checkout
-    assert commit() is None  # no repository yet
+    assert commit(folder) is None  # no repository yet
     git("init")
-    assert commit() is None  # no commit yet
+    assert commit(folder) is None  # no commit yet
     git("add", ".")
     git("commit", "-m", "first")
     head = git("rev-parse", "HEAD")
     assert re.fullmatch("[0-9a-f]{40}", head)
-    assert commit() == head
+    assert commit(folder) == head
     (folder / "notes.txt").write_text("untracked files are no changes")
-    assert commit() == head
-    (folder / "src" / "drllm" / "runs" / "provenance.py").write_text("# second\n")
-    assert commit() == head + "+changes"
-
-
-def test_no_git_program_is_no_error(checkout, monkeypatch):
-    _, git = checkout
-    git("init")
+    assert commit(folder) == head
+    (folder / "code.py").write_text("# second\n")
+    assert commit(folder) == head + "+changes"
     monkeypatch.setenv("PATH", "")
-    assert commit() is None
+    assert commit(folder) is None, "no git program is no error"
 
 
 def test_torch_is_not_imported():

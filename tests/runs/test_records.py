@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -13,8 +11,8 @@ from hypothesis import strategies as st
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX
-from drllm.runs.records import CHOSEN, Check, read_records, read_shard, shard_indices, shard_path, write_shard
-from record_factory import ROUTES, any_record, control, full_record, record, task_folder, write_verdicts
+from drllm.runs.records import Check, read_records, read_shard, shard_indices, shard_path, write_shard
+from record_factory import ROUTES, any_record, control, record, task_folder, write_verdicts
 
 
 def write(run, some, task="arc_easy", index=0):
@@ -26,7 +24,7 @@ def write(run, some, task="arc_easy", index=0):
 
 
 @pytest.mark.long
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(any_record(), min_size=1, max_size=5, unique_by=lambda one: one.asked.question))
 def test_what_is_written_is_read(tmp_path_factory, some):
     folder = write(tmp_path_factory.mktemp("run"), some)
@@ -34,26 +32,6 @@ def test_what_is_written_is_read(tmp_path_factory, some):
     assert repr(back) == repr(some)  # as text: nan differs from itself
     for one, other in zip(back, some, strict=True):
         assert all(repr(one.verdicts[route]) == repr(other.verdicts[route]) for route in other.verdicts)
-
-
-def test_the_columns(tmp_path):
-    folder = write(tmp_path, [full_record()])
-    schema = pq.read_schema(shard_path(folder, 0))
-    assert schema.names == CHOSEN.names
-    check = schema.field("checks").type.value_type
-    assert [check.field(at).name for at in range(check.num_fields)] == ["route", "check", "correct", "margin"]
-
-
-@pytest.mark.long
-def test_equal_records_give_equal_bytes_in_another_process_too(tmp_path):
-    some = [full_record(f"q{n}") for n in range(20)]
-    first = shard_path(write(tmp_path, some, index=3), 3).read_bytes()
-    code = (
-        "import sys; from pathlib import Path; from drllm.runs.records import *; folder = Path(sys.argv[1]) / 'search'\n"
-        "write_shard(folder / 'c', 3, read_shard(shard_path(folder / 'arc_easy', 3)))"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert shard_path(tmp_path / "search" / "c", 3).read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -93,10 +71,6 @@ def test_all_records_of_a_run_by_task_then_shard(tmp_path):
     assert shard_indices(search / "none") == read_records(search / "none") == []
 
 
-def _rewrite(path, change):
-    pq.write_table(change(pq.ParquetFile(path).read()), path)
-
-
 def test_foreign_shards_and_changed_values_are_refused(tmp_path):
     path = shard_path(write(tmp_path, [record()]), 0)
     whole = path.read_bytes()
@@ -104,7 +78,7 @@ def test_foreign_shards_and_changed_values_are_refused(tmp_path):
         (lambda table: table.drop_columns(["chosen"]), "is no table of this kind"),
         (lambda table: table.set_column(table.schema.get_field_index("seed"), "seed", [[6]]), "its content and its digest differ"),
     ):
-        _rewrite(path, change)
+        pq.write_table(change(pq.ParquetFile(path).read()), path)
         with pytest.raises(ArtifactError, match=message):
             read_shard(path)
         path.write_bytes(whole)
@@ -129,8 +103,7 @@ def test_the_control_has_as_many_tries_as_the_search_may_take(change, solved, by
 def test_the_checks_of_a_route_by_name():
     base, kept, other = ROUTES[:3]
     one = record(checks=(Check(base, "fp32", False, 0.0), Check(kept, "fp32", True, 0.1), Check(kept, "rotated:1", False, -0.1)))
-    assert one.verified(kept) == {"fp32": True, "rotated:1": False}
-    assert one.verified(other) == {}
+    assert (one.verified(kept), one.verified(other)) == ({"fp32": True, "rotated:1": False}, {})
 
 
 def test_test_questions_are_never_recorded():

@@ -38,7 +38,7 @@ def test_what_is_written_is_found_by_question_under_the_same_conditions(tmp_path
         assert store.find(replace(CONDITIONS, **{name: "other"}), ["digest 1"])["digest 1"] == {}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(any_verdict(), min_size=1, max_size=4))
 def test_every_verdict_is_read_back_as_it_was(tmp_path, some):
     store = Store(tmp_path / str(abs(hash(repr(some)))))
@@ -85,7 +85,7 @@ def test_what_another_process_wrote_is_seen_and_what_it_left_half_written_is_not
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.parquet", "two.parquet"]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_shard_is_refused_or_harmless(tmp_path, data):
     """Any byte changed, or the end cut off: one line that says what to do, never another exception or other rows."""

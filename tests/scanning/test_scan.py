@@ -22,15 +22,15 @@ from byte_tokens import byte_tokenizer
 from drllm import ArtifactError, Resources, Route, RoutedModel, ScanConfig, SearchConfig, report, scan, search
 from drllm.cli.main import main
 from drllm.core.errors import DrllmError, InputError
+from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.reporting.scan import render
 from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import read_manifest
 from drllm.runs.merge import rows_of
 from drllm.runs.provenance import read_jobs
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Difference, Said, read_map, read_scan
 from drllm.scanning.claims import claim, read_claims
 from drllm.scanning.measure import by_chance
-from drllm.scanning.questions import Questions, choose, least_sure_first
+from drllm.scanning.questions import choose, least_sure_first
 from drllm.scanning.spans import candidates
 from drllm.searching.cost import block_runs
 from drllm.searching.runner import read_routes
@@ -187,7 +187,7 @@ def test_without_a_race_only_the_claim_is_measured_beside_the_same_change_elsewh
     assert [row.group for row in result.means] == [ELSEWHERE, CLAIM_LEAD]
     assert all(row.raced is None and row.fresh is not None and row.fresh.n == 10 for row in (*result.rows, *result.means))
     assert (result.sizes, result.cost.race, read_map(RunFolder(tmp_path).scan)) == ([], 0, [])
-    (before,) = [line for line in caplog.messages if "plain forwards for what is claimed" in line]
+    (before,) = [line for line in caplog.messages if " as claimed and at 2 other places, on 10 questions" in line]
     (after,) = [line for line in caplog.messages if line.startswith("scan: in all")]
     assert before.split()[2] == after.split()[3] == f"{result.cost.fresh:,.0f}"
     text = (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
@@ -210,15 +210,6 @@ def test_a_claim_of_any_form_stands_beside_the_same_change_elsewhere(data, tmp_p
     assert {span.strength for route in others[0] for span in route.spans} == {1, 0.3}
     assert [row.route for row in result.means if row.group == ELSEWHERE] == [str(route) for route in claims[:2]]
     assert "scan: 0-3,0-3 fits at no other blocks: nothing random stands beside it" in caplog.messages
-
-
-def test_what_chance_alone_would_show_is_said(scanned):
-    """Where the coins fall as the answers did, that is what was seen; the mean over all coins lies above 0, since the best are named."""
-    chance = read_scan(RunFolder(scanned).scan).chance
-    assert chance is not None
-    assert chance.n == 16
-    assert chance.low < chance.mean < chance.high
-    assert "turned by a coin" in (report(scanned).parent / "report.md").read_text(encoding="utf-8")
 
 
 def test_chance_is_of_no_use_where_the_best_is_the_same_on_every_question():
@@ -245,7 +236,7 @@ def test_the_least_sure_questions_come_first_and_tasks_take_turns():
     assert least_sure_first(tasks, np.full(7, np.nan)) == [0, 4, 1, 5, 2, 6, 3]
 
 
-def test_tasks_share_the_questions_evenly(data, tmp_path):
+def test_tasks_share_the_questions_evenly_and_what_another_task_raced_on_is_not_new(data, tmp_path):
     other = runs.write_rows(tmp_path / "more.jsonl", [row | {"question": "more " + row["question"]} for row in runs.questions(60)])
     loaded = {"arc_easy": load_task("arc_easy", data), "openbookqa": load_task("openbookqa", other)}
     raced, fresh = choose(runs.model(), loaded, replace(SMALL, questions=9, fresh=5))
@@ -253,35 +244,23 @@ def test_tasks_share_the_questions_evenly(data, tmp_path):
     assert [task for task, _ in fresh].count("arc_easy") == 3
     assert not {example.id for task, example in raced if task == "arc_easy"} & {example.id for task, example in fresh if task == "arc_easy"}
 
-
-def test_a_question_that_another_task_raced_on_is_not_new(data):
     loaded = {"arc_easy": load_task("arc_easy", data), "openbookqa": load_task("openbookqa", data)}
     raced, fresh = choose(runs.model(), loaded, replace(SMALL, questions=8, fresh=8))
     assert not {example.question for _, example in raced} & {example.question for _, example in fresh}
 
 
-def test_loaded_tasks_are_searched_like_named_ones(data, tmp_path):
-    """`search` with a task that was loaded writes the manifest and the records that its name gives."""
-    config = SearchConfig(n_simulations=0, limit=4, verify=False)
-    search(runs.model(), [runs.TASK], config, tmp_path / "a", data)
-    search(runs.model(), [load_task(runs.TASK, data)], config, tmp_path / "b", data)
-    assert runs.folder_bytes(tmp_path / "a" / "search") == runs.folder_bytes(tmp_path / "b" / "search")
-    assert read_manifest(tmp_path / "a" / "search" / runs.TASK).ids
-
-
-def test_a_mixture_of_experts_is_scanned_with_a_note(data, tmp_path, caplog):
+def test_what_a_reader_of_the_map_should_know_of_the_family_is_noted(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
-    routed = RoutedModel.wrap(families.build("mixtral", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+    mixed, scaled = (
+        RoutedModel.wrap(families.build(name, vocab_size=300, max_position_embeddings=256), byte_tokenizer())
+        for name in ("mixtral", "doge")
+    )
     config = replace(SMALL, kinds=("loop", "skip"), questions=4, first_questions=2, fresh=2, winners=1)
-    assert scan(routed, [runs.TASK], config, tmp_path, data).in_group(WINNER)
+    assert scan(mixed, [runs.TASK], config, tmp_path / "mixed", data).in_group(WINNER)
     assert sum("a mixture of experts rounds by what else is in a step" in line for line in caplog.messages) == 1
-    assert "Note: a mixture of experts rounds" in (report(tmp_path).parent / "report.md").read_text(encoding="utf-8")
-
-
-def test_a_family_that_rescales_its_states_is_noted(data, tmp_path):
-    routed = RoutedModel.wrap(families.build("doge", vocab_size=300, max_position_embeddings=256), byte_tokenizer())
-    looped = Route.full(routed.n_layers).loop(0, 1)
-    result = scan(routed, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path, data, claimed={looped: Said()})
+    assert "Note: a mixture of experts rounds" in (report(tmp_path / "mixed").parent / "report.md").read_text(encoding="utf-8")
+    looped = {Route.full(scaled.n_layers).loop(0, 1): Said()}
+    result = scan(scaled, [runs.TASK], replace(SMALL, questions=0, fresh=2), tmp_path / "scaled", data, claimed=looped)
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
@@ -315,21 +294,6 @@ def _kill_a_worker(folder: Path) -> None:
 # --- refusals -------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"questions": 4, "first_questions": 8}, "fewer than the 8 of the first round"),
-        ({"kinds": ("loop", "twice")}, "ScanConfig.kinds holds 'twice', expected some of loop, damped, skip"),
-        ({"kinds": ()}, "ScanConfig.kinds is empty"),
-        ({"strength": 1.0}, "ScanConfig.strength is 1.0"),
-        ({"strength": 0.0}, "ScanConfig.strength is 0.0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        replace(SMALL, **changes)
-
-
 def test_fewer_questions_than_the_race_needs_is_one_line_and_its_advice_works(data, tmp_path):
     with pytest.raises(InputError, match=r"arc_easy has \d+ questions in split fit that this model can be asked, the race needs 500"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=500), tmp_path, data)
@@ -360,6 +324,8 @@ def test_the_command_refuses_in_one_line_before_a_model_loads(capsys, tmp_path):
         (["--questions", "0"], "--questions 0 races nothing"),
         (["--kinds", "loop,lop"], "--kinds holds 'lop'"),
         (["--strength", "2"], "--strength is 2.0"),
+        (["--strength", "0"], "--strength is 0.0"),
+        (["--questions", "4", "--first-questions", "8"], "fewer than the 8 of the first round"),
         (["--winner", "2"], "unknown flag --winner; did you mean '--winners'?"),
     ):
         assert main([*common, *extra]) == 2
@@ -474,40 +440,42 @@ def test_a_dry_run_says_what_the_scan_will_cost_and_leaves_nothing(saved, data, 
     assert "route '0-1,1-2' ends before the last of 4 blocks: write 0-1,1-2/4 if it skips the last ones" in capsys.readouterr().err
 
 
-def test_interrupted_it_says_so_and_goes_on(saved, data, tmp_path, capsys, monkeypatch):
-    asked, asking = [], Questions.ask
+class Interrupting(Reporter):
+    """Ctrl-C when the second job begins: the first round."""
 
-    def second_fails(self, *arguments):
-        asked.append(arguments)
-        if len(asked) == 2:
+    n_begun = 0
+
+    def start(self, job: Progress) -> None:
+        self.n_begun += 1
+        if self.n_begun == 2:
             raise KeyboardInterrupt
-        return asking(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Questions, "ask", second_fails)
-        assert main(command(saved, data, tmp_path / "a")) == 130
-    assert capsys.readouterr().err.endswith("drllm: interrupted; finished work is kept, the same command resumes\n")
+
+def test_interrupted_it_goes_on(data, tmp_path):
+    small = replace(SMALL, kinds=("skip",), questions=8, fresh=4, winners=1)
+    with reporting_to(Interrupting()), pytest.raises(KeyboardInterrupt):
+        scan(runs.model(), [runs.TASK], small, tmp_path / "a", data)
     assert read_jobs(tmp_path / "a")[-1]["status"] == "interrupted"
     with pytest.raises(ArtifactError, match="no search, training or evaluation, and no finished scan"):
         report(tmp_path / "a")
     search(runs.model(), [runs.TASK], SearchConfig(n_simulations=0, limit=2, verify=False), tmp_path / "a", data)
     assert "The scan is unfinished: run the same `drllm scan` again" in (report(tmp_path / "a").parent / "report.md").read_text("utf-8")
-    assert main(command(saved, data, tmp_path / "a")) == 0
-    assert main(command(saved, data, tmp_path / "b")) == 0
+    for name in "ab":
+        scan(runs.model(), [runs.TASK], small, tmp_path / name, data)
     assert changed(runs.folder_bytes(tmp_path / "a" / "scan"), runs.folder_bytes(tmp_path / "b" / "scan")) == []
 
 
-# --- the report -------------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_report_shows_the_maps_and_the_comparison(scanned):
+def test_the_report_shows_the_maps_the_comparison_and_what_chance_alone_would_show(scanned):
+    """The mean over all coins lies above 0, since the best are named."""
+    chance = read_scan(RunFolder(scanned).scan).chance
+    assert chance is not None
+    assert chance.n == 16
+    assert chance.low < chance.mean < chance.high
     page = report(scanned)
     text = (page.parent / "report.md").read_text(encoding="utf-8")
-    assert "## Scan" in text
+    assert all(part in text for part in ("## Scan", "mean of the random spans", "plain forwards", "turned by a coin"))
     for kind in ("loop", "damped", "skip"):
         assert (page.parent / f"scan_{kind}.png").stat().st_size > 10_000
         rows = (page.parent / f"scan_{kind}.csv").read_text(encoding="utf-8").splitlines()
         assert rows[0] == "kind,first,last,route,questions,score,accuracy"
         assert len(rows) == 1 + (9 if kind == "skip" else 10)
-    assert "mean of the random spans" in text
-    assert "plain forwards" in text

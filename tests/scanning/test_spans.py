@@ -30,9 +30,6 @@ def test_routes_are_what_the_kinds_say():
     assert found["damped", 1, 3] == "0-3,(1-3)*0.5,4"
     assert found["skip", 1, 3] == "10001"
     assert found["loop", 2, 2] == "11211"
-
-
-def test_spans_can_be_kept_short():
     assert {one.length for one in candidates(6, ("loop",), 0.5, max_span=2)} == {1, 2}
 
 
@@ -80,13 +77,9 @@ def test_twins_have_kind_and_length_and_are_others():
     assert any(found != twins(chosen, pool, seed=seed) for seed in range(20))
 
 
-def test_the_longest_span_has_a_twin_of_the_nearest_length():
-    pool = candidates(4, KINDS, 0.5)
-    (found,) = twins([candidate("loop", 0, 3, 4, 0.5)], pool, seed=0)
+def test_the_longest_span_has_a_twin_of_the_nearest_length_and_a_kind_that_is_all_chosen_has_none():
+    (found,) = twins([candidate("loop", 0, 3, 4, 0.5)], candidates(4, KINDS, 0.5), seed=0)
     assert (found.kind, found.length) == ("loop", 3)
-
-
-def test_a_kind_that_is_all_chosen_has_no_twin():
     pool = candidates(1, KINDS, 0.5)
     assert twins([pool[0]], pool, seed=0) == []
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
-from drllm.scoring.beginnings import FEWEST, can_begin_alike
-from drllm.scoring.generated import GeneratedScorer
+from drllm.scoring.generated import FEWEST, GeneratedScorer, can_begin_alike
 from drllm.tasks import Example, get_task
 from rote import answering
 
@@ -52,7 +51,7 @@ def test_what_runs_behind_a_beginning_is_what_the_whole_prompt_gives(family):
         said.append(texts(scorer, everybody, PAIRS))
         runner = scorer.runner
         scorer.load(questions)
-        roots = [root for _, [root] in scorer._questions.values()]
+        roots = [root for _, [root] in scorer.opened.values()]
         runner.n_applied, n_before = 0, {root.bucket.n_before for root in roots}
         assert n_before == ({questions[0].n_shared} if shares is None else {0})
         for place, (index, route) in enumerate(PAIRS):
@@ -72,8 +71,8 @@ def test_families_with_windows_read_every_prompt_whole(family):
     questions = [scorer.question(GSM, example) for example in SUMS]
     scorer.load(questions)
     assert questions[0].n_shared >= FEWEST, "there would be something to share"
-    assert {root.bucket.n_before for _, [root] in scorer._questions.values()} == {0}
-    assert not scorer._stems
+    assert {root.bucket.n_before for _, [root] in scorer.opened.values()} == {0}
+    assert not scorer.stems
 
 
 def test_what_rounding_or_length_would_change_is_not_shared():
@@ -100,9 +99,7 @@ def test_answers_depend_neither_on_the_company_nor_on_memory(cache_bytes, seed, 
     assert found == want
     scorer.load([])
     assert scorer.runner.n_bytes == 0
-    assert not scorer._stems
-    assert not scorer.runner._leaves
-    assert not scorer.runner._inner
+    assert not scorer.stems
 
 
 def test_a_beginning_is_the_tasks_alone():

@@ -6,22 +6,24 @@ import copy
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GenerationConfig
 
 import families
 from byte_tokens import byte_tokenizer
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
-from drllm.model.generation import _UNFOLLOWED, GreedyChoice
+from drllm.model.generation import CHANGE_GREEDY, GreedyChoice
 from drllm.model.transformers_private import RoomySlot
-from drllm.policies.constant import RoutePolicy
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes, RoutePolicy
 from drllm.scoring import generated
 from drllm.scoring.generated import GeneratedScorer
-from drllm.scoring.trie import Node, bytes_of
+from drllm.scoring.prefixes import Node, bytes_of
 from drllm.tasks import Example, f1_score, get_task
 from drllm.tasks.wording import WORDINGS
 from rote import answering, by_rote, rote_example
@@ -140,33 +142,25 @@ def test_answers_out_of_passages_end_with_their_line_and_are_counted():
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_base_models_without_a_template_get_the_text_of_the_messages(family):
-    routed = answering(family)
-    bare = copy.deepcopy(byte_tokenizer())
-    bare.chat_template = None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routed, "tokenizer", bare)
-        scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=6)
-        assert scorer.prompt_format == "raw"
-        questions = [scorer.question(ARC, example) for example in EXAMPLES]
-        verdicts, routes = score_policy(scorer, questions, GivenRoutes(ROUTES[:4]))
-        assert routes == ROUTES[:4]
-        for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
-            prompt = ARC.letter_prompt(example, OURS) + "\n\n"
-            whole = routed.generate([prompt], policy=route, max_new_tokens=6, do_sample=False)[0].text or ""
-            assert whole.startswith(str(verdict.text))
-        assert score_policy(scorer, questions, None)[0] == score_policy(scorer, questions, RoutePolicy(ROUTES[0]))[0]
-    assert GeneratedScorer(routed, "letter").prompt_format == "chat"
+    routed = answering(family, None)
+    scorer = GeneratedScorer(routed, "letter", 600, max_new_tokens=6)
+    assert (scorer.prompt_format, GeneratedScorer(answering(family), "letter").prompt_format) == ("raw", "chat")
+    questions = [scorer.question(ARC, example) for example in EXAMPLES]
+    verdicts, routes = score_policy(scorer, questions, GivenRoutes(ROUTES[:4]))
+    assert routes == ROUTES[:4]
+    for example, route, verdict in zip(EXAMPLES, routes, verdicts, strict=True):
+        prompt = ARC.letter_prompt(example, OURS) + "\n\n"
+        whole = routed.generate([prompt], policy=route, max_new_tokens=6, do_sample=False)[0].text or ""
+        assert whole.startswith(str(verdict.text))
+    assert score_policy(scorer, questions, None)[0] == score_policy(scorer, questions, RoutePolicy(ROUTES[0]))[0]
 
 
 def test_a_question_reads_the_same_on_every_day_and_leaves_no_room_to_think():
     """Templates as Llama's, which write the date, and Qwen3's, which think unless they are told not to."""
-    routed, tokenizer = answering("llama"), copy.deepcopy(byte_tokenizer())
     day = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today is {{ date_string }}. "
     thought = "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
-    tokenizer.chat_template = day + "{{ messages[0]['content'] }}" + thought
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routed, "tokenizer", tokenizer)
-        text = tokenizer.decode(GeneratedScorer(routed, "letter").question(ARC, EXAMPLES[0]).context_ids)
+    routed = answering("llama", day + "{{ messages[0]['content'] }}" + thought)
+    text = routed.tokenizer.decode(GeneratedScorer(routed, "letter").question(ARC, EXAMPLES[0]).context_ids)
     assert text.startswith("Today is 26 Jul 2024. ")
     assert text.endswith("<think></think>")
 
@@ -224,15 +218,9 @@ def test_answers_leave_the_batch_when_they_are_settled():
     sizes = decode_sizes(by_rote(), lambda: scorer.score(pairs))
     # First tokens come from the prefill. Second: all ten, then "B" has ended. Third: "D\nv" is settled. Fourth: "A. v" is.
     assert sizes == [10, 7, 4, 2, 2, 2, 2]
-
-
-def test_one_new_token_needs_no_decoding():
     scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=1)
-    scorer.load([scorer.question(ARC, rote_example("3", 2)), scorer.question(ARC, rote_example("4", 2))])
-    pairs = [(0, ROUTES[0]), (1, ROUTES[1])]
-    verdicts = []
-    assert decode_sizes(by_rote(), lambda: verdicts.extend(scorer.score(pairs))) == []
-    assert [(verdict.text, verdict.correct) for verdict in verdicts] == [("C", True), ("D", False)]
+    scorer.load([scorer.question(ARC, example) for example in examples])
+    assert decode_sizes(by_rote(), lambda: scorer.score(pairs)) == [], "one new token needs no decoding"
 
 
 # --- nothing else shows -------------------------------------------------------------------------------------------------------------------
@@ -273,18 +261,6 @@ def test_answers_depend_neither_on_memory_nor_on_order(cache_bytes, seed, n_call
     assert scorer.runner.n_bytes == 0
 
 
-def test_what_is_decoded_together_is_told_before_the_rest_is_answered(monkeypatch):
-    routed, pairs = answering("llama"), mixed_pairs(5, seed=4)
-    monkeypatch.setattr(generated, "DECODED_ANSWERS", 2)
-    scorer = GeneratedScorer(routed, "letter", 600)
-    handles = scorer.open([scorer.question(ARC, example) for example in EXAMPLES])
-    for index, route in pairs:
-        scorer.submit(handles[index], route)
-    told = [[(handle, route) for handle, route, _ in found] for found in iter(scorer.collect, [])]
-    assert [len(found) for found in told] == [2, 2, 1]
-    assert [one for found in told for one in found] == [(handles[index], route) for index, route in pairs], "in the order submitted"
-
-
 def test_prompts_share_prefixes_within_the_memory_given():
     """One application a distinct prefix, of each question and of what all begin with; one path at a time, its line and a step at most."""
     routed, pairs = answering("llama"), list(dict.fromkeys(mixed_pairs(20, seed=2)))
@@ -296,7 +272,7 @@ def test_prompts_share_prefixes_within_the_memory_given():
     shared = {path for _, path in prefixes}
     assert scorer.runner.n_applied == len(prefixes) + len(shared)
     # States of 32 numbers a token, and keys and values of 2 heads of 8.
-    buckets = {index: root.bucket for index, (_, [root]) in scorer._questions.items()}
+    buckets = {index: root.bucket for index, (_, [root]) in scorer.opened.items()}
     a_node = {index: (bucket.width * (32 + 2 * 16) + bucket.n_before * 2 * 16) * 4 for index, bucket in buckets.items()}
     beginnings = len(shared) * questions[0].n_shared * (32 + 2 * 16) * 4
     assert scorer.runner.n_bytes == sum(a_node[index] for index, _ in prefixes) + beginnings
@@ -316,18 +292,19 @@ def test_what_is_decoded_together_keeps_keys_and_values_but_no_states():
     scorer = GeneratedScorer(routed, "letter", 600, cache_bytes=0)
     runner, expected = scorer.runner, texts_of(routed, pairs)
     scorer.load([scorer.question(ARC, example) for example in EXAMPLES])
-    tries = [root for _, roots in scorer._questions.values() for root in roots] + list(scorer._stems.values())
-    peaks, settle = [0, 0], runner._settle
+    tries = [root for _, roots in scorer.opened.values() for root in roots] + list(scorer.stems.values())
+    peaks = [0, 0]
 
-    def look(ran: list[Node]) -> None:
-        settle(ran)
+    def look(*_: Any) -> None:
         nodes = [node for root in tries for node in below(root)]
         assert runner.n_bytes == sum(map(bytes_of, nodes))
         for place, tensors in enumerate(([node.state for node in nodes], [part for node in nodes for part in sum(node.keys_values, ())])):
             peaks[place] = max(peaks[place], sum(tensor.nbytes for tensor in tensors if tensor is not None))
 
-    runner._settle = look  # type: ignore[method-assign]
+    looking = [block.mlp.register_forward_pre_hook(look) for block in routed.blocks]
     assert [verdict.text for verdict in scorer.score(pairs)] == expected
+    for handle in looking:
+        handle.remove()
     n_nodes = len({(index, route.spans[:length]) for index, route in pairs for length in range(1, len(route.spans) + 1)})
     width = max(root.bucket.width for root in tries)
     assert peaks[1] > n_nodes / 2 * width * 2 * 16 * 4, "the lines of all answers"
@@ -344,69 +321,44 @@ def below(node: Node) -> list[Node]:
 
 def test_the_repetition_penalty_of_the_model_is_followed():
     """Prompt tokens count too, pads do not: the answers of `generate`, which differ from those without a penalty."""
-    routed, pairs = answering("llama"), mixed_pairs(12, seed=6)
-    plain = texts_of(routed, pairs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routed.model.generation_config, "repetition_penalty", 1.6)
-        penalised = texts_of(routed, pairs)
-        for (index, route), text in zip(pairs, penalised, strict=True):
-            assert alone(routed, EXAMPLES[index], route).startswith(str(text))
+    routed, pairs = answering("llama", repetition_penalty=1.6), mixed_pairs(12, seed=6)
+    plain, penalised = texts_of(answering("llama"), pairs), texts_of(routed, pairs)
+    for (index, route), text in zip(pairs, penalised, strict=True):
+        assert alone(routed, EXAMPLES[index], route).startswith(str(text))
     assert sum(a != b for a, b in zip(plain, penalised, strict=True)) > 3
 
 
 VALUES = {
-    "no_repeat_ngram_size": 2,
-    "encoder_no_repeat_ngram_size": 2,
-    "encoder_repetition_penalty": 1.5,
-    "bad_words_ids": [[5]],
-    "min_length": 4,
-    "min_new_tokens": 4,
-    "forced_bos_token_id": 3,
-    "forced_eos_token_id": 2,
-    "suppress_tokens": [4],
-    "begin_suppress_tokens": [4],
-    "sequence_bias": [[[5], -1.0]],
-    "exponential_decay_length_penalty": (2, 1.1),
-    "stop_strings": ["A"],
-    "watermarking_config": {"bias": 2.0},
+    **{"no_repeat_ngram_size": 2, "encoder_no_repeat_ngram_size": 2, "encoder_repetition_penalty": 1.5, "bad_words_ids": [[5]]},
+    **{"min_length": 4, "min_new_tokens": 4, "forced_bos_token_id": 3, "forced_eos_token_id": 2, "suppress_tokens": [4]},
+    **{"begin_suppress_tokens": [4], "sequence_bias": [[[5], -1.0]], "exponential_decay_length_penalty": (2, 1.1)},
+    **{"stop_strings": ["A"], "watermarking_config": {"bias": 2.0}},
 }
-HARMLESS = {
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "repetition_penalty": 1.0,
-    "suppress_tokens": [],
-    "temperature": 0.2,
-    "do_sample": True,
-}
+HARMLESS = [
+    *({"no_repeat_ngram_size": 0}, {"min_length": 0}, {"repetition_penalty": 1.0}, {"suppress_tokens": []}, {"temperature": 0.2}),
+    *({"do_sample": True}, {"encoder_repetition_penalty": 1.0}),
+]
 
 
-@pytest.mark.parametrize("name", sorted(VALUES))
-def test_settings_that_are_not_followed_are_refused(name, monkeypatch):
-    assert set(VALUES) == set(_UNFOLLOWED)
-    routed = answering("llama")
-    monkeypatch.setattr(routed.model.generation_config, name, VALUES[name])
-    with pytest.raises(InputError, match=rf"generation_config sets {name}, which generated rewards do not follow"):
-        GeneratedScorer(routed, "letter")
+def choice(**settings: Any) -> GreedyChoice:
+    """Of a model with these settings; no more of it is read."""
+    return GreedyChoice(SimpleNamespace(generation_config=GenerationConfig(**settings)))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *HARMLESS.items(),
-        ("encoder_repetition_penalty", 1.0),
-    ],
-)
-def test_settings_that_change_no_greedy_choice_are_not(name, value, monkeypatch):
-    routed = answering("llama")
-    monkeypatch.setattr(routed.model.generation_config, name, value)
-    assert GeneratedScorer(routed, "letter").max_new_tokens == 10
+def test_settings_that_would_change_a_choice_are_refused_and_others_are_not():
+    assert set(VALUES) == set(CHANGE_GREEDY)
+    for name, value in VALUES.items():
+        with pytest.raises(InputError, match=rf"generation_config sets {name}, which generated rewards do not follow"):
+            choice(**{name: value})
+    for harmless in HARMLESS:
+        choice(**harmless)
+    with pytest.raises(InputError, match="generation_config sets min_length"):
+        GeneratedScorer(answering("llama", min_length=4), "letter")
 
 
-def test_end_tokens_may_be_none_one_or_several(monkeypatch):
-    model = answering("llama").model
-    for given_id, expected in ((None, set()), (2, {2}), ([2, 7], {2, 7})):
-        monkeypatch.setattr(model.generation_config, "eos_token_id", given_id)
-        assert GreedyChoice(model).end_ids == expected
+@pytest.mark.parametrize(("given_id", "expected"), [(None, set()), (2, {2}), ([2, 7], {2, 7})])
+def test_end_tokens_may_be_none_one_or_several(given_id, expected):
+    assert choice(eos_token_id=given_id).end_ids == expected
 
 
 @pytest.mark.parametrize("family", INDEXED)
@@ -421,26 +373,6 @@ def test_attention_that_keeps_more_than_keys_and_values_is_refused(family):
 
 
 # --- questions at the edges ---------------------------------------------------------------------------------------------------------------
-
-
-ODD = {
-    "empty question": replace(EXAMPLES[0], question=""),
-    "empty choices": replace(EXAMPLES[0], choices=("", "", "x")),
-    "one choice": replace(EXAMPLES[0], choices=("only",)),
-    "26 choices": replace(EXAMPLES[0], choices=tuple(f"c{place}" for place in range(26))),
-    "unicode": replace(EXAMPLES[0], question="👩‍👩‍👧 e\u0301 \u202bמה?", choices=("مرحبا", "漢字", "e\u0301")),
-}
-
-
-@pytest.mark.parametrize("example", ODD.values(), ids=ODD)
-def test_odd_questions_get_the_verdict_of_their_answer(example):
-    routed = answering("llama")
-    scorer = GeneratedScorer(routed, "letter", 600)
-    verdicts, _ = score_policy(scorer, [scorer.question(ARC, example)], RoutePolicy(ROUTES[3]))
-    whole = alone(routed, example, ROUTES[3])
-    assert verdicts[0].text is not None
-    assert whole.startswith(verdicts[0].text)
-    assert verdicts[0].correct == ARC.read(example, whole, "letter").lenient
 
 
 REFUSED = {

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,11 +23,10 @@ from byte_tokens import byte_tokenizer
 from drllm import Resources, Route, RoutedModel, SearchConfig, search, train
 from drllm.cli.main import main
 from drllm.core.errors import ArtifactError, InputError
-from drllm.model.routed import RoutedModel as _Routed
+from drllm.core.progress import Progress, Reporter, reporting_to
 from drllm.runs.merge import merge_runs
 from drllm.runs.provenance import read_jobs
 from drllm.runs.records import read_records, read_shard, shard_indices, shard_path
-from drllm.scoring.prefixes import PrefixRunner
 from drllm.tasks import load_task
 from runs import TASK, TRAIN, L, copy_run, folder_bytes, matrix, model, questions, write_rows
 
@@ -59,46 +61,32 @@ def odd_rows() -> list[dict]:
 # --- questions ----------------------------------------------------------------------------------------------------------------------
 
 
+def searched_rows(path: Path, rows: list[dict]) -> Path:
+    """A file whose `rows` may all be searched: others stand for its development part."""
+    others = [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
+    return write_rows(path, [row | {"part": "train"} for row in rows] + others)
+
+
 def test_odd_questions_are_searched_or_left_out_with_a_reason(tmp_path, caplog):
     caplog.set_level(logging.INFO, "drllm")
-    rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "odd.jsonl", rows)
-    loaded = load_task(TASK, data)
-    assert loaded.dropped["duplicate"] == 1
+    data = searched_rows(tmp_path / "odd.jsonl", odd_rows())
+    assert load_task(TASK, data).dropped["duplicate"] == 1
     config = SearchConfig(n_simulations=3, splits=("fit", "calibrate"))
     search(model(), [TASK], config, tmp_path, data, routes=[Route.parse("1121")])
     records = {record.id: record for record in matrix(tmp_path)}
-    manifest = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())
-    assert manifest["skipped"] == dict.fromkeys(
-        ("much too long", "even: longer", "too long by a choice"), "a prompt that, with its answer, exceeds the context of 256 tokens"
-    )
-    expected = {row["id"] for row in odd_rows()} - {"again"} - manifest["skipped"].keys()
-    assert records.keys() == expected
+    skipped = json.loads((tmp_path / "paths" / TASK / "_plan.json").read_text())["skipped"]
+    too_long = "a prompt that, with its answer, exceeds the context of 256 tokens"
+    assert skipped == dict.fromkeys(("much too long", "even: longer", "too long by a choice"), too_long)
+    assert records.keys() == {row["id"] for row in odd_rows()} - {"again"} - skipped.keys()
     for record in records.values():
         assert all(margin == margin for margin in record.margins), record.id  # none is nan
-    assert f"{TASK}: 3 questions left out: a prompt that, with its answer, exceeds the context of 256 tokens" in caplog.messages
+    second, first = records["equal choices"], records["equal choices, the first"]
+    assert (second.base_correct, first.base_correct) == (False, True), "as in lm-evaluation-harness argmax takes the first of equals"
+    assert second.base_margin == first.base_margin == 0
+    assert f"{TASK}: 3 questions left out: {too_long}" in caplog.messages
     assert f"{TASK}: 1 question left out: duplicate" in caplog.messages
     (job,) = read_jobs(tmp_path)
     assert (job["tasks"][TASK]["skipped"], job["tasks"][TASK]["dropped"]) == (3, {"duplicate": 1})
-
-
-def test_equal_choices_are_right_when_the_first_of_them_is_the_gold(tmp_path):
-    """As lm-evaluation-harness judges them: argmax takes the first of equals, however they round."""
-    rows = [row | {"part": "train"} for row in odd_rows()] + [row | {"part": "dev", "id": f"dev {row['id']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "odd.jsonl", rows)
-    search(model(), [TASK], SearchConfig(splits=("fit", "calibrate")), tmp_path, data, routes=[Route.full(L)])
-    records = {record.id: record for record in matrix(tmp_path)}
-    second, first = records["equal choices"], records["equal choices, the first"]
-    assert (second.base_correct, first.base_correct) == (False, True)
-    assert second.base_margin == first.base_margin == 0
-
-
-def test_a_single_choice_is_refused_with_its_line_before_any_work(tmp_path):
-    rows = questions(3)
-    rows[1]["choices"], rows[1]["answer"] = ["42"], 0
-    with pytest.raises(InputError, match=r"line 2: choices is \['42'\], expected a list of at least two texts"):
-        search(model(), [TASK], SMALL, tmp_path / "run", write_rows(tmp_path / "one.jsonl", rows))
-    assert not (tmp_path / "run").exists()
 
 
 def test_no_question_that_fits_is_refused(tmp_path):
@@ -107,19 +95,15 @@ def test_no_question_that_fits_is_refused(tmp_path):
         search(model(), [TASK], SMALL, tmp_path / "run", write_rows(tmp_path / "long.jsonl", rows))
 
 
-def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(tmp_path, monkeypatch):
-    rows = questions(30)
-    monkeypatch.setattr("drllm.tasks.base._SECOND_TEMPLATE", "w" * 240 + " {question}")
-    search(model(), [TASK], SMALL, tmp_path, write_rows(tmp_path / "sums.jsonl", rows))
+def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(data, tmp_path):
+    """The first wording here has no word of its own, the second begins with "Q: "."""
+    loaded = load_task(TASK, data)
+    most = 256 - max(len(f" {choice}") for row in questions() for choice in row["choices"])
+    fit = [replace(one, question=one.question.rjust(most, "w")) for one in loaded.examples["fit"]]
+    bare = replace(loaded, task=replace(loaded.task, loglik_template="{question}"), examples=loaded.examples | {"fit": fit})
+    search(model(), [bare], SMALL, tmp_path)
     checks = {check.check for record in read_records(tmp_path / "search") for check in record.checks}
     assert checks == {"fp32:acc", "fp32:acc_norm"}
-
-
-def test_an_id_that_no_file_can_hold_is_refused_with_its_line(tmp_path):
-    data = tmp_path / "half.jsonl"
-    data.write_text(json.dumps(questions(1)[0] | {"id": "a \ud83d"}) + "\n")
-    with pytest.raises(InputError, match=r"line 1: id .* holds half of a surrogate pair"):
-        load_task(TASK, data)
 
 
 # --- logits that are NaN or infinite -----------------------------------------------------------------------------------------------------
@@ -138,10 +122,7 @@ def broken_on(marker: str) -> RoutedModel:
 def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(reward, tmp_path):
     rows = questions(30)
     rows[4]["question"] = rows[4]["question"].replace("?", " ~?")
-    for row in rows:
-        row["part"] = "train"
-    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "sums.jsonl", rows)
+    data = searched_rows(tmp_path / "sums.jsonl", rows)
     assert any(example.id == "q4" for example in load_task(TASK, data).examples["fit"])
     config = SearchConfig(n_simulations=4, group_size=8, reward=reward, max_new_tokens=2)
     search(broken_on("~"), [TASK], config, tmp_path, data)
@@ -157,11 +138,10 @@ def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(r
 
 def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
     """As fp16 on the longest questions: they are done first, since each needs but one evaluation, or are all that a resumed search has."""
-    rows = [row | {"part": "train"} for row in questions(24)]
+    rows = questions(24)
     for row in rows[:8]:
         row["question"] = row["question"].replace("?", ", and how do you know that it is so ~?")
-    rows += [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
-    data = write_rows(tmp_path / "sums.jsonl", rows)
+    data = searched_rows(tmp_path / "sums.jsonl", rows)
     config = SearchConfig(n_simulations=4, group_size=1, control=False, verify=False)
     found = {}
     for pool_size in (1, 128):
@@ -190,43 +170,43 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
 # --- the disk -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, monkeypatch):
-    whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
-    fsync, left = os.fsync, [5]  # the manifest, verdicts and records of two groups
+@pytest.fixture
+def disk(monkeypatch) -> list[float]:
+    """How many files it still takes."""
+    fsync, left = os.fsync, [math.inf]
 
-    def full(descriptor: int) -> None:
+    def taking(descriptor: int) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
-    out = tmp_path / "full"
-    monkeypatch.setattr(drllm.core.files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", taking)
+    return left
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(data, tmp_path, disk, capsys):
+    whole = search(model(), [TASK], SMALL, tmp_path / "whole", data)
+    disk[0], out = 5, tmp_path / "full"  # the manifest, verdicts and records of two groups
     with pytest.raises(OSError, match="No space left on device") as error:
         search(model(), [TASK], SMALL, out, data, resources=Resources(pool_size=1))
     assert Path(error.value.filename).name.startswith("search-")
     assert shard_indices(out / "search" / TASK) == [1, 2]
     assert not list(out.rglob("*.partial"))
-    monkeypatch.setattr(drllm.core.files.os, "fsync", fsync)
+    disk[0] = math.inf
     search(model(), [TASK], SMALL, out, data)
     assert folder_bytes(out / "search") == folder_bytes(whole / "search")
+    model().unwrap().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    disk[0] = 0
+    command = ["search", "--model", str(tmp_path / "tiny"), "--tasks", TASK, "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main([*command, "--limit", "4"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("drllm: error: No space left on device: ")
+    assert line.endswith("make room and run the same command, which resumes")
 
 
-def test_the_command_line_says_what_to_do_about_a_full_disk(data, tmp_path, monkeypatch, capsys):
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(drllm.core.files.os, "fsync", full)
-    routed = model()
-    monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
-    code = main(["search", "--model", "tiny", "--tasks", TASK, "--data", str(data), "--out", str(tmp_path / "run"), "--limit", "4"])
-    lines = capsys.readouterr().err.splitlines()
-    assert code == 2
-    assert lines[-1].startswith("drllm: error: No space left on device: ")
-    assert lines[-1].endswith("make room and run the same command, which resumes")
-
-
-def test_an_unreadable_shard_is_refused_before_the_work_goes_on(data, tmp_path, monkeypatch):
+def test_an_unreadable_shard_is_refused_before_the_work_goes_on(data, tmp_path):
     search(model(), [TASK], SMALL, tmp_path, data)
     folder = tmp_path / "search" / TASK
     whole = shard_path(folder, 1).read_bytes()
@@ -275,47 +255,41 @@ def test_another_tokenizer_is_another_search(data, tmp_path):
 # --- Ctrl-C and kill -9 -------------------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_says_how_to_resume_and_keeps_the_shards(data, tmp_path, monkeypatch, capsys):
-    apply, calls = PrefixRunner._apply, []
+class Interrupting(Reporter):
+    """Does something when the first group is done."""
 
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(shard_indices(tmp_path / "run" / "search" / TASK)) == 1:
-            raise KeyboardInterrupt
-        return apply(self, *args)
+    def __init__(self, act: Callable[[], object]):
+        self.act: Callable[[], object] | None = act
 
-    monkeypatch.setattr(PrefixRunner, "_apply", interrupted)
-    routed = model()
-    monkeypatch.setattr(_Routed, "wrap", lambda *args, **kwargs: routed)
-    flags = "--limit 12 --n-simulations 4 --group-size 4 --pool-size 4"
-    command = f"search --model tiny --tasks {TASK} --data {data} --out {tmp_path / 'run'} {flags}".split()
-    assert main(command) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "drllm: interrupted; finished work is kept, the same command resumes"
-    assert shard_indices(tmp_path / "run" / "search" / TASK) == [2]
-    monkeypatch.setattr(PrefixRunner, "_apply", apply)
-    assert main(command) == 0
-    assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["interrupted", "done"]
+    def advance(self, job: Progress) -> None:
+        if job.done and self.act is not None:
+            act, self.act = self.act, None
+            act()
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_keeps_the_shards_and_the_same_search_resumes(data, tmp_path):
+    out = tmp_path / "run"
+    with reporting_to(Interrupting(ctrl_c)), pytest.raises(KeyboardInterrupt):
+        search(model(), [TASK], SMALL, out, data, resources=Resources(pool_size=4))
+    assert len(shard_indices(out / "search" / TASK)) == 1
+    search(model(), [TASK], SMALL, out, data)
+    assert [job["status"] for job in read_jobs(out)] == ["interrupted", "done"]
     search(model(), [TASK], SMALL, tmp_path / "whole", data)
-
-    def strip(content):
-        return {name: part for name, part in content.items() if not name.endswith("_plan.json")}
-
-    assert strip(folder_bytes(tmp_path / "run" / "search")) == strip(folder_bytes(tmp_path / "whole" / "search"))
+    assert folder_bytes(out / "search") == folder_bytes(tmp_path / "whole" / "search")
 
 
-def test_a_second_search_in_the_same_folder_is_refused_while_the_first_is_at_work(data, tmp_path, monkeypatch):
-    apply, refused = PrefixRunner._apply, []
+def test_a_second_search_in_the_same_folder_is_refused_while_the_first_is_at_work(data, tmp_path):
+    def again() -> None:
+        with pytest.raises(ArtifactError, match=r"another search is at work in .*run: wait for it, or give another --out"):
+            search(model(), [TASK], SMALL, tmp_path / "run", data)
 
-    def meanwhile(self, *args):
-        if not refused:
-            with pytest.raises(ArtifactError, match=r"another search is at work in .*run: wait for it, or give another --out") as error:
-                search(model(), [TASK], SMALL, tmp_path / "run", data)
-            refused.append(error)
-        return apply(self, *args)
-
-    monkeypatch.setattr(PrefixRunner, "_apply", meanwhile)
-    search(model(), [TASK], SMALL, tmp_path / "run", data)
-    assert refused
+    with reporting_to(meanwhile := Interrupting(again)):
+        search(model(), [TASK], SMALL, tmp_path / "run", data)
+    assert meanwhile.act is None, "it was tried"
     assert [job["status"] for job in read_jobs(tmp_path / "run")] == ["done"]
 
 

@@ -6,8 +6,8 @@ import families
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel, SearchConfig
 from drllm.scoring.loglik import LoglikScorer
-from drllm.searching.verify import Verifier, rotated
-from drllm.tasks import Example, get_task, load_task
+from drllm.searching.worker import Verifier
+from drllm.tasks import get_task, load_task
 from rote import by_rote, rote_example
 
 L = families.N_BLOCKS
@@ -17,15 +17,6 @@ FULL, OTHER = Route.full(L), Route.parse("1201")
 
 def half() -> RoutedModel:
     return RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512).bfloat16(), byte_tokenizer())
-
-
-def test_rotation_moves_the_options_and_the_answer_with_them():
-    example = Example("q", "Which?", ("a", "b", "c", "d"), 2, "arc_easy")
-    assert [rotated(example, by).choices for by in (1, 2, 3)] == [("b", "c", "d", "a"), ("c", "d", "a", "b"), ("d", "a", "b", "c")]
-    for by in range(1, 4):
-        moved = rotated(example, by)
-        assert isinstance(moved.answer, int)
-        assert moved.choices[moved.answer] == "c"
 
 
 def test_a_model_that_always_says_a_is_right_where_the_answer_stands_first():

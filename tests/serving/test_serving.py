@@ -27,10 +27,9 @@ from drllm.deploy.serving import launch as launching
 from drllm.deploy.serving.engine.plugin import refuse, refuse_attention
 from drllm.deploy.serving.launch import check_address, check_supported, checkpoint_of, environment, launch, make_spec
 from drllm.deploy.serving.spec import ServeSpec
-from drllm.policies.codebook import Codebook, Point
+from drllm.policies.codebook import Codebook, Point, TextSelector
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.routers import RouterConfig, Routers
-from drllm.policies.text_selector import TextSelector
 from engines import free_port
 
 L = 4

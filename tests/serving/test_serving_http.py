@@ -21,8 +21,7 @@ import torch
 
 from drllm import Route, RoutedModel
 from drllm.model.packages import PACKAGED
-from drllm.policies.codebook import Codebook, Point
-from drllm.policies.text_selector import TextSelector, grams_in
+from drllm.policies.codebook import Codebook, Point, TextSelector, grams_in
 from engines import PYTHON, checkpoint, free_port, needs_vllm, random_routers, serving
 from fences import fences
 

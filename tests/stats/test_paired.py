@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from drllm.stats import paired as stats
 from drllm.stats.paired import decided, discordant, even_weights, holm, mcnemar, paired_bootstrap, sign_flips, wilson
 
 counts = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@given(counts, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_wilson_agrees_with_scipy(count, level):
+@given(counts)
+def test_wilson_agrees_with_scipy_and_stays_in_the_unit_interval_around_the_share(count):
     n_right, n = count
-    expected = scipy_stats.binomtest(n_right, n).proportion_ci(level, method="wilson")
-    assert wilson(n_right, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    expected = scipy_stats.binomtest(n_right, n).proportion_ci(0.95, method="wilson")
+    low, high = wilson(n_right, n)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert 0.0 <= low <= n_right / n <= high <= 1.0
+    assert wilson(n - n_right, n) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -39,37 +41,17 @@ def test_wilson_published(n_right, n, low, high):
     assert wilson(n_right, n) == pytest.approx((low, high), abs=5e-5)
 
 
-@given(counts)
-def test_wilson_stays_in_the_unit_interval_around_the_share(count):
-    n_right, n = count
-    low, high = wilson(n_right, n)
-    assert 0.0 <= low <= n_right / n <= high <= 1.0
-    mirrored = wilson(n - n_right, n)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
-
-
 def test_wilson_of_none_and_of_all_reaches_the_end_exactly():
     """Computed, some of these bounds lie beyond it by a rounding."""
     assert {wilson(0, n)[0] for n in range(1, 300)} == {0.0}
     assert {wilson(n, n)[1] for n in range(1, 300)} == {1.0}
-
-
-def test_wilson_of_nothing_says_nothing():
-    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 0) == (0.0, 1.0), "of nothing it says nothing"
 
 
 @pytest.mark.parametrize(("n_right", "n"), [(-1, 5), (6, 5)])
 def test_wilson_refuses_impossible_counts(n_right, n):
     with pytest.raises(ValueError, match="right answers"):
         wilson(n_right, n)
-
-
-@pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
-def test_levels_are_fractions(level):
-    with pytest.raises(ValueError, match="level"):
-        wilson(1, 2, level)
-    with pytest.raises(ValueError, match="level"):
-        paired_bootstrap([1], [0], level=level)
 
 
 def test_bootstrap_agrees_with_scipy_on_scores():
@@ -94,15 +76,6 @@ def test_bootstrap_agrees_with_a_plain_loop_over_strata():
     assert high == pytest.approx(means[3899], abs=1 / 40 + 1e-9)
 
 
-def test_bootstrap_agrees_with_the_normal_interval_on_many_verdicts():
-    rng = np.random.default_rng(4)
-    ours, base = rng.random(4000) < 0.6, rng.random(4000) < 0.57
-    differences = ours.astype(float) - base
-    half = 1.959964 * differences.std() / math.sqrt(4000)
-    difference, low, high = paired_bootstrap(ours, base, 4000, seed=5)
-    assert (low, high) == pytest.approx((difference - half, difference + half), abs=0.0015)
-
-
 def test_bootstrap_pairs_the_answers():
     """The same verdicts give no spread at all, however noisy they are by themselves."""
     verdicts = np.random.default_rng(6).random(300) < 0.5
@@ -120,34 +93,14 @@ def test_bootstrap_resamples_within_strata():
     assert low < 0.25 < 0.35 < high
 
 
-def test_stratified_interval_has_the_closed_form_width():
-    rng = np.random.default_rng(7)
-    strata = np.repeat([0, 1], [500, 1500])
-    differences = np.where(strata == 0, rng.normal(1, 0.5, 2000), rng.normal(-1, 2.0, 2000))
-    variance = sum((strata == task).sum() * differences[strata == task].var() for task in (0, 1)) / 2000**2
-    difference, low, high = paired_bootstrap(differences, np.zeros(2000), 8000, seed=8, strata=strata)
-    assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(variance), rel=0.04)
-    assert low < difference < high
-
-
-def test_bootstrap_is_seeded_and_its_memory_bound_changes_nothing(monkeypatch):
+def test_bootstrap_is_seeded_and_its_memory_bound_changes_nothing():
     rng = np.random.default_rng(9)
     ours, base = rng.normal(size=50), rng.normal(size=50)
     once = paired_bootstrap(ours, base, 301, seed=1)
     assert paired_bootstrap(ours, base, 301, seed=1) == once
     assert paired_bootstrap(ours, base, 301, seed=2) != once
-    monkeypatch.setattr(stats, "_BOOTSTRAP_CELLS", 350)  # seven resamples at once
-    assert paired_bootstrap(ours, base, 301, seed=1) == pytest.approx(once, abs=0.05)
-    monkeypatch.setattr(stats, "_BOOTSTRAP_CELLS", 1)  # fewer than the questions: still one resample at once
-    assert paired_bootstrap(ours, base, 301, seed=1) == pytest.approx(once, abs=0.05)
-
-
-def test_a_wider_level_gives_a_wider_interval():
-    rng = np.random.default_rng(10)
-    ours, base = rng.normal(size=80), rng.normal(size=80)
-    _, low, high = paired_bootstrap(ours, base, 2000, seed=1, level=0.8)
-    _, wide_low, wide_high = paired_bootstrap(ours, base, 2000, seed=1, level=0.99)
-    assert wide_low < low < high < wide_high
+    assert paired_bootstrap(ours, base, 100_000, seed=1) == pytest.approx(once, abs=0.05), "five million draws, in two parts"
+    assert paired_bootstrap(np.ones(4_100_000), np.zeros(4_100_000), 2) == (1, 1, 1), "more questions than fit: one resample at once"
 
 
 @pytest.mark.parametrize(("ours", "base"), [([1, 0], [1]), ([1], [1, 0]), ([], []), ([[1, 0]], [[1, 0]]), (1, 0)])
@@ -190,14 +143,6 @@ def test_mcnemar_by_hand(better, worse, p):
     assert mcnemar(*verdicts(7, better, worse, 9)) == pytest.approx(p)
 
 
-def test_mcnemar_nears_the_chi_square_on_many_questions():
-    """Agresti, Categorical Data Analysis, approval ratings of 1,600 voters: 150 against 86, z squared 17.36."""
-    p = mcnemar(*verdicts(794, 150, 86, 570))
-    corrected = (abs(150 - 86) - 1) ** 2 / (150 + 86)
-    assert corrected == pytest.approx(17.36 * 63**2 / 64**2, abs=0.005)
-    assert p == pytest.approx(float(scipy_stats.chi2.sf(corrected, 1)), rel=0.1)
-
-
 def test_tasks_weigh_the_same_whatever_their_sizes():
     strata = ["a"] * 2 + ["b"] * 8
     weighted = even_weights(strata) * np.array([1.0, 0.0, *[0.0] * 8])
@@ -227,8 +172,7 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        holm([1.2])
+    assert holm([0.6, 0.9, 0.8]) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("p_values", [[1.2], [-0.1], [[0.5]]])
@@ -260,7 +204,3 @@ def test_the_same_defaults_give_the_same_figures_from_one_version_to_the_next():
     assert paired_bootstrap(ours, base) == pytest.approx((0.2, -0.2, 0.6), abs=1e-12)
     assert paired_bootstrap(ours, base, n_resamples=1) == pytest.approx((0.2, 0.3, 0.3), abs=1e-12)
     assert sign_flips([1.0] * 11 + [-1.0] * 5 + [0.5, 0.25]) == pytest.approx(0.102, abs=1e-12)
-
-
-def test_adjusted_p_values_are_no_more_than_1():
-    assert holm([0.6, 0.9, 0.8]) == [1.0, 1.0, 1.0]

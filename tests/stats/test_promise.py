@@ -112,18 +112,6 @@ def test_the_fewest_questions_pass_and_clearly_fewer_do_not(epsilon, changed):
     assert p(n) <= 0.05 < p(round(0.9 * n))
 
 
-def test_what_no_epsilon_could_promise_is_refused():
-    with pytest.raises(InputError, match="epsilon is 0"):
-        fewest_questions(0, 0.05, 0.1)
-
-
-@pytest.mark.long
-def test_a_gain_of_two_points_passes_in_most_redraws():
-    rng = np.random.default_rng(3)
-    passed = sum(exact_p(*draw(rng, 1369, 0.02, 0.15), 0.01) <= 0.05 for _ in range(300))
-    assert passed > 210, f"{passed} of 300"
-
-
 def test_the_tail_against_every_outcome():
     """Four questions, each better, worse or the same: all 81 outcomes."""
     epsilon, share = 0.1, 0.4
@@ -219,21 +207,9 @@ def test_each_test_is_reported_and_the_report_is_plain_values(no_power):
         {"point": 0, "p": p[0], "difference": 25 / 400, "mean_passes": 29.0, "passed": True},
         {"point": 1, "p": p[1], "difference": -8 / 400, "mean_passes": 28.5, "passed": False},
     )
-    wanted = {
-        "epsilon": 0.02,
-        "delta": 0.05,
-        "n": 400,
-        "tasks": {"t": 300, "u": 100},
-        "split": "calibrate",
-        "tested": found.tested,
-        "point": 0,
-        "would_pass": None,
-        "dtype": "float32",
-        "judged": "acc",
-        "earlier": 0,
-        "sentence": found.sentence,
-    }
-    assert found.to_json() == wanted
+    asked_for = {"epsilon": 0.02, "delta": 0.05, "n": 400, "tasks": {"t": 300, "u": 100}, "split": "calibrate"}
+    about = {"tested": found.tested, "point": 0, "would_pass": None, "dtype": "float32", "judged": "acc", "earlier": 0}
+    assert found.to_json() == asked_for | about | {"sentence": found.sentence}
 
 
 def test_a_p_value_of_just_delta_passes(no_power):

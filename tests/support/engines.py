@@ -36,14 +36,8 @@ N_BLOCKS = 6
 VOCAB = 300
 needs_vllm = pytest.mark.skipif(not PYTHON.is_file(), reason="no serving environment: `make serve-env` builds it (docs/serve.md)")
 SIZES = {
-    "num_hidden_layers": N_BLOCKS,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 512,
+    **{"num_hidden_layers": N_BLOCKS, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "head_dim": 32, "vocab_size": VOCAB, "max_position_embeddings": 512},
 }
 # vLLM's kernels want heads of 32 at least, and the spread makes a block worth something.
 FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "qwen2": {}, "qwen3": {}, "mistral": {"sliding_window": None}}

@@ -33,25 +33,10 @@ WINDOW = 6
 """Sliding window of every family that has one, in tokens."""
 
 BASE: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": N_BLOCKS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 64,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 256,
-    "sliding_window": WINDOW,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "n_group": 1,
-    "topk_group": 1,
-    "pad_token_id": PAD,
-    "bos_token_id": BOS,
-    "eos_token_id": EOS,
+    **{"hidden_size": 32, "num_hidden_layers": N_BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    **{"intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 256, "sliding_window": WINDOW, "num_experts": 4},
+    **{"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1},
+    **{"topk_group": 1, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS},
 }
 """What every family gets where its configuration has such a field."""
 
@@ -66,6 +51,10 @@ MLA = {
     "v_head_dim": 8,
     "head_dim": 8,
     "first_k_dense_replace": 1,
+}
+MINIMAX_M3 = {
+    **{"dense_intermediate_size": 64, "shared_intermediate_size": 32, "rotary_dim": 4},
+    **{"index_head_dim": 8, "index_n_heads": 2, "index_block_size": 4, "index_topk_blocks": 2},
 }
 INDEX = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 16}
 """Many index heads, so that scores of exactly zero, whose top-k is arbitrary, stay rare."""
@@ -204,17 +193,7 @@ ALL_FAMILIES: dict[str, Family] = {
     "llama4_text": _family("llama4_text", intermediate_size_mlp=64, attention_chunk_size=WINDOW),
     "mellum": _family("mellum", **MIXED),
     "mimo_v2_flash": _family("mimo_v2_flash", **MIXED),
-    "minimax_m3_vl_text": _family(
-        "minimax_m3_vl_text",
-        layer_types=[F] * N_BLOCKS,
-        dense_intermediate_size=64,
-        shared_intermediate_size=32,
-        rotary_dim=4,
-        index_head_dim=8,
-        index_n_heads=2,
-        index_block_size=4,
-        index_topk_blocks=2,
-    ),
+    "minimax_m3_vl_text": _family("minimax_m3_vl_text", layer_types=[F] * N_BLOCKS, **MINIMAX_M3),
     "mixtral": _family("mixtral", sliding_window=None),
     "mixtral-sliding": _family("mixtral"),
     "phimoe": _family("phimoe", sliding_window=None),
@@ -269,13 +248,7 @@ ALL_REFUSED: dict[str, Family] = {
     "minimax_m3_vl_text-sparse": _family(
         "minimax_m3_vl_text",
         layer_types=["minimax_m3_sparse", F] * 2,
-        dense_intermediate_size=64,
-        shared_intermediate_size=32,
-        rotary_dim=4,
-        index_head_dim=8,
-        index_n_heads=2,
-        index_block_size=4,
-        index_topk_blocks=2,
+        **MINIMAX_M3,
         reason="selects segments of keys counted from the first pad: a padded row differs from the row alone",
     ),
     "openai-gpt": _family("openai-gpt", reason="no cache: nothing that reaches a block can carry the route"),
@@ -382,23 +355,6 @@ NOT_TESTED: dict[str, str] = {
     "xlnet": "permutation language model with memories instead of a cache",
 }
 
-NOTES = """What the blocks of FAMILIES are called with and return, probed with B=3 rows of T=5 tokens, one of them left-padded by 2.
-
-Returned: one tensor (B, T, hidden), except a tuple of 2 in falcon, gpt_neo and gpt_neox_japanese; in transformers 5.19 also in codegen
-and gptj, and a tuple of 1 in moshi. `find_blocks` is unambiguous for every family; all blocks of a model have one class.
-Cache: keyword `cache` (5.24) or `past_key_values` (5.19), except `layer_past` in ctrl, falcon, gpt_bigcode, gpt_neo, gpt_neox and
-gpt_neox_japanese (5.19: codegen, gptj too), and the second positional argument in gpt2 and gpt-sw3.
-Positional: only the hidden states, except gpt2, gpt-sw3 (hidden, cache, mask, encoder states), gpt_bigcode (hidden, encoder states) and
-xglm (hidden, mask, encoder states). The encoder states are None.
-Tensors: attention_mask (B, 1, T, K), or None under sdpa without padding; position_ids (1, T), but (B, T) where the caller gives them and
-in opt and modernbert-decoder; position_embeddings, a tuple of (1 or B, T, rotary) likewise, one complex tensor in deepseek_v2 and
-llama4_text, absent where positions are learned, None for some blocks in beam and cohere_compass_text-nope; beam adds
-attention_scaling (1 or B, 1, T, 1). Rows are always the first dimension; no dict by layer type reaches a block.
-Whole model: every forward takes position_ids, logits_to_keep and a 4-D float mask, plain or, where the configuration has layer_types, as a
-dict by type; opt needs position_ids beside it, since it derives them from a 2-D mask. A 4-D mask must hold the windows too, except
-that gpt_neo applies its own window on top, by place in the row.
-"""
-
 FAMILIES: dict[str, Family] = _available(ALL_FAMILIES)
 REFUSED: dict[str, Family] = _available(ALL_REFUSED)
 
@@ -413,25 +369,11 @@ def config_of(name: str, **overrides: Any) -> Any:
     return config_class(**{**base, **spec.config, **overrides})
 
 
-SAMPLE = (
-    "llama",
-    "llama-tied",
-    "gpt2",
-    "gpt_neox",
-    "opt",
-    "falcon",
-    "gemma3_text",
-    "mistral-sliding",
-    "qwen2-sliding",
-    "smollm3-sliding",
-    "modernbert-decoder",
-    "cohere_compass_text-nope",
-    "mixtral",
-    "gpt_oss",
-    "llama4_text",
-    "deepseek_v3",
-    "deepseek_v32",
-)
+_SAMPLE = """
+llama llama-tied gpt2 gpt_neox opt falcon gemma3_text mistral-sliding qwen2-sliding smollm3-sliding modernbert-decoder
+cohere_compass_text-nope mixtral gpt_oss llama4_text deepseek_v3 deepseek_v32
+"""
+SAMPLE = tuple(_SAMPLE.split())
 """One family or two of every kind: rotary and learned positions, tied weights, windows of every shape, blocks in parallel, a mixture of
 experts, attention in chunks, compressed and indexed."""
 QUICK = ("llama", "gpt2", "gemma3_text", "mistral-sliding", "mixtral")  # of these, those that `make test-fast` asks

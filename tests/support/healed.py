@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from drllm import HealConfig, Route, RoutedModel
-from drllm.model.shortened import block_list
+from drllm.model.copies import block_list
 from drllm.policies.adapter import DTYPE, Adapter
 from drllm.policies.healed import HealedPolicy
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -26,21 +25,13 @@ def greedy_texts(model: Path, prompts: list[str], n_tokens: int, scratch: Path) 
     return json.loads(out.read_text())
 
 
-def unpack(source: Path, target: Path, by_layer: Sequence[str] = ()) -> Path:
+def unpack(source: Path, target: Path) -> Path:
     """The same model with every tensor in float32, unpacked by the gguf package.
 
     llama.cpp multiplies quantised weights with states that it quantises, too, so its texts part from ours at near ties; with float32
     weights both compute the same sums.
-
-    Args:
-        by_layer: numbers that are to stand once for each layer, as they do in models whose layers differ.
     """
-    reader, kinds = gguf.GGUFReader(source), gguf.GGUFValueType
-    entries = {"general.file_type": Entry(0, kinds.UINT32)}
-    for key in by_layer:
-        field = reader.fields[key]
-        entries[key] = Entry([field.contents()] * reader.fields["llama.block_count"].contents(), kinds.ARRAY, field.types[0])
-    whole = gguf.GGMLQuantizationType.F32
+    reader, whole = gguf.GGUFReader(source), gguf.GGMLQuantizationType.F32
     tensors = [(tensor.name, whole, gguf.quants.dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors]
-    write_copy(reader, target, entries, tensors)
+    write_copy(reader, target, {"general.file_type": Entry(0, gguf.GGUFValueType.UINT32)}, tensors)
     return target

@@ -17,15 +17,10 @@ from torch import nn
 _TWINS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], nn.Module]] = weakref.WeakKeyDictionary()
 
 
-def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Every module list with one entry a hidden layer, by its dotted name."""
-    n_blocks = model.config.num_hidden_layers
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_blocks}
-
-
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its dotted name; `LookupError` when there is none or several (lists inside blocks do not count)."""
-    found = block_lists(model)
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = {name: blocks for name, blocks in lists.items() if len(blocks) == model.config.num_hidden_layers}
     outer = {name: blocks for name, blocks in found.items() if not any(name.startswith(f"{other}.") for other in found if other != name)}
     if len(outer) != 1:
         raise LookupError(f"{type(model).__name__}: expected one list of {model.config.num_hidden_layers} blocks, found {sorted(outer)}")
@@ -37,7 +32,7 @@ def _follow_path(config: Any, path: Sequence[int], n_blocks: int) -> None:
     fields = vars(config)
     for name, value in list(fields.items()):
         if isinstance(value, list | tuple) and len(value) == n_blocks and name not in {"architectures", "rope_parameters"}:
-            # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
+            # Past the class: strict configurations compare lists with num_hidden_layers on the way.
             fields[name] = type(value)(value[block] for block in path)
     fields[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(path)
 
@@ -64,8 +59,7 @@ def path_model(model: nn.Module, parts: Sequence[Part]) -> nn.Module:
     twin = copy.deepcopy(model, {id(part): part for part in shared})
     walked = nn.ModuleList(_run_parts([blocks[block] for block in path], parts))
     inside = {id(module) for block in [*blocks, *walked] for module in block.modules()}
-    parent, _, leaf = name.rpartition(".")
-    setattr(twin.get_submodule(parent), leaf, walked)
+    twin.set_submodule(name, walked)
     configs = {id(config): config for module in twin.modules() if id(module) not in inside and (config := getattr(module, "config", None))}
     for config in configs.values():
         _follow_path(config, path, n_blocks)
@@ -131,8 +125,6 @@ def reference_generate(model: nn.Module, path: Sequence[Part], input_ids: torch.
 
     input_ids: (1, T). Returns the n new tokens and the logits (n, vocabulary) each was chosen from.
     """
-    if input_ids.shape[0] != 1:
-        raise ValueError(f"one prompt at a time: input_ids is {tuple(input_ids.shape)}, expected (1, T)")
     twin = twin_of(model, path)
     tokens, steps = input_ids, []
     for _ in range(n):
@@ -163,3 +155,15 @@ def plain_greedy(model: nn.Module, ids: Sequence[int], n_new: int, end: int | No
         if tokens[-1] == end:
             break
     return tokens[len(ids) :]
+
+
+@torch.no_grad()
+def plain_logliks(model: nn.Module, tokenizer: Any, context: str, continuations: Sequence[str]) -> list[float]:
+    """lm-evaluation-harness on one question, written out: one uncached row a choice, by a plain model."""
+    totals = []
+    for continuation in continuations:
+        head, whole = tokenizer(context.rstrip())["input_ids"], tokenizer(context + continuation)["input_ids"]
+        tail = whole[len(head) :]
+        log_p = model(torch.tensor([(head + tail)[:-1]], device=model.device), use_cache=False).logits[0].double().log_softmax(-1)
+        totals.append(sum(log_p[len(head) - 1 + place, token].item() for place, token in enumerate(tail)))
+    return totals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -52,10 +53,15 @@ def by_rote() -> RoutedModel:
 
 
 @functools.cache
-def answering(family: str) -> RoutedModel:
-    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never."""
+def answering(family: str, template: str | None = byte_tokenizer().chat_template, **settings: Any) -> RoutedModel:
+    """A tiny model whose every route answers in letters, marks and end tokens, so that answers settle early, late or never.
+
+    `template`: of chats; `settings`: of its generation_config.
+    """
     base = families.build(family, vocab_size=300, max_position_embeddings=512, tie_word_embeddings=False)
-    tokenizer = byte_tokenizer()
+    base.generation_config.update(**settings)
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = template
     said = [tokenizer.eos_token_id, *(tokenizer(text)["input_ids"][0] for text in "ABCD.) \nx")]
     with torch.no_grad():
         weights = base.get_output_embeddings().weight

@@ -13,7 +13,7 @@ from byte_tokens import byte_tokenizer
 from drllm import EvaluateConfig, Route, RoutedModel, RoutersConfig, SearchConfig
 from drllm.runs.manifest import path_manifests
 from drllm.runs.records import RouteRecord, read_matrix
-from reference import path_model
+from reference import path_model, plain_logliks
 
 L = families.N_BLOCKS
 TASK = "arc_easy"
@@ -80,21 +80,11 @@ class Plain:
         self.base = families.build("llama", vocab_size=300, max_position_embeddings=256)
         self.twins: dict[Route, torch.nn.Module] = {}
 
-    @torch.no_grad()
     def verdict(self, example, route: Route, template: str = "Question: {}\nAnswer:") -> tuple[bool, bool]:
         """(acc, acc_norm)."""
         if route not in self.twins:
             self.twins[route] = path_model(self.base, route.spans)
-        totals = []
-        context = byte_tokenizer()(template.format(example.question))["input_ids"]
-        for choice in example.choices:
-            tail = byte_tokenizer()(f" {choice}")["input_ids"]
-            log_p = (
-                self.twins[route](torch.tensor([(context + tail)[:-1]], device=families.DEVICE), use_cache=False)
-                .logits[0, len(context) - 1 :]
-                .log_softmax(-1)
-                .cpu()
-            )
-            totals.append(log_p.gather(1, torch.tensor(tail)[:, None]).sum().item())
+        continuations = [f" {choice}" for choice in example.choices]
+        totals = plain_logliks(self.twins[route], byte_tokenizer(), template.format(example.question), continuations)
         normal = [total / len(choice) for total, choice in zip(totals, example.choices, strict=True)]
         return totals.index(max(totals)) == example.answer, normal.index(max(normal)) == example.answer

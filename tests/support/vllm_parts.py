@@ -74,34 +74,14 @@ FIELDS: list[tuple[str, str, set[str]]] = [
 ]
 # Of a step's metadata: what `StepAttention.of` cuts, and what is the same, or unused, for some of the sequences of the families served.
 CUT = {
-    "query_start_loc",
-    "query_start_loc_cpu",
-    "seq_lens",
-    "seq_lens_cpu_upper_bound",
-    "num_reqs",
-    "num_actual_tokens",
-    "max_query_len",
-    "block_table_tensor",
-    "slot_mapping",
-    "positions",
-    "is_prefilling",
-    "_num_computed_tokens_cache",
-    "_token_to_req_indices_cache",
+    *("query_start_loc", "query_start_loc_cpu", "seq_lens", "seq_lens_cpu_upper_bound", "num_reqs", "num_actual_tokens"),
+    *("max_query_len", "block_table_tensor", "slot_mapping", "positions", "is_prefilling", "_num_computed_tokens_cache"),
+    *("_token_to_req_indices_cache",),
 }
 KEPT = {
-    "max_seq_len",
-    "causal",
-    "logits_indices_padded",
-    "num_logits_indices",
-    "max_logits_per_req",
-    "encoder_seq_lens",
-    "encoder_seq_lens_cpu",
-    "dcp_local_seq_lens",
-    "dcp_local_seq_lens_cpu_upper_bound",
-    "req_idx",
-    "mm_req_doc_ranges",
-    "rswa_prefix_lens",
-    "replayssm_decode_base_cpu",
+    *("max_seq_len", "causal", "logits_indices_padded", "num_logits_indices", "max_logits_per_req", "encoder_seq_lens"),
+    *("encoder_seq_lens_cpu", "dcp_local_seq_lens", "dcp_local_seq_lens_cpu_upper_bound", "req_idx", "mm_req_doc_ranges"),
+    *("rswa_prefix_lens", "replayssm_decode_base_cpu"),
 }
 
 

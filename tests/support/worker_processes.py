@@ -8,5 +8,5 @@ import subprocess
 
 def replicas(driver: int = 0) -> list[int]:
     """Process ids of a driver's workers (default: of this process)."""
-    asked = ["pgrep", "-P", str(driver or os.getpid()), "-f", "drllm.model.process_pool"]
+    asked = ["pgrep", "-P", str(driver or os.getpid()), "-f", "drllm.model.pool"]
     return [int(line) for line in subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()]

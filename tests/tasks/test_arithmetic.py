@@ -1,7 +1,5 @@
 """The generated arithmetic: its questions and answers, the judge of numbers, and the scorer on a tiny model."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 from collections import Counter
@@ -10,7 +8,8 @@ import pytest
 
 from drllm import EvaluateConfig, InputError, Route, RoutedModel
 from drllm.scoring.scorer import scorer_of
-from drllm.tasks import arithmetic, get_task, load_task
+from drllm.tasks import get_task, load_task
+from drllm.tasks import sources as arithmetic
 from drllm.tasks.base import Example
 from drllm.tasks.grading import number_matches, number_settled
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from drllm.core.errors import InputError
 from drllm.tasks import LETTERS, Example, get_task, load_task
 from drllm.tasks.layouts import LAYOUTS
-from drllm.tasks.passage_answers import UNANSWERABLE, exact_match, f1_score
+from drllm.tasks.readers import UNANSWERABLE, exact_match, f1_score
 from drllm.tasks.wording import WORDINGS
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -36,7 +36,6 @@ def lm_eval_yaml(name: str) -> dict[str, Any]:
 
 
 def rendered(template: str, **fields: Any) -> str:
-    """As lm-eval renders it."""
     return jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template).render(**fields)
 
 
@@ -60,7 +59,6 @@ def test_gpqa_is_asked_as_lm_eval_asks_it():
 
 
 def test_agieval_is_asked_as_the_rows_of_lm_eval_ask_it():
-    """Row -> question -> prompt is the row's own query, passage included."""
     task = get_task("agieval")
     for passage in ("", "Some passage.\n"):
         query = f"{passage}Q: How many? Answer Choices: (A)one (B)two (C)None of these\nA: Among A through C, the answer is"
@@ -193,7 +191,7 @@ def test_rows_of_answers_out_of_passages(tmp_path):
 @has_data
 @pytest.mark.parametrize(("name", "rows"), [("truthfulqa", 407), ("agieval", 1170), ("squadv2", 1500), ("aime24", 30)])
 def test_real_rows_are_read_whole(name, rows):
-    found = load_task(name, DATA, hub=False)
+    found = load_task(name, DATA)
     kept = [example for examples in found.examples.values() for example in examples]
     assert len(kept) + sum(found.dropped.values()) == rows
     if name == "squadv2":

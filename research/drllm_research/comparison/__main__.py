@@ -35,12 +35,10 @@ DEALT = ("shuffled-over-tasks-", "shuffled-")  # blind baselines made of a row's
 
 
 def folder_of(run: Path, setting: str, name: str, seed: int) -> Path:
-    """Of a trained policy."""
     return run / "policies" / (SETTINGS[setting].policies or setting) / file_of(name, seed)
 
 
 def fit(routed: Any, arguments: argparse.Namespace, setting: str) -> None:
-    """Train what is missing."""
     from drllm import train
     from drllm.methods.base import get_method
     from drllm.methods.training_data import TrainingData
@@ -170,7 +168,6 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
 
 
 def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
-    """The questions that a setting asks, of the split in the arguments."""
     from drllm.runs.merge import rows_of
 
     # Of a scan's folder: all that it asked.
@@ -200,7 +197,6 @@ def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list
 
 
 def evaluate(asked: Asked, evaluator: Any, results: Results, setting: str, named: Named, digest: str) -> None:
-    """The answers of what decides no route."""
     found = [evaluator.evaluate(ask.scorer, ask.questions) for ask in asked.asks]
     depths, right = [depth for _, spent in found for depth in spent], [verdict.correct for verdicts, _ in found for verdict in verdicts]
     results.add(setting, asked.split, {named: columns(asked, depths, right)}, {named: digest})
@@ -256,7 +252,6 @@ def clock(bench: Any, arguments: argparse.Namespace, setting: str) -> None:
 
 
 def main() -> None:
-    """Run, time or write the tables."""
     show_progress()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("job", choices=("run", "time", "table"))
@@ -292,7 +287,7 @@ def main() -> None:
             parser.error(f"{given} holds {unknown[0]!r}, expected of {', '.join(names)}")
     from drllm import RoutedModel
     from drllm.core.config import Resources
-    from drllm.runs.alone import alone_in
+    from drllm.runs.provenance import alone_in
     from drllm.scoring.asking import asking
 
     routed, arguments.results = RoutedModel.wrap(arguments.model), Results(arguments.out)

@@ -69,7 +69,6 @@ class Asked:
         self.prompts = [question.context_ids for ask in self.asks for question in ask.questions]
 
     def _ask(self, loaded: Any, manifest: Any, limit: int, scanned: Set[str]) -> Any:
-        """The questions of a task, judged as in its matrix where there is one."""
         from drllm.core.config import EvaluateConfig
         from drllm.scoring.asking import Ask
         from drllm.scoring.scorer import scorer_of

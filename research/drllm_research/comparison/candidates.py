@@ -96,7 +96,6 @@ def mixed(run: Path, budget: float, n_random: int, seed: int, of_task: int) -> l
     chosen: list[Route] = []
 
     def take(values: dict[Route, float], n: int) -> None:
-        """The first n of the ranking that are not in the list yet."""
         ranked = sorted(values, key=values.__getitem__, reverse=True)
         chosen.extend([route for route in ranked if route not in chosen and route.first_edit() >= n_layers // 10][:n])
 
@@ -159,7 +158,6 @@ def combined(run: Path, tasks: list[str], n: int, budget: float) -> list[Route]:
 
 
 def main() -> None:
-    """Print one route a line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--singles", type=int, help="blocks: print every single edit")
     parser.add_argument("--run", type=Path, help="run folder of the dense sweep of single edits")

@@ -59,7 +59,6 @@ def static_value(matrix: Any, tune: Any) -> float:
 
 
 def main() -> None:
-    """Measure."""
     from drllm import RoutedModel
     from drllm.methods.prompt_reading import Read, read_states, reading_blocks
     from drllm.methods.training_data import TrainingData

@@ -17,7 +17,7 @@ from drllm.reporting.drawing import write_charts
 from drllm.runs.layout import RunFolder
 from drllm.runs.scan_result import LEAD, RANDOM, WINNER, read_scan
 from drllm_research.comparison.stored import Results
-from drllm_research.comparison.table import ABOUT, COLUMNS, ROW, Contrast, Section, sections
+from drllm_research.comparison.table import ABOUT, COLUMNS, ROW, Contrast, Section, names, sections
 
 SHORT = COLUMNS[:9]  # of docs/results.md; the others stand in tables.md
 # What is asked of a policy: the column, and beside which row. `{}` is the policy, `{@}` its budget.
@@ -32,18 +32,8 @@ TOLD = "static_tuned-per-task"
 GAP = "gap to the oracle closed on tune, less what blind routes close, %"
 SEEDS = "seeds"
 SCANNED = ("model", "spans", "passes", "where they were chosen, points over the base", "on new questions, points over the base")
-JUDGED = (
-    "codebook",
-    "codebook_by_task",
-    "codebook_by_task_guarded",
-    "polar",
-    "routers",
-    "paper",
-    "codebook@0.9",
-    "codebook_guarded@0.9",
-    "codebook_by_task@0.9",
-    "routers@0.9",
-)
+JUDGED = names("codebook codebook_by_task codebook_by_task_guarded polar routers paper")
+JUDGED += names("codebook@0.9 codebook_guarded@0.9 codebook_by_task@0.9 routers@0.9")
 SHOWN_BUDGET = "0.9"
 WIDTH = 140  # of a line of text
 TEMPLATE = Path(__file__).parent / "page.md"  # the words of docs/results.md
@@ -212,7 +202,6 @@ def claims(page: Path) -> str:
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table."""
     yield "| " + " | ".join(heads) + " |"
     yield "|" + "---|" * len(heads)
     for row in rows:
@@ -220,7 +209,6 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 
 def whole(section: Section) -> Iterator[str]:
-    """A section with all that it holds."""
     yield f"### {section.title}"
     yield ""
     yield f"`{section.command}`"
@@ -291,5 +279,4 @@ def tables(out: Results, found: Sequence[Section]) -> Iterator[str]:
 
 
 def name_of(out: Results) -> str:
-    """The model's, with its size."""
     return f"{out.told('model')}, {out.told('blocks')} blocks"

@@ -51,7 +51,6 @@ class Results:
         return found
 
     def tell(self, value: Any, *keys: str) -> None:
-        """Write one value, under its keys."""
         place = self.about
         for key in keys[:-1]:
             place = place.setdefault(key, {})
@@ -85,7 +84,6 @@ class Results:
         return {named: {name: rows[name].to_numpy() for name, _ in _ANSWER} for named, rows in sorted(parts.items())}
 
     def policies(self, setting: str, split: str) -> dict[Named, str]:
-        """The digest of each policy whose answers stand there."""
         return {named: rows["policy"][0].as_py() for named, rows in self.parts.get((setting, split), {}).items()}
 
     def add(self, setting: str, split: str, answered: Mapping[Named, Answered], policies: Mapping[Named, str]) -> None:

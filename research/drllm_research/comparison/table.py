@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from drllm.core.text import with_interval
-from drllm.reporting.chart import Chart, number
-from drllm.reporting.drawing import level, spot
+from drllm.reporting.drawing import level, number, spot
+from drllm.reporting.parts import Chart
 from drllm.stats.paired import discordant, even_weights, mcnemar, paired_bootstrap, wilson
 from drllm_research.comparison.mixture import best_mixture
 from drllm_research.comparison.stored import Results
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Of rows, split at blanks."""
     return tuple(text.split())
 
 
@@ -156,7 +155,6 @@ class Gap:
     less: str
 
     def sentence(self, name: str) -> str:
-        """Of a policy."""
         closed = f"Of the oracle's gap over the base `{name}` closes {self.own:.0f} % and `{self.blind}` {self.of_blind:.0f} %"
         return f"{closed}; the difference is {self.less}. "
 
@@ -242,7 +240,6 @@ def is_chosen(name: str) -> bool:
 
 
 def gain(ours: Verdicts, other: Verdicts) -> float:
-    """In points."""
     check_pair(ours, other)
     return 100 * float(ours["correct"].mean() - other["correct"].mean())
 
@@ -260,7 +257,6 @@ def told_the_task(results: Results, split: str, tasks: Sequence[str], settings: 
 
 
 def load(results: Results, setting: str, split: str, settings: Settings, told: Sequence[str]) -> Found:
-    """Each method's verdicts, one for each seed, in the order of the table."""
     tasks = settings[setting].asked
     found: Found = {}
     for (name, _), answered in results.of(setting, split).items():
@@ -309,7 +305,6 @@ def section(results: Results, setting: str, split: str, settings: Settings, told
 
 
 def is_base(runs: Sequence[Verdicts], base: Verdicts) -> bool:
-    """Whether the runs of a method take the base's route for every prompt."""
     return all(bool((run["route"] == base["route"]).all()) for run in runs)
 
 
@@ -443,12 +438,10 @@ def frontier(found: Found, name: str, n_layers: int) -> Chart | None:
 
 
 def mean_of(runs: Sequence[Verdicts]) -> Verdicts:
-    """Of several seeds."""
     return runs[0] | {name: np.mean([run[name] for run in runs], axis=0) for name in ("correct", "passes")}
 
 
 def cut(verdicts: Verdicts, rows: np.ndarray) -> Verdicts:
-    """Some of the questions."""
     return {key: value[rows] for key, value in verdicts.items()}
 
 

@@ -24,11 +24,10 @@ KEPT = ("model", "dtype", "split", "limit", "shots", "texts", "tokens", "clocked
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Train, ask, measure, and write what the page is made of."""
     from drllm import RoutedModel
-    from drllm.model.threads import torch_threads
-    from drllm.runs.alone import alone_in
+    from drllm.model.pool import torch_threads
     from drllm.runs.layout import RunFolder
+    from drllm.runs.provenance import alone_in
     from drllm.runs.stages import Stages
     from drllm_research.healed.measures import Measured, agreement
     from drllm_research.healed.rows import Trainer
@@ -67,7 +66,6 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, or write the page."""
     show_progress()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("job", choices=("run", "page"))

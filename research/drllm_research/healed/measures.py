@@ -19,10 +19,10 @@ from drllm.core.progress import Progress
 from drllm.healing.measuring import distance
 from drllm.healing.prompts import Ids, fields_of
 from drllm.healing.teacher import Teacher, Text, greedy
+from drllm.model.copies import block_list, shortened
 from drllm.model.load import gguf_path
-from drllm.model.shortened import block_list, shortened
-from drllm.runs.memo import key_of
-from drllm.runs.training_questions import load_unseen
+from drllm.runs.manifest import load_unseen
+from drllm.runs.stages import key_of
 from drllm.scoring.asking import Ask, asking
 from drllm.scoring.route_prediction import prompt_steps
 from drllm.scoring.scorer import askable, scorer_of
@@ -60,7 +60,6 @@ class Measured:
         self.asked = [ids for of in self.prompts.values() for ids in of]
 
     def _prompts(self, tasks: Sequence[str]) -> list[Ids]:
-        """Of the first questions of each task."""
         found: list[Ids] = []
         for one in (self.loaded[name] for name in tasks):
             questions, _ = askable(scorer_of(self.routed, one.task, self.config), one.task, one.select(self.given.split, self.given.texts))
@@ -69,7 +68,6 @@ class Measured:
 
     @cached_property
     def texts(self) -> dict[str, list[Text]]:
-        """What the base says of the prompts."""
         teacher = Teacher(self.routed, self.run.training("said"), self.trainer.config.new_tokens, STEP_TOKENS)
         return {part: teacher.texts(of, "the base on held-out prompts", fields_of(of)["digest"]) for part, of in self.prompts.items()}
 
@@ -93,7 +91,6 @@ class Measured:
         return right, near
 
     def _right(self, routed: RoutedModel, rows: Sequence[Row], is_shown: bool) -> dict[str, Any]:
-        """From the run's store, or asked now."""
         found, asks = {row.name: dict[str, dict[str, bool]]() for row in rows}, []
         for one in self.loaded.values() if rows else ():
             task = self.shown[one.task.name] if is_shown else one.task

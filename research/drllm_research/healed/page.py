@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import Chart
+from drllm.reporting.parts import Chart
 from drllm.stats.paired import paired_bootstrap
 from drllm_research.comparison.pages import markdown
 from drllm_research.comparison.stored import Results
@@ -24,7 +24,6 @@ PARTS = {"in": "tasks healed on", "out": "other tasks"}
 
 
 def write_page(folder: Path, outs: Sequence[Path]) -> None:
-    """`healed.md`, and `healed-MODEL-SPLIT.svg` of each model and split."""
     lines = [TEMPLATE.read_text(encoding="utf-8")]
     for results in map(Results, outs):
         for split in (split for split in ("test", "tune") if results.of(SETTING, split)):
@@ -36,8 +35,6 @@ def write_page(folder: Path, outs: Sequence[Path]) -> None:
 
 
 class _Section:
-    """One model and split."""
-
     def __init__(self, results: Results, split: str):
         self.about: Mapping[str, Any] = results.told(SETTING, split)
         self.rows, self.tasks = self.about["rows"], self.about["tasks"]
@@ -52,7 +49,6 @@ class _Section:
         return compared(read(self.right[row["name"]], tasks), read(self.right["base"], tasks))
 
     def lines(self, picture: str) -> Iterator[str]:
-        """Of the page."""
         about, base, again = self.about, self.right["base"], self.about["noise"]
         right = {task: base["correct"][base["task"] == task] for of in self.tasks.values() for task in of}
         asked = ", ".join(f"{task} {len(of)} (base {100 * of.mean():.1f} %)" for task, of in right.items())
@@ -129,5 +125,4 @@ def ratio(clock: Mapping[str, float] | None) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Callable[[Any], str]]) -> Iterator[str]:
-    """A line a row, which begins with its name."""
     return markdown(["", *cells], ([row["name"], *(cell(row) for cell in cells.values())] for row in rows))

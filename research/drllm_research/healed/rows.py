@@ -30,8 +30,7 @@ from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
 from drllm.runs.layout import RunFolder
-from drllm.runs.memo import key_of
-from drllm.runs.stages import Stages
+from drllm.runs.stages import Stages, key_of
 from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import Example, Task, load_task
 
@@ -62,8 +61,6 @@ class Row:
 
 @dataclass(frozen=True)
 class Shown(Task):
-    """A task whose prompts begin with solved questions."""
-
     solved: str = ""
 
     def loglik_prompt(self, example: Example) -> tuple[str, list[str]]:
@@ -113,7 +110,6 @@ def bits_of(how: str) -> float:
 
 
 def round_all(routed: RoutedModel, how: str) -> None:
-    """Round every linear map of the blocks, in place."""
     for linear in (module for module in routed.blocks.modules() if isinstance(module, nn.Linear)):
         linear.weight.data.copy_(rounded(linear.weight.data, how))
 
@@ -154,13 +150,11 @@ class Trainer:
         self.plain, self.other = texts[: self.n_plain], texts[self.n_plain :]
 
     def healed(self) -> list[tuple[str, Adapter]]:
-        """Budget and adapter of each healing."""
         budgets = [read_json(one.healing.settings, "heal again", dict)["budget"] for one in self.healings]
         policies = [self.routed.load_policy(one.policy(POLICY)) for one in self.healings]
         return [(f"{budget:g}", policy.adapters[0]) for budget, policy in zip(budgets, policies, strict=True)]
 
     def rows(self, rounding: Sequence[str]) -> list[Row]:
-        """All of them."""
         full, healed = Route.full(self.routed.n_layers), self.healed()
         budget, route = healed[0][0], healed[0][1].route
         rows = [Row("base", "base", full)]
@@ -221,7 +215,6 @@ class Trainer:
 
 
 def labelled(prompt: Ids, answer: Sequence[int]) -> Text:
-    """A prompt and its right answer, of which alone is learned."""
     ids = (*prompt, *answer)
     is_told = torch.arange(len(ids) - 1) >= len(prompt) - 1
     logs = torch.where(is_told, 0.0, NEVER)

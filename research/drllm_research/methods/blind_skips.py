@@ -18,20 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyExitConfig(Options):
-    """A share of the base's passes."""
-
     budget: float = option(0.9, "passes to keep, as a share of the base's", ge=0.01, le=1)
 
 
 @dataclass(frozen=True)
 class RandomSkipConfig(EarlyExitConfig):
-    """A share of the base's passes."""
-
     seed: int = option(0, "seed of the draw", ge=0, le=MAX_SEED)
 
 
 def fit_early_exit(routed: RoutedModel, training_data: TrainingData, config: EarlyExitConfig, folder: Path) -> Policy:
-    """The first blocks run; the rest are skipped, norm and head follow."""
     left_out = range(kept_passes(config.budget, routed.n_layers), routed.n_layers)
     return training_data.constant(without(routed.n_layers, left_out))
 

@@ -53,12 +53,10 @@ class SearchWith(Stage):
         return f"search {self.task}, {self.factor}"
 
     def config(self, setup: Setup) -> SearchConfig:
-        """Of the search."""
         limit = setup.scaled(setup.config.ablated, FEWEST)
         return replace(setup.search_config(self.task), keep=0, limit=limit, control=False, verify=False, **FACTORS[self.factor])
 
     def out(self, setup: Setup) -> Path:
-        """The run folder that it writes."""
         return setup.run.reproduction / "searches" / self.factor.replace(" ", "-").replace("'", "")
 
     def forwards(self, setup: Setup) -> float:

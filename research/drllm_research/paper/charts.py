@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from drllm.reporting.chart import COLOURS, Chart, colour, marker, number
-from drllm.reporting.drawing import level, whole
+from drllm.reporting.drawing import COLOURS, colour, level, marker, number, whole
+from drllm.reporting.parts import Chart
 
 BINS = 20
 HATCHES = ("", "/", "x", ".")  # of bars, which have no markers: another after each round of colours

@@ -21,7 +21,6 @@ CORRECT, STRICT, LENIENT = "correct", "strict", "lenient"  # columns of verdicts
 
 
 def answers(bench: Bench, stage: Evaluate, method: str, task: str) -> list[dict[str, Any]]:
-    """The verdict and route of every question."""
     summary = bench.run(stage)
     return read_answers(bench.setup.run.answers(summary.split))[method, task].rows
 

@@ -46,9 +46,7 @@ def run(job: Job) -> Lines:
 
 
 def add_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="table2 to table8, fig1, fig4, fig5, fig7 to fig11, latency, search, forcing, or all"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=NAMES)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "reproduce")

@@ -14,8 +14,6 @@ from drllm_research.paper.stages import ROUTERS, Bench, Evaluate, Search, Stage,
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One table or figure."""
-
     name: str
     title: str  # what it shows, and its number in the paper
     stages: Callable[[Setup], list[Stage]]  # what it needs, in order
@@ -23,7 +21,6 @@ class Exhibit:
 
 
 def searches(setup: Setup) -> list[Stage]:
-    """The tree search of every task that is learned from."""
     return [Search(task) for task in setup.tasks]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from drllm.core.route import Action
 from drllm.core.text import percent
-from drllm.reporting.chart import Chart, number
+from drllm.reporting.drawing import number
 from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
-from drllm.reporting.parts import Bullets, Part, Table
+from drllm.reporting.parts import Bullets, Chart, Part, Table
 from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.names import BASE
 from drllm.runs.records import read_records
@@ -40,7 +40,6 @@ class Turn(Stage):
 
     @property
     def policy(self) -> str:
-        """Its name in the run."""
         return f"{ROUTERS}@{self.control:+.2f}"
 
     @property
@@ -82,7 +81,6 @@ class Sweep:
         return {policy: f"{name} (paper)" if policy == ROUTERS and "(paper)" not in name else name for policy, name in named}
 
     def compared(self, setup: Setup) -> Evaluate:
-        """Their comparison."""
         return ablation(setup, list(self.policies))
 
     def over_base(self, bench: Bench) -> dict[str, list[Point]]:
@@ -97,13 +95,11 @@ class Sweep:
         return {task: [_difference(label, rows[task, policy]) for policy, label in self.labels.items()] for task in summary.tasks}
 
     def chart(self, bench: Bench, name: str, series: dict[str, list[Point]]) -> Chart:
-        """The policies' accuracy over the base."""
         title = f"Routers by {self.x}, tune split, n = {self.n(bench)} questions"
         caption = f"Accuracy against the base, which is the dotted line, by {self.x}; intervals that overlap tell nothing apart."
         return charts.curves(name, title, caption, (self.x, DIFFERENCE), series, base=0)
 
     def n(self, bench: Bench) -> int:
-        """How many questions they are compared on."""
         return pooled(bench.run(self.compared(bench.setup)), BASE).n
 
     def table(self, bench: Bench, scores: Mapping[str, str], caption: str = "") -> Table:

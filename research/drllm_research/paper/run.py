@@ -46,7 +46,6 @@ def wanted_exhibits(names: Sequence[str]) -> list[Exhibit]:
 
 
 def stages_of(exhibits: Sequence[Exhibit], setup: Setup) -> list[Stage]:
-    """What they need, each stage once, in the order of the exhibits."""
     return list(dict.fromkeys(stage for exhibit in exhibits for stage in exhibit.stages(setup)))
 
 
@@ -63,7 +62,7 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
     Returns:
         The path of the page.
     """
-    from drllm.model.executors import threads_here
+    from drllm.model.pool import threads_here
     from drllm.reporting.drawing import need_extras, write_charts
     from drllm.reporting.page import write_page
 
@@ -129,7 +128,6 @@ def _opening(bench: Bench) -> list[Part]:
 
 
 def _splits(split: str) -> str:
-    """What is compared on what, and whether test was read."""
     if split == "test":
         return "Tables 3, 4 and 5 are of the test split, ablations of tune."
     return f"Tables 3 and 4 are of the {split} split, table 5 of calibrate, ablations of tune: test was not read, so none is a final table."
@@ -157,7 +155,6 @@ def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part
 
 
 def _section(bench: Bench, exhibit: Exhibit) -> list[Part]:
-    """One table or figure, and the commands that do the same."""
     setup = bench.setup
     lines = []
     for stage in exhibit.stages(setup):

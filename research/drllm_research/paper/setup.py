@@ -26,8 +26,6 @@ FEWEST_SEARCHED, FEWEST_COMPARED = 12, 16  # a smaller sample trains nothing and
 
 @dataclass(frozen=True)
 class Setup:
-    """What is reproduced on what."""
-
     model: str  # as given, an id, folder, file or alias
     tasks: tuple[str, ...]  # learned from
     out: Path  # the run folder
@@ -38,7 +36,6 @@ class Setup:
 
     @property
     def run(self) -> RunFolder:
-        """The run folder, file by file."""
         return RunFolder(self.out)
 
     def n_searched(self, task: str) -> int:
@@ -51,7 +48,6 @@ class Setup:
         return self.scaled(self.config.ablated if ablation else self.config.compared, FEWEST_COMPARED)
 
     def scaled(self, full: int, fewest: int) -> int:
-        """A number of anything else, at this scale."""
         return max(fewest, round(full * self.config.scale))
 
     def searched_in(self, task: str) -> str:
@@ -101,7 +97,6 @@ def changed_flags(config: Any, names: Iterable[str]) -> list[str]:
 
 
 def as_flag(name: str, value: Any) -> list[str]:
-    """A setting as it is typed."""
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]

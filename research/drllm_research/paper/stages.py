@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
-from drllm.runs.kept import Kept, kept_in
-from drllm.runs.memo import key_of
+from drllm.runs.labels import Kept, kept_in
 from drllm.runs.names import owner_of
 from drllm.runs.records import read_records
-from drllm.runs.stages import Stages
+from drllm.runs.stages import Stages, key_of
 from drllm.searching.cost import searched_cost
 from drllm.tasks import get_task, texts_digest
 from drllm_research.paper.setup import OF_SEARCH, SHARED, Setup, as_flag, changed_flags
@@ -70,7 +69,6 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        """Where tables, pictures and the ledger go."""
         return self.setup.run.reproduction
 
     def there(self, methods: Sequence[str]) -> tuple[str, ...]:
@@ -84,7 +82,6 @@ class Bench:
         return self.results[stage]
 
     def policy(self, name: str) -> Any:
-        """A policy of the run, its weights beside the model's."""
 
         return self.routed.load_policy(self.setup.run.policy(name)).to(self.routed.device)
 
@@ -106,8 +103,6 @@ class Bench:
 
 @dataclass(frozen=True)
 class Search(Stage):
-    """The paper's tree search on one task."""
-
     task: str
 
     @property
@@ -137,8 +132,6 @@ class Search(Stage):
 
 @dataclass(frozen=True)
 class Train(Stage):
-    """One policy, by one method."""
-
     policy: str  # its name in the run
     method: str
     options: tuple[tuple[str, Any], ...] = ()  # of the method, as (name, value)
@@ -212,7 +205,6 @@ class Evaluate(Stage):
         return f"evaluate {len(self.methods)} on {', '.join(self.tasks)} ({self.split})"
 
     def config(self, setup: Setup) -> EvaluateConfig:
-        """Of the evaluation."""
         return setup.evaluate_config(self.split, self.ablation, self.reward)
 
     def forwards(self, setup: Setup) -> float:
@@ -244,7 +236,6 @@ class Clock(Stage):
     name: str
 
     def n_tokens(self, setup: Setup) -> int:
-        """Tokens of an answer."""
         return setup.scaled(setup.config.tokens if self.name == "latency" else ANSWER_TOKENS, 8)
 
     def batches(self, setup: Setup) -> tuple[int, ...]:

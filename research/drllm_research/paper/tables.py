@@ -181,7 +181,6 @@ def _outside(setup: Setup) -> Evaluate | None:
 
 
 def _worked(setup: Setup) -> Worked | None:
-    """The tasks that the harness asks with room to reason."""
     return Worked(tasks, setup.config.split) if (tasks := worked_tasks(setup.config.outside)) else None
 
 

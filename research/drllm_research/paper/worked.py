@@ -72,7 +72,6 @@ Logged = Mapping[tuple[str, str, str], dict[str, float]]  # (task, filter, metri
 
 
 def logged(bench: Bench, stage: Worked) -> tuple[Logged, Logged]:
-    """The harness's own logs of the routers and of the base."""
     from drllm.evaluation.harness.compare import read_scores
     from drllm.evaluation.harness.run import harness_folder
 
@@ -90,13 +89,11 @@ def scored(logs: tuple[Logged, Logged], tasks: Sequence[str], reader: str) -> tu
 
 
 def _of(scores: Logged, name: str, reader: str) -> dict[str, float]:
-    """A task's exact matches by a reader, or by the only one."""
     kinds = [kind for task, kind, metric in scores if (task, metric) == (f"drllm_{name}", "exact_match")]
     return scores[f"drllm_{name}", reader if reader in kinds else kinds[0], "exact_match"]
 
 
 def worked_answers(bench: Bench, stage: Worked) -> list[Part]:
-    """A table of what the harness found."""
     rows = []
     for row in bench.run(stage)["rows"]:
         if row["metric"] == "exact_match" and row["task"].startswith("drllm_"):

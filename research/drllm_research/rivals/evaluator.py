@@ -18,7 +18,6 @@ EVALUATORS = {method.name: method for method in (MINDSKIP, FLEXIDEPTH)}
 
 
 def method_named(name: str) -> Method:
-    """The method of an evaluator or a policy."""
     return EVALUATORS.get(name) or get_method(name)
 
 

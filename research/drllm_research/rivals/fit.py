@@ -14,7 +14,7 @@ from drllm.core.errors import InputError
 from drllm.core.files import write_json
 from drllm.core.options import MAX_SEED, Options, option
 from drllm.methods.base import Method
-from drllm.methods.operating_point import choose
+from drllm.methods.routers import choose_point
 from drllm.runs.layout import LOSSES_FILE
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class FlexiDepthConfig(MindSkipConfig):
 
 
 def fit_flexidepth(routed: RoutedModel, training_data: TrainingData, config: FlexiDepthConfig, folder: Path) -> Any:
-    """Train gates and adapters through the frozen model."""
     config = replace(config, first_block=config.first_block or routed.n_layers // 2)
     return fit_gates(routed, training_data, config, folder, "flexidepth", config.adapter)
 
@@ -76,7 +75,7 @@ def fit_gates(
     def answer(ask: Any) -> Any:
         return [point.evaluate(ask.scorer, ask.questions) for point in points]
 
-    return choose(made, points, answer, training_data, config.tune_questions, config.budget, folder)
+    return choose_point(made, points, answer, training_data, config.tune_questions, config.budget, folder)
 
 
 _BY_PROMPT = "a gate a block on attention, by prompt; for evaluation only"

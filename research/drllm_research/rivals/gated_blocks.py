@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles, check_shapes
+from drllm.runs.store import Verdict
 from drllm.scoring.generated import Answer, GeneratedScorer
-from drllm.scoring.loglik import LoglikScorer, Question, scored_logprobs
+from drllm.scoring.loglik import LoglikScorer, Question, loglik_verdict, scored_logprobs
 from drllm.scoring.packing import make_batch, split_steps
 from drllm.scoring.route_prediction import prompt_inputs
-from drllm.scoring.verdict import Verdict, loglik_verdict
 
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
-_FILES = PolicyFiles("gates", "train them again", "gates.json", "gates.safetensors", checked=False)
+_FILES = PolicyFiles("gates", "train them again", "gates.json", "gates.safetensors")
 _SHAPE = ("n_layers", "hidden_size", "first_block")
 THRESHOLDS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # operating points, from running nearly all to running little
 
@@ -60,7 +60,6 @@ class Step:
 
     @classmethod
     def of(cls, prompt_mask_BT: Tensor, real_BT: Tensor, hard: bool = True) -> Step:
-        """The step of a batch."""
         prompt = prompt_mask_BT.float()
         return cls(prompt / prompt.sum(1, keepdim=True), real_BT.bool(), hard, torch.zeros(len(prompt), device=prompt.device), [])
 
@@ -90,7 +89,6 @@ class Gates(ABC):
         """What training asks a price for, a number: from the gates of all blocks, (B,) or (B, T) each, and the mask of real tokens."""
 
     def at_threshold(self, threshold: float) -> Gates:
-        """The same gates under another threshold, sharing weights."""
         view = type(self)(self.n_layers, self.hidden_size, self.first_block, self.tensors, threshold)
         view.prompt_format = self.prompt_format
         return view
@@ -100,7 +98,6 @@ class Gates(ABC):
         return [self.at_threshold(threshold) for threshold in THRESHOLDS]
 
     def evaluate(self, scorer: Any, questions: Any) -> tuple[list[Any], list[GatedDepth]]:
-        """Verdicts and depths."""
         if isinstance(scorer, LoglikScorer):
             return score_gated(scorer, self, questions)
         return generate_gated(scorer, self, questions)
@@ -133,7 +130,6 @@ class Gates(ABC):
 
     @classmethod
     def load(cls, folder: Path) -> Gates:
-        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         about, tensors = _FILES.load(folder)
         with _FILES.reading(folder):
             n_layers, hidden_size, first_block = (int(about[name]) for name in _SHAPE)
@@ -142,7 +138,6 @@ class Gates(ABC):
             return policy
 
     def of_block(self, name: str, index: int, device: torch.device) -> Tensor:
-        """One block's slice of a tensor, where its states are."""
         return self.tensors[name][index - self.first_block].to(device)
 
     @property
@@ -152,7 +147,6 @@ class Gates(ABC):
 
 
 def count(module: nn.Module) -> int:
-    """Weights of a module: multiplications a token."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

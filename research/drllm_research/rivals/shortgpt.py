@@ -23,8 +23,6 @@ STEP_TOKENS = 512  # padded tokens that influence is measured on at once
 
 @dataclass(frozen=True)
 class ShortGPTConfig(Options):
-    """Block influence."""
-
     budget: float = option(0.9, "passes to keep, as a share of the base's", ge=0.1, le=1)
     questions: int = option(256, "fit prompts that influence is measured on", ge=1)
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaleConfig(Options):
-    """Greedy deletion by accuracy."""
-
     questions: int = option(128, "fit questions a task that accuracies are taken on", ge=1)
     budget: float = option(1.0, "passes to go down to, as a share of the base's; 1: until accuracy falls below its best", ge=0.1, le=1)
 

@@ -20,9 +20,7 @@ FORMATS = ("checkpoint", "peft", "gguf")
 
 def run(job: Job) -> Lines:
     arguments, out = job.arguments, job.out
-    if arguments.route is not None and arguments.policy is not None:
-        raise InputError("got both --route and --policy: an export has one route, leave one of them out")
-    if arguments.route is None and arguments.policy is None:
+    if not job.check_route("an export has one route") and arguments.policy is None:
         raise InputError("no route to export: give --route or --policy")
     if arguments.clock and arguments.format != "checkpoint":
         raise InputError(f"--clock runs a checkpoint in transformers, and this is {arguments.format}: leave --clock out")
@@ -36,16 +34,12 @@ def run(job: Job) -> Lines:
     from drllm.policies.saved import open_policy
 
     # What cannot be written is refused before the model is loaded.
-    if arguments.route is not None:
-        check_route(Route.parse(arguments.route), arguments.format)
-        routed = job.load(job.need("model"), keeps_type=True)
-        route = Route.parse(arguments.route, routed.n_layers)
-    else:
-        policy = open_policy(job.arguments.policy).unchecked()
-        if (route := policy.route) is None:
-            raise InputError(f"a {policy.name!r} policy decides each prompt's route, which no export can: export a static one")
-        check_route(route, arguments.format)
-        routed = job.load_policy(keeps_type=True)
+    route = Route.parse(arguments.route) if arguments.policy is None else open_policy(arguments.policy).unchecked().route
+    if route is None:
+        raise InputError("this policy decides each prompt's route, which no export can: export a static one")
+    check_route(route, arguments.format)
+    routed, of_model = job.load_routed(keeps_type=True)
+    route = of_model or route  # of a text as the model's blocks have it
     in_type = f" in {type_name(routed.model.dtype)}" if arguments.format == "checkpoint" else ""
     in_type += ", which the GGUF's packed weights were unpacked to" if in_type and is_gguf(routed.base_id) else ""
     with said_if_slow(f"writing {out}, and checking that it computes the same ..."):
@@ -64,11 +58,9 @@ def run(job: Job) -> Lines:
 
 
 def _clocked(routed: Any, folder: Path) -> str:
-    """The checkpoint's seconds against the base's, here and now."""
     from drllm.deploy.formats.checkpoint import load_written
     from drllm.evaluation.clock import model_ratio
-    from drllm.model.equal_logits import random_ids
-    from drllm.model.shortened import plain_twin
+    from drllm.model.copies import plain_twin, random_ids
 
     with said_if_slow("timing the checkpoint and the base in turn ..."):
         models = load_written(routed, folder), plain_twin(routed).eval()

@@ -15,6 +15,7 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Namespace, Parser, add_common, number
 from drllm.core.errors import InputError
 from drllm.core.progress import said_if_slow
+from drllm.core.route import Route
 
 if TYPE_CHECKING:
     from drllm.model.prompts import Prompt
@@ -27,24 +28,18 @@ SHOWN = ("policy", "route", "model", "chat", "max_new_tokens", "beside_base", "c
 
 def run(job: Job) -> Lines:
     arguments = job.arguments
-    if arguments.route is not None and arguments.policy is not None:
-        raise InputError("got both --route and --policy: a prompt has one route, leave one of them out")
+    job.check_route("a prompt has one route")
     if arguments.control is not None and arguments.policy is None:
         raise InputError("--control sets how readily trained routers skip or repeat: give --policy too")
     if arguments.epsilon is not None and arguments.policy is None:
         raise InputError("--epsilon asks for a policy's promise: give --policy too")
-    from drllm.core.route import Route
-
-    if arguments.route is not None:
-        Route.parse(arguments.route)  # before the model is loaded
     prompts = read_prompts(arguments)
     if arguments.epsilon is not None and arguments.policy is not None:
         from drllm.model.generation import check_promise
         from drllm.policies.saved import open_policy
 
         check_promise(open_policy(arguments.policy).unchecked(), arguments.epsilon)
-    routed = job.load(job.need("model")) if arguments.policy is None else load_controlled(job)
-    route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
+    routed, route = load_controlled(job)
     how: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
     checked = {"epsilon": arguments.epsilon, "check_prompt_format": not arguments.any_format}
     full = Route.full(routed.n_layers)
@@ -74,7 +69,6 @@ def add_flags(parser: Parser) -> None:
 
 
 def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
-    """The flags of commands that show prompts to a policy; `n_tokens` is the longest answer unless one is given."""
     add = parser.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help="a prompt; without any, one a line from standard input")
     add("--policy", metavar="FOLDER", help="a saved policy; it knows its own model, which --model can override")
@@ -85,12 +79,12 @@ def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
     add("--max-new-tokens", type=int, default=n_tokens, metavar="N", help=f"longest answer, in tokens (default: {n_tokens})")
 
 
-def load_controlled(job: Job) -> RoutedModel:
-    """The saved policy on its base, under the control that --control gives."""
-    routed = job.load_policy()
+def load_controlled(job: Job) -> tuple[RoutedModel, Route | None]:
+    """`Job.load_routed`, the policy under the control that --control gives."""
+    routed, route = job.load_routed()
     if job.arguments.control is not None and routed.policy is not None:
         routed.policy = routed.policy.with_control(job.arguments.control)
-    return routed
+    return routed, route
 
 
 def as_prompt(text: str, chat: bool) -> Prompt:
@@ -99,11 +93,12 @@ def as_prompt(text: str, chat: bool) -> Prompt:
 
 
 def read_prompts(arguments: Namespace) -> list[str]:
-    """Prompts from the command line or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
+    """Of the command line or standard input; `InputError` when there is none, one is empty, or no answer is wanted."""
     if arguments.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
     try:
-        prompts = list(arguments.prompt) or [line for line in _stdin().decode("utf-8").splitlines() if line.strip()]
+        piped = b"" if arguments.prompt or sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
+        prompts = list(arguments.prompt) or [line for line in piped.decode("utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8 text ({error.reason}): save it as UTF-8") from None
     if not prompts:
@@ -114,7 +109,3 @@ def read_prompts(arguments: Namespace) -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise InputError(f"prompt {index} is not valid UTF-8 text: pass it on standard input, saved as UTF-8")
     return prompts
-
-
-def _stdin() -> bytes:
-    return b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()

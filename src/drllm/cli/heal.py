@@ -9,12 +9,10 @@ example:
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import ROUTE_HELP, Parser, add_common, add_section
 from drllm.core.errors import InputError
-from drllm.core.route import Route
 
 SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps", "calibrate", "epsilon", "dtype")  # by --help
 
@@ -22,11 +20,8 @@ SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps",
 def run(job: Job) -> Lines:
     arguments, out, config = job.arguments, job.out, job.config("heal")
     promise = job.config("promise")
-    if arguments.route is not None and arguments.policy is not None:
-        raise InputError("got both --route and --policy: one route is healed, leave one of them out")
+    job.check_route("one route is healed")
     tasks = job.tasks() if job.common.tasks or job.data else ()
-    if arguments.route is not None:
-        Route.parse(arguments.route)  # before the model is loaded
     from drllm.healing.heal import POLICY, heal
     from drllm.healing.training import need_peft
     from drllm.runs.layout import RunFolder
@@ -34,37 +29,27 @@ def run(job: Job) -> Lines:
     need_peft()
     if promise.calibrate and not tasks:
         raise InputError("--calibrate counts right answers, and prompts have none: give --tasks, or --data with a question file")
-    if arguments.policy is not None:
-        routed = job.load_policy()
-        assert routed.policy is not None
-        if (route := routed.policy.route) is None:
+    routed, route = job.load_routed()
+    if routed.policy is not None:
+        if routed.policy.route is None:
             raise InputError(f"a {routed.policy.name!r} policy decides each prompt's route: give one of its routes (--route)")
-        route = route.bare
-    else:
-        routed = job.load(job.need("model"))
-        route = None if arguments.route is None else Route.parse(arguments.route, routed.n_layers)
+        route = routed.policy.route.bare
     policy, found = heal(routed, out, route, tasks, job.data, arguments.prompts, config, job.argv)
     yield from found.lines()
+    folder = RunFolder(Path(out)).policy(POLICY)
     if promise.calibrate:
-        yield f"promise: {_promised(routed, Path(out), policy, promise, job.argv)}"
-    folder = shlex.quote(str(RunFolder(Path(out)).policy(POLICY)))
-    yield f"policy: {folder}"
-    yield f"merge it into a plain checkpoint: drllm export --policy {folder} --out {shlex.quote(str(Path(out) / 'merged'))}"
+        from drllm.evaluation.calibrate import calibrate
+        from drllm.policies.saved import save_policy
+        from drllm.runs.card_facts import refresh_card
 
-
-def _promised(routed: Any, out: Path, policy: Any, promise: Any, argv: Any) -> str:
-    """Test the policy's promise and save it with it; where the test fails it stays as it was saved, promising nothing."""
-    from drllm.evaluation.calibrate import calibrate
-    from drllm.healing.heal import POLICY
-    from drllm.policies.saved import save_policy
-    from drllm.runs.card_facts import refresh_card
-    from drllm.runs.layout import RunFolder
-
-    promised, found = calibrate(routed, out, policy, promise, argv, as_it_is=True)
-    if found.point is not None:
-        save_policy(promised, routed.identity, RunFolder(out).policy(POLICY))
-        refresh_card(RunFolder(out).policy(POLICY))
-    return found.told("the policy promises nothing")
+        promised, tested = calibrate(routed, Path(out), policy, promise, job.argv, as_it_is=True)
+        if tested.point is not None:  # else it stays as it was saved, promising nothing
+            save_policy(promised, routed.identity, folder)
+            refresh_card(folder)
+        yield f"promise: {tested.told('the policy promises nothing')}"
+    yield f"policy: {shlex.quote(str(folder))}"
+    merged = shlex.quote(str(Path(out) / "merged"))
+    yield f"merge it into a plain checkpoint: drllm export --policy {shlex.quote(str(folder))} --out {merged}"
 
 
 def add_flags(parser: Parser) -> None:

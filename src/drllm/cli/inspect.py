@@ -19,7 +19,7 @@ def run(job: Job) -> Lines:
     prompts = read_prompts(arguments)
     if len(prompts) > 1:
         raise InputError(f"got {len(prompts)} prompts, expected one: quote it")
-    routed = load_controlled(job)
+    routed, _ = load_controlled(job)
     from drllm.deploy.inspection import inspect, render
 
     prompt = as_prompt(prompts[0], arguments.chat)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from drllm.cli.options import CommonConfig, Namespace, Settings, build, section_class
 from drllm.core.errors import ArtifactError, InputError, first_line
 from drllm.core.progress import said_if_slow
+from drllm.core.route import Route
 from drllm.runs.manifest import Manifest, path_manifests, search_manifests
 
 if TYPE_CHECKING:
@@ -30,17 +31,11 @@ class Job:
     argv: list[str]
 
     def config(self, section: str, prefix: str = "", **unless_given: Any) -> Any:
-        """The configuration of one section, a job's or a method's: command line over YAML over defaults, those named here first."""
+        """Of one section, a job's or a method's: command line over YAML over defaults, those named here first."""
         given = {**unless_given, **self.settings.sections.get(section, {})}
         return build(section_class(section), given, self.arguments, prefix)
 
-    def check_read(self, section: str, read: Sequence[str]) -> None:
-        """Refuse settings of the YAML file that this command has no use for."""
-        if idle := [name for name in self.settings.sections.get(section, {}) if name not in read]:
-            raise InputError(f"section {section!r} sets {idle[0]}, which `drllm {self.argv[1]}` does not read: leave it out")
-
     def need(self, name: str) -> Any:
-        """A common setting that this command cannot do without."""
         value = getattr(self.common, name)
         if not value:
             raise InputError(f"--{name} is missing: give it on the command line or in the --config file; see `drllm {self.argv[1]} --help`")
@@ -55,7 +50,6 @@ class Job:
 
     @property
     def data(self) -> str | None:
-        """Where the questions are read, if that was said."""
         return self.common.data or None
 
     def tasks(self) -> tuple[str, ...]:
@@ -76,16 +70,33 @@ class Job:
 
             return RoutedModel.wrap(name, **placement)
 
-    def load_policy(self, keeps_type: bool = False) -> RoutedModel:
-        """The policy of --policy on its base; refused before any weights load when the folder holds none."""
+    def check_route(self, why: str) -> bool:
+        """Whether --route is given, and reads as one; refused beside --policy, before any weights load."""
+        given = self.arguments.route
+        if given is not None and self.arguments.policy is not None:
+            raise InputError(f"got both --route and --policy: {why}, leave one of them out")
+        return given is not None and bool(Route.parse(given))
+
+    def load_routed(self, keeps_type: bool = False) -> tuple[RoutedModel, Route | None]:
+        """The policy of --policy on its base, refused before any weights load where there is none; or the model, and --route on it."""
+        if self.arguments.policy is None:
+            routed = self.load(self.need("model"), keeps_type=keeps_type)
+            return routed, None if self.arguments.route is None else Route.parse(self.arguments.route, routed.n_layers)
         from drllm.policies.saved import open_policy
 
-        saved = open_policy(self.arguments.policy)
-        base = self.common.model or None
+        saved, base = open_policy(self.arguments.policy), self.common.model or None
         with self.loading(base or saved.config.base_id, keeps_type=keeps_type) as placement:
             from drllm.model.routed import RoutedModel
 
-            return RoutedModel.from_pretrained(saved, base=base, **placement)
+            return RoutedModel.from_pretrained(saved, base=base, **placement), None
+
+    def costs(self, stages: Mapping[str, float], routed: RoutedModel, tasks: Sequence[str], config: Any) -> Lines:
+        """--dry-run: plain forwards of each stage, with hours."""
+        from drllm.core.text import cost_lines
+        from drllm.evaluation.clock import batched_ms
+
+        spent = batched_ms(routed, tasks, config, self.data)
+        yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
 
     @contextmanager
     def loading(self, name: str, dtype: str = "", keeps_type: bool = False) -> Iterator[dict[str, Any]]:
@@ -107,8 +118,8 @@ class Job:
     def placement(self, dtype: str = "", keeps_type: bool = False) -> dict[str, Any]:
         """The dtype and device arguments of `RoutedModel`; a GPU where torch sees one and nothing else is asked for.
 
-        `dtype` is what "auto" stands for. Without it that is the checkpoint's own, but, unless the type is to be kept, float32 on a
-        processor that lacks instructions for 16 bits: bfloat16 has a fifth of float32's products a second there (AVX2, one thread).
+        `dtype` is what "auto" stands for, else the checkpoint's own; unless the type is to be kept, float32 on a processor that lacks
+        instructions for 16 bits: bfloat16 has a fifth of float32's products a second there (AVX2, one thread).
         """
         import torch
         from huggingface_hub.utils import logging as hub_logging

@@ -1,9 +1,6 @@
 """The `drllm` command: parse, run, and turn every mistake into one line on standard error.
 
-A command stands in the file of its name: the docstring is its help, `add_flags`, where it has flags of its own, fills its parser, and
-`run` yields the lines that it prints. What can be refused without a model is refused before one loads.
-
-Results go to standard output; progress, warnings and errors to standard error.
+A command stands in the file of its name: the docstring is its help, `add_flags` fills its parser, `run` yields the lines that it prints.
 """
 
 import argparse
@@ -21,9 +18,8 @@ from drllm.cli.job import Job, Lines
 from drllm.cli.options import CommonConfig, add_common, build, read_yaml
 from drllm.cli.terminal import TerminalReporter, one_line, quiet_other_packages, show_warning, write_error
 from drllm.core.errors import DrllmError, InputError
-from drllm.core.names import did_you_mean
-from drllm.core.plugins import COMMANDS as PLUGINS
-from drllm.core.plugins import load_plugin, plugin_names
+from drllm.core.names import COMMANDS as PLUGINS
+from drllm.core.names import did_you_mean, load_plugin, plugin_names
 from drllm.core.progress import reporting_to
 
 EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
@@ -46,13 +42,9 @@ class _Help(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing and exiting, so that every mistake ends as one line.
+    """Raises instead of printing and exiting, so that every mistake ends as one line."""
 
-    Attributes:
-        shown: names of the flags that --help lists where there are many; --help-all lists all.
-    """
-
-    shown: Sequence[str] = ()
+    shown: Sequence[str] = ()  # flags that --help lists where there are many
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -69,8 +61,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _HelpAll(argparse.Action):
-    """Shows every flag of a command."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         raise _Help(parser.format_help().rstrip())
 
@@ -131,7 +121,6 @@ def _lines(arguments: list[str]) -> Lines:
 
 
 def command_names() -> tuple[str, ...]:
-    """Drllm's own commands, then those of installed packages."""
     return (*COMMANDS, *plugin_names(PLUGINS))
 
 
@@ -149,7 +138,7 @@ def find_command(name: str) -> Any:
 
 
 def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The parser of one command; some have other flags by what stands among the arguments."""
+    """Of one command; some have other flags by what stands among the arguments."""
     about, example = help_of(name)
     form, example = argparse.RawDescriptionHelpFormatter, f"example:\n  {example}"
     parser = _Parser(f"drllm {name}", description=about, epilog=example, formatter_class=form, allow_abbrev=False)
@@ -163,13 +152,11 @@ def make_parser(name: str, arguments: Sequence[str] = ()) -> argparse.ArgumentPa
 
 
 def help_of(name: str) -> tuple[str, str]:
-    """What a command does, and a line to try."""
     about, _, example = (find_command(name).__doc__ or "").partition("\n\nexample:\n")
     return about, example.strip()
 
 
 def _overview() -> str:
-    """Every command with the first sentence of what it does."""
     text = "usage: drllm COMMAND [flags]\n\nWhich blocks of your language model to skip, run or repeat, measured on your questions.\n"
     others = {"of other packages": plugin_names(PLUGINS)}
     for title, names in (GROUPS | (others if any(others.values()) else {})).items():
@@ -179,6 +166,5 @@ def _overview() -> str:
 
 
 def fail(message: str) -> int:
-    """The one line of a mistake, and its exit code."""
     write_error(f"drllm: error: {message}")
     return EXIT_INPUT

@@ -1,13 +1,4 @@
-"""Command-line flags and `run.yaml`, both derived from the frozen dataclasses of `config.py`. No torch.
-
-A value is looked up in this order: the command line, the YAML file, the dataclass default. A YAML file holds the common settings at its
-top level and the job configurations in sections:
-
-    model: smollm2-135m-q4
-    tasks: [arc_easy, arc_challenge]
-    search: {n_simulations: 20, limit: 300}
-    routers: {epochs: 10}
-"""
+"""Command-line flags and `run.yaml`, both derived from the frozen dataclasses of `config.py`; the command line wins. No torch."""
 
 import argparse
 import dataclasses
@@ -21,16 +12,15 @@ from typing import Any, Literal, TypeVar
 
 from drllm.core.config import SECTIONS, PromiseConfig
 from drllm.core.errors import InputError
-from drllm.core.names import did_you_mean
+from drllm.core.names import COMMANDS, did_you_mean, load_plugin, plugin_names
 from drllm.core.options import check_ranges, option
-from drllm.core.plugins import COMMANDS, load_plugin, plugin_names
 from drllm.methods.base import get_method, method_names
 
 Config = TypeVar("Config")
 Parser = argparse.ArgumentParser  # of one command
 Namespace = argparse.Namespace
 
-
+DTYPE_HELP = "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
 DRY_RUN = "print the stages, what each costs in plain forwards and hours, and stop"
@@ -39,12 +29,11 @@ ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,
 
 
 def section_names() -> tuple[str, ...]:
-    """The sections that a YAML file may have: those of the jobs, also of other packages' commands, then each method's."""
+    """Those of the jobs, also of other packages' commands, then each method's."""
     return (*SECTIONS, *(name for name in plugin_names(COMMANDS) if hasattr(load_plugin(COMMANDS, name), "CONFIG")), *method_names())
 
 
 def section_class(name: str) -> type:
-    """The configuration class of a section; a method is loaded when its own is asked for."""
     if name in SECTIONS:
         return SECTIONS[name]
     return getattr(load_plugin(COMMANDS, name), "CONFIG", None) or get_method(name).config
@@ -55,9 +44,7 @@ class CommonConfig:
     """Settings that several commands share; at the top level of a YAML file."""
 
     model: str = option("", "Hub id, local folder, .gguf file or alias (see `drllm models`)")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", DTYPE_HELP)
     device: str = option("", "where the model runs, for example cpu or cuda:0; default: a GPU where torch sees one")
     tasks: tuple[str, ...] = option((), "task names, comma-separated or repeated (see `drllm tasks`)")
     data: str = option("", "file with the questions (.jsonl, .csv, .parquet), or a folder of them; without --tasks its name is the task's")
@@ -67,13 +54,8 @@ class CommonConfig:
 
 @dataclass(frozen=True)
 class Flag:
-    """One setting: its field's name, the type of its values, what it may be, its default, and what it means.
-
-    `kind` is int, float, bool, str or tuple (of str).
-    """
-
     name: str
-    kind: type
+    kind: type  # int, float, bool, str or tuple (of str)
     choices: tuple[str, ...]
     default: Any
     help: str
@@ -94,7 +76,6 @@ class Settings:
 
 
 def flags_of(config_class: type) -> list[Flag]:
-    """One flag a field, in the order of the dataclass."""
     hints, flags = typing.get_type_hints(config_class), []
     for item in dataclasses.fields(config_class):
         hint, origin = hints[item.name], typing.get_origin(hints[item.name])
@@ -107,10 +88,7 @@ def flags_of(config_class: type) -> list[Flag]:
 
 
 def add_config(parser: Parser, config_class: type, only: Sequence[str], title: str, prefix: str = "") -> None:
-    """Add a flag for each field of the dataclass (or those named in `only`), called `--<prefix><name with dashes>`.
-
-    Flags that are not given leave None behind, so that `build` can tell them from defaults.
-    """
+    """Add a flag for each field (or those named in `only`), None where it is not given, so that `build` can tell it from its default."""
     group = parser.add_argument_group(title)
     for flag in (flag for flag in flags_of(config_class) if not only or flag.name in only):
         shown = flag.text_of_default
@@ -128,13 +106,11 @@ def add_config(parser: Parser, config_class: type, only: Sequence[str], title: s
 
 
 def add_section(parser: Parser, section: str, only: Sequence[str] = (), prefix: str = "", about: str = "") -> None:
-    """Add the flags of a section of the YAML file, under a title that says so."""
     title = f"{section}: {about}" if about else section
     add_config(parser, section_class(section), only, f"{title} (section `{section}` of the YAML file)", prefix)
 
 
 def add_common(parser: Parser, *names: str) -> None:
-    """Add the flags of the named common settings, and --config."""
     if names:
         add_config(parser, CommonConfig, names, "common")
     parser.add_argument("--config", metavar="RUN.YAML", help="settings from a YAML file; flags given here win over it")
@@ -184,10 +160,7 @@ def split_words(flag: str, text: str) -> list[str]:
 
 
 def read_yaml(path: str | Path | None) -> Settings:
-    """Read and check a YAML file; every key and type is checked, also in sections that the command at hand does not use.
-
-    Raises `InputError` in one line: no such file, not YAML, an unknown key (with the nearest known one), or a value of the wrong type.
-    """
+    """A YAML file, every key and type checked, also in sections that the command at hand does not use."""
     if path is None:
         return Settings()
     import yaml
@@ -234,7 +207,6 @@ def _section(path: str | Path, section: str, values: Any) -> dict[str, Any]:
 
 
 def _checked(flag: Flag, value: Any, where: str) -> Any:
-    """The value in the flag's type, or one line that says what was expected."""
     if flag.kind is tuple:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and all(isinstance(item, str) for item in texts):

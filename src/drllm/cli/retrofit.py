@@ -41,7 +41,14 @@ def run(job: Job) -> Lines:
 
     need_extras()  # an hour of search must not end in a missing package
     check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
-    yield from _recommended(job.load(model), tasks, out, configs, job.data, job.argv)
+    from drllm.reporting.recommendation import panel
+    from drllm.reporting.summary_table import render
+    from drllm.retrofitting.recommend import recommend
+
+    found, result = recommend(job.load(model), tasks, out, configs, job.data, job.argv)
+    yield render(result["summary"])
+    yield f"report: {result['report']}"
+    yield panel(found, out)
 
 
 def _by_prompts(job: Job) -> Lines:
@@ -76,13 +83,13 @@ def configs_of(job: Job) -> dict[str, Any]:
     """The configuration of each section that a retrofit reads; refuses a YAML file's settings that would do nothing."""
     job.arguments.promise_calibrate = "calibrate"  # it always promises on that split
     for section, read in {"search": JUDGING, "evaluate": COMPARING, "static": (), "routers": ()}.items():
-        job.check_read(section, read)
+        if idle := [name for name in job.settings.sections.get(section, {}) if name not in read]:
+            raise InputError(f"section {section!r} sets {idle[0]}, which `drllm retrofit` does not read: leave it out")
     configs = {name: job.config(name, f"{name}_") for name in ("promise", "search", "evaluate", "heal")}
     return configs | {name: job.config(name) for name in ("resources", "retrofit")}
 
 
 def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Lines:
-    """How many questions there are and whether they are enough, before torch loads; then what fits into the time."""
     from drllm.retrofitting.dry_run import counted, fitting, left_out, loaded_tasks, questions_of, read_as
 
     loaded = loaded_tasks(tasks, job.data)
@@ -90,28 +97,17 @@ def _dry_run(job: Job, model: str, tasks: Any, configs: Mapping[str, Any]) -> Li
     yield from left_out(loaded)
     yield from read_as(loaded, configs["search"].reward)
     yield from counted(available, configs["promise"])
-    from drllm.model.executors import threads_here
-    from drllm.retrofitting.pace import sized
+    from drllm.evaluation.clock import batched_ms
+    from drllm.model.pool import threads_here
+    from drllm.retrofitting.sizes import sizes_of
 
     routed = job.load(model)
     with threads_here(configs["resources"]):
-        sizes = sized(routed, tasks, configs["search"], job.data, configs["retrofit"], available)
-    yield from fitting(sizes, configs["retrofit"])
-
-
-def _recommended(routed: Any, tasks: Any, out: str, configs: Mapping[str, Any], data: str | None, argv: list[str]) -> Lines:
-    from drllm.reporting.recommendation import panel
-    from drllm.reporting.summary_table import render
-    from drllm.retrofitting.recommend import recommend
-
-    found, result = recommend(routed, tasks, out, configs, data, argv)
-    yield render(result["summary"])
-    yield f"report: {result['report']}"
-    yield panel(found, out)
+        plain_ms = batched_ms(routed, tasks, configs["search"], job.data)
+    yield from fitting(sizes_of(routed.n_layers, plain_ms, configs["retrofit"], available), configs["retrofit"])
 
 
 def _cut(text: str) -> str:
-    """The beginning of a text, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= CUT else f"{line[:CUT]} ..."
 

@@ -7,14 +7,10 @@ example:
   drllm scan --model smollm2-135m-q4 --tasks arc_easy,arc_challenge,openbookqa --out runs/map
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
-from drllm.core.config import ScanConfig
-from drllm.core.route import Route
 
 SHOWN = ("model", "tasks", "data", "out", "claimed", "kinds", "max_span", "questions", "reward", "dtype", "dry_run")  # by --help
 
@@ -31,28 +27,20 @@ def run(job: Job) -> Lines:
     routed = job.load(model)
     claimed = read_claims(job.arguments.claimed, routed.n_layers)
     if job.arguments.dry_run:
-        yield from _dry_run(job, routed, tasks, config, list(claimed))
+        from drllm.scanning.claims import claim
+        from drllm.scanning.questions import choose
+        from drllm.scanning.spans import stages_of
+        from drllm.tasks import load_task
+
+        raced, fresh = choose(routed, {name: load_task(name, job.data) for name in tasks}, config)
+        claims = [claim(route, config) for route in claimed]
+        yield from job.costs(stages_of(routed.n_layers, len(raced), len(fresh), claims, config), routed, tasks, config)
         return
     yield render(scan(routed, tasks, config, out, job.data, job.argv, resources, claimed))
     folder = RunFolder(Path(out)).scan
     if config.questions:
         yield f"map: {folder.map}; routes for drllm search --paths: {folder.best}; drllm report {out} draws it"
     yield f"scan: {folder.result}" + ("" if config.questions else f"; drllm report {out} writes a page to send")
-
-
-def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: ScanConfig, claimed: Sequence[Route]) -> Lines:
-    """What the scan would cost, by stages."""
-    from drllm.core.text import cost_lines
-    from drllm.evaluation.clock import batched_ms
-    from drllm.scanning.claims import claim
-    from drllm.scanning.cost import stages_of
-    from drllm.scanning.questions import choose
-    from drllm.tasks import load_task
-
-    raced, fresh = choose(routed, {name: load_task(name, job.data) for name in tasks}, config)
-    stages = stages_of(routed.n_layers, len(raced), len(fresh), [claim(route, config) for route in claimed], config)
-    spent = batched_ms(routed, tasks, config, job.data)
-    yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
 
 
 def add_flags(parser: Parser) -> None:

@@ -6,14 +6,10 @@ example:
   drllm search --model smollm2-135m-q4 --tasks arc_easy --limit 100 --out runs/a
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
-from drllm.core.config import SearchConfig
-from drllm.core.route import Route
 
 SHOWN = ("model", "tasks", "data", "out", "n_simulations", "limit", "keep", "reward", "paths", "dry_run")  # by --help
 
@@ -29,7 +25,12 @@ def run(job: Job) -> Lines:
     routes = None if job.arguments.paths is None else read_routes(job.arguments.paths)
     check_splits(config.splits, routes is not None)
     if job.arguments.dry_run:
-        yield from _dry_run(job, job.load(model), tasks, config, routes)
+        from drllm.searching.cost import stages_of
+        from drllm.tasks import load_task
+
+        routed = job.load(model)
+        stages = stages_of({name: load_task(name, job.data) for name in tasks}, config, routed.n_layers, routes)
+        yield from job.costs(stages, routed, tasks, config)
         return
     search(job.load(model), tasks, config, out, job.data, job.argv, routes, resources)
     place = RunFolder(Path(out))
@@ -37,18 +38,6 @@ def run(job: Job) -> Lines:
     if routes is None:
         yield render(count_labels(record for name in tasks for record in iterate_records(folder / name)))
     yield f"search records: {folder}"
-
-
-def _dry_run(job: Job, routed: Any, tasks: Sequence[str], config: SearchConfig, routes: Sequence[Route] | None) -> Lines:
-    """What the search would cost, by tasks."""
-    from drllm.core.text import cost_lines
-    from drllm.evaluation.clock import batched_ms
-    from drllm.searching.cost import stages_of
-    from drllm.tasks import load_task
-
-    stages = stages_of({name: load_task(name, job.data) for name in tasks}, config, routed.n_layers, routes)
-    spent = batched_ms(routed, tasks, config, job.data)
-    yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
 
 
 def add_flags(parser: Parser) -> None:

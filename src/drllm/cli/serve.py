@@ -81,7 +81,6 @@ def run(job: Job) -> Lines:
 
 
 def _said(spec: ServeSpec) -> str:
-    """How routes are decided, in words."""
     if spec.mode == "static":
         return f"one route, {spec.route}"
     if spec.mode == "engine":

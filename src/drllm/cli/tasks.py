@@ -19,10 +19,9 @@ def run(job: Job) -> Lines:
 
 
 def _source(name: str) -> str:
-    """Where `load_task` would look first and find something, without reading any questions."""
     from drllm.core.names import version_of
-    from drllm.tasks.arithmetic import LEVELS, LIBRARY
     from drllm.tasks.package import PACKAGE, READERS, package_folder
+    from drllm.tasks.sources import LEVELS, LIBRARY
 
     if name in LEVELS:
         found = version_of(LIBRARY)

@@ -73,17 +73,14 @@ def quiet_other_packages() -> None:
 
 
 def write_error(line: str, stream: TextIO | None = None) -> None:
-    """One line on standard error."""
     where = sys.stderr if stream is None else stream
     where.write(f"{line}\n")
     where.flush()
 
 
 def show_warning(message: Any, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
-    """A warning as one line; takes the place of `warnings.showwarning`."""
     write_error(f"drllm: warning: {one_line(message)}")
 
 
 def one_line(message: object) -> str:
-    """The text without line breaks."""
     return " ".join(str(message).split())

@@ -1,6 +1,6 @@
 """Train a policy on a run's records and save it in OUT/METHOD.
 
-OUT is the folder of --out, METHOD the name of --method, or --name where that is given.
+METHOD is the name of --method, or --name where that is given.
 The model is the searched one; --model says where it is now.
 
 example:
@@ -59,7 +59,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_method_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """The flags of the method that the command line names."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--method", nargs="?", default=DEFAULT)
     name = finder.parse_known_args(arguments)[0].method or DEFAULT

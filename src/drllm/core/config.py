@@ -1,6 +1,6 @@
 """One frozen dataclass a job. The command line's flags, `--help` and `--config run.yaml` derive from these.
 
-Every field carries its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
+Every field has its help text, unit and, where the paper fixes it, the section of arXiv 2510.12773. No torch here.
 """
 
 import dataclasses
@@ -16,19 +16,16 @@ Split = Literal["fit", "tune", "calibrate", "test"]
 RewardName = Literal["auto", "generated", "loglik", "letter", "boxed", "number", "exact"]
 
 SCAN_KINDS = ("loop", "damped", "skip")
-REWARD_HELP = (
-    "how an answer is judged: loglik, letter, boxed, number, exact; auto: the task's own; generated: as auto, a letter instead of loglik"
-)
+REWARD_HELP = "how an answer is judged; auto: the task's own; generated: as auto, a letter instead of loglik"
 Prompts = Literal["auto", "ours", "authors", "instruct", "qwen", "base"]
 PROMPTS_HELP = (
     "wording of letters and boxed answers: ours; authors: that of the paper's code for such a model, or one of it by name "
     "(instruct, qwen, base); auto: "
 )
-READER_HELP = (
-    "whose verdict on letters and boxed answers counts, both are stored: strict (the authors'), lenient, or the wording's own (auto)"
-)
+READER_HELP = "whose verdict on letters and boxed answers counts, both are stored: strict (the authors'), lenient, the wording's own (auto)"
 ReaderName = Literal["auto", "strict", "lenient"]
 TOKENS_HELP = "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)"
+EXECUTOR_HELP = "this process (local), or workers of one thread each; auto: local, but for a scan on several cores without --threads"
 STEP_HELP = "tokens of a model step (CPU: 512, from a billion weights on 128, docs/scale.md; a GPU takes thousands)"
 
 
@@ -48,11 +45,7 @@ class SearchConfig(_InOurs, Options):
     """Monte Carlo tree search over layer paths (section 4, algorithm 1) and how its paths are scored."""
 
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=0)
-    counted: Literal["all", "distinct"] = option(
-        "all",
-        "what is a simulation: all: the base's, and each step of the search, also to a known route or to none, as the authors count; "
-        "distinct: another route judged",
-    )
+    counted: Literal["all", "distinct"] = option("all", "a simulation is any step, as the authors count, or a distinct route judged")
     exploration: float = option(1.8, "c of the UCB score (section 4: 1.8)", ge=0)
     length_penalty: float = option(3.0, "lambda of the UCB score, times passes / blocks (section 4: 3.0)", ge=0)
     random_prob: float = option(0.1, "probability of descending to a random child (section 4: 0.1)", ge=0, le=1)
@@ -71,9 +64,7 @@ class SearchConfig(_InOurs, Options):
     splits: tuple[str, ...] = option(("fit",), "splits to take the questions from; others than fit (tune, calibrate) with --paths only")
     limit: int = option(0, "questions a task and split, the first ones of the split in a fixed shuffled order; 0 takes all", ge=0)
     keep: int = option(0, "questions a task to keep: none is visited when as many are kept and enough mend; 0: all are visited", ge=0)
-    mend_share: float = option(
-        0.3, "share of the kept ones that must mend a wrong answer; each that does replaces one that does not", ge=0, le=1
-    )
+    mend_share: float = option(0.3, "share of the kept that must mend a wrong answer, each replacing one that does not", ge=0, le=1)
     seed: int = option(0, "seed of the tree's choices", ge=0, le=MAX_SEED)
     group_size: int = option(32, "questions a shard; a crash loses the unfinished ones, --pool-size of them at most", ge=1)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
@@ -83,11 +74,7 @@ class SearchConfig(_InOurs, Options):
 class Resources(Options):
     """What searches and comparisons run on; no verdict depends on it, but for threads where 16-bit products on the CPU round by them."""
 
-    executor: Literal["auto", "local", "processes"] = option(
-        "auto",
-        "local: this process; processes: workers on this machine, one thread each; auto: local,"
-        " but for a scan on a CPU of several cores processes, unless --threads is given",
-    )
+    executor: Literal["auto", "local", "processes"] = option("auto", EXECUTOR_HELP)
     workers: int = option(0, "processes: model replicas; 0: one a core", ge=0)
     threads: int = option(0, "CPU threads of each replica; 0: with local as torch chooses, else 1", ge=0)
     pool_size: int = option(128, "questions searched at once in a replica (loglik)", ge=1)
@@ -101,13 +88,9 @@ class ScanConfig(_InOurs, Options):
     kinds: tuple[str, ...] = option(SCAN_KINDS, "loop: a span runs once more; damped: once more, at --strength; skip: not at all")
     strength: float = option(0.5, "of damped loops F: the states h go to h + s (F(h) - h)", gt=0, le=0.999)
     max_span: int = option(0, "blocks of a span, at most; 0: any span", ge=0)
-    questions: int = option(
-        128, "questions of the last round, shared evenly over the tasks; 0: no race, only the routes of --claimed are measured", ge=0
-    )
+    questions: int = option(128, "questions of the last round, shared evenly over the tasks; 0: no race, --claimed alone is measured", ge=0)
     first_questions: int = option(8, "questions of the first round, which every candidate answers; each round has twice as many", ge=1)
-    winners: int = option(
-        5, "best candidates, named before any further question is read and measured again; the best of each kind besides", ge=1
-    )
+    winners: int = option(5, "best candidates, named before any further question is read, then measured again; the best of each kind", ge=1)
     fresh: int = option(512, "questions that chose nothing, on which winners and random spans are measured again, at most; 0: none", ge=0)
     split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")
@@ -135,25 +118,16 @@ class ScanConfig(_InOurs, Options):
 
 @dataclass(frozen=True)
 class RoutersConfig(Options):
-    """Routers trained on pooled states (sections 3.2 and 5).
-
-    Preset `paper` is the paper's recipe: it learns the one kept path of each question from the raw states along it. Preset `default`
-    learns from all right paths at once, the better ones more, from the scaled states of the base, weighs rare actions up, and sets
-    appendix C's control on tune; it learns from a dense matrix (`drllm search --paths`) as well as from a search.
-    """
+    """Routers trained on pooled states (sections 3.2 and 5); what the presets do: `drllm.methods.routers`."""
 
     preset: Literal["paper", "default"] = option("default", "what is learned: the kept path (paper), or all right paths by margin")
     budget: float = option(1.0, "preset default: mean passes on tune the control keeps, as a share of the base's; 1: any", ge=0.1, le=1)
-    temperature: float = option(
-        0.5, "preset default: how fast a path's weight falls with its margin, in standard deviations of the base's", ge=0.01, le=100
-    )
+    temperature: float = option(0.5, "preset default: how fast a path's weight falls with its margin, in the base's sd", ge=0.01, le=100)
     tune_questions: int = option(200, "preset default: tune questions a task to set the control on; 0 leaves the routers as they are", ge=0)
     n_windows: int = option(8, "windows W the prompt is cut into (section 3.1: 8)", ge=1)
     width: int = option(128, "hidden width of a router (section 3.1: 128)", ge=1)
     depth: int = option(2, "linear layers of a router, 1 to 8 (section 3.1: 2)", ge=1, le=8)
-    normalize: Literal["preset", "rms", "raw"] = option(
-        "preset", "pooled states scaled to unit RMS, or raw; preset: paper raw, default rms"
-    )
+    normalize: Literal["preset", "rms", "raw"] = option("preset", "pooled states of unit RMS, or raw; preset: paper raw, default rms")
     shared: bool = option(False, "one router for all blocks: an ablation")
     first_block: bool = option(False, "all routers read the states entering the first block: an ablation (table 6)")
     gamma: float = option(2.0, "focal loss exponent; 0 is weighted cross-entropy (section 3.2: 2)", ge=0)
@@ -163,9 +137,7 @@ class RoutersConfig(Options):
     epochs: int = option(25, "passes over the records (section 5: 25)", ge=1)
     batch_size: int = option(16, "records a step (section 5: 16)", ge=1)
     warmup_steps: int = option(500, "linear warm-up; at most a tenth of all steps where they are fewer than 5,000 (section 5: 500)", ge=0)
-    held_out: int = option(
-        10, "fit records a task held back to report F1 on, at most half of them (the authors: 10); never trained on", ge=0
-    )
+    held_out: int = option(10, "fit records a task held back to report F1 on, at most half of them (the authors: 10)", ge=0)
     teacher_forcing: bool = option(True, "preset paper: states follow the kept path (section 5); without it, the base's")
     seed: int = option(0, "seed of initial weights and batch order")
 
@@ -183,7 +155,6 @@ class RoutersConfig(Options):
 
     @property
     def normalized(self) -> bool:
-        """Whether states are scaled before the routers."""
         return self.preset == "default" if self.normalize == "preset" else self.normalize == "rms"
 
 
@@ -229,7 +200,7 @@ class EvaluateConfig(_InOurs, Options):
 
     @property
     def folder(self) -> str:
-        """Where the results go below `evaluate/`: the split, with the limit if there is one: a quick look overwrites no full table."""
+        """Of the results, below `evaluate/`: a quick look overwrites no full table."""
         return f"{self.split}-first-{self.limit}" if self.limit else self.split
 
 
@@ -253,7 +224,6 @@ class RetrofitConfig(Options):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of a scan's candidates: where passes are limited, skips alone."""
         return SCAN_KINDS if self.kept > 1 else ("skip",)
 
 
@@ -282,9 +252,7 @@ class PromptsConfig(Options):
     """A retrofit from prompts alone: a nest of healed routes, and a selector that takes one of them, or the base, for a prompt."""
 
     budgets: tuple[str, ...] = option(("0.9", "0.8", "0.7"), "with --prompts: block passes of each route of the nest, shares of the base's")
-    differ: float = option(
-        0.0, "with --prompts: share of greedy answers that may differ from the base's; 0: promise what the prompts bear", ge=0, le=0.5
-    )
+    differ: float = option(0.0, "with --prompts: share of greedy answers that may differ; 0: promise what the prompts bear", ge=0, le=0.5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -303,7 +271,7 @@ class PromptsConfig(Options):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain values, for `run.json` and for comparing runs."""
+    """As plain values, for `run.json` and for comparing runs."""
     return dataclasses.asdict(config)
 
 

@@ -1,4 +1,4 @@
-"""SHA-256 as it is used everywhere here: of bytes, text, files and JSON, whole or as the 16 hexadecimal digits that name things."""
+"""SHA-256 of bytes, text, files and JSON, whole or as the 16 hexadecimal digits that name things."""
 
 import hashlib
 import json

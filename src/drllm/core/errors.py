@@ -1,7 +1,4 @@
-"""Errors a user can act on. The command line prints each as one line and exits with code 2.
-
-Every message says three things: what came, what was expected, what to do.
-"""
+"""Errors a user can act on, in one line: what came, what was expected, what to do."""
 
 import contextlib
 import importlib

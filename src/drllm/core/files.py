@@ -14,12 +14,11 @@ TEMPORARY_SUFFIX = ".partial"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically; a crash leaves the old file, or none, and at most a `.partial` beside it."""
+    """Replace a file atomically; a crash leaves the old one, or none, and at most a `.partial` beside it."""
     write_pieces(path, (data,))
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
-    """As `write_bytes`, piece by piece."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with unfinished.open("wb") as file:
@@ -47,7 +46,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 

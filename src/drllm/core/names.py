@@ -1,4 +1,4 @@
-"""Names: the nearest known ones to what a user typed, for error messages; versions and folders of installed packages."""
+"""Names: the nearest known ones to what a user typed; installed packages, and what they add to drllm by entry points."""
 
 import contextlib
 import difflib
@@ -6,6 +6,14 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from drllm.core.errors import InputError, first_line
+
+# Groups of entry points.
+METHODS = "drllm.methods"  # name = "module:METHOD", a `drllm.methods.base.Method`
+POLICIES = "drllm.policies"  # name = "module:Class", the class of saved policies of that name
+COMMANDS = "drllm.commands"  # name = "module", a command as those of `drllm.cli`; its section of a YAML file is its `CONFIG`
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -15,13 +23,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None where it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
 
 
 def folder_of(module: str) -> Path | None:
-    """Where the files of an importable package lie, without importing it; None where it is not installed."""
+    """Where the files of an importable package lie, which is not imported; None where it is not installed."""
     spec = importlib.util.find_spec(module)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
+
+
+def plugin_names(group: str) -> tuple[str, ...]:
+    return tuple(sorted({point.name for point in importlib.metadata.entry_points(group=group)}))
+
+
+def load_plugin(group: str, name: str) -> Any:
+    """What stands under a name; None where no package has it, `InputError` where it cannot be loaded."""
+    for point in importlib.metadata.entry_points(group=group, name=name):
+        try:
+            return point.load()
+        except (ImportError, AttributeError, SyntaxError) as error:
+            kind = group.rpartition(".")[2].removesuffix("s")
+            why = f"cannot be loaded from {point.value} ({first_line(error)}): update or remove that package"
+            raise InputError(f"{kind} {name!r} {why}") from None
+    return None

@@ -1,12 +1,7 @@
 """Progress of long jobs. The library writes to no stream: it tells one reporter, which a caller may replace.
 
-Until then lines go to the logger `drllm` at level INFO, so that nothing is shown unless the caller configures `logging`:
-
-    logging.basicConfig(level=logging.INFO)            # a line now and then
-    drllm.show_progress()                              # bars on a terminal, as the command line has them
-    with reporting_to(MyReporter()): search(...)       # one's own
-
-What a caller should mend (an old name, files of a newer version) goes through `warnings`, which a caller filters as any other.
+Until then lines go to the logger `drllm` at level INFO, so that nothing is shown unless the caller configures `logging`, calls
+`drllm.show_progress()` (bars on a terminal), or works inside `reporting_to(MyReporter())`. What it should mend goes through `warnings`.
 """
 
 from __future__ import annotations
@@ -27,10 +22,7 @@ NOISY = ("torchao", "torch.utils._pytree")
 class Progress:
     """Context manager around one job of `total` units: `done` of them so far, `resumed` of those by an earlier run.
 
-    `n_advances` counts the calls of `advance`. After the first one little is known of the time left: it bears the start of the job, and
-    other workers are about to end theirs.
-
-    `started` and `reported` are times of `time.monotonic()`: of the job's start, and of its last line.
+    `n_advances` counts the calls of `advance`; `started` and `reported` are times of the job's start and of its last line.
     """
 
     def __init__(self, label: str, total: int):
@@ -50,29 +42,24 @@ class Progress:
         self._reporter.line(line, self)
 
     def resume(self, n: int) -> None:
-        """`n` units were done by an earlier run; the time left is estimated without them."""
         self.done += n
         self.resumed += n
         self._reporter.resume(self)
 
     def advance(self, n: int, note: str = "") -> None:
-        """`n` more units are done; `note` is shown beside the label."""
         self.done += n
         self.n_advances += 1
         self.note = note
         self._reporter.advance(self)
 
     def tell(self, note: str) -> None:
-        """No unit is done, but something towards the next ones: `note` is shown beside the label until one is."""
+        """No unit is done, but `note` is shown beside the label until one is."""
         self.note = note
         self._reporter.advance(self)
 
 
 class Reporter:
-    """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end.
-
-    Override `line` for another place of the lines, the other methods for another form.
-    """
+    """Reports jobs as lines to the logger `drllm`: at most one in `LOG_EVERY_S` seconds of a job, and one at its end."""
 
     def start(self, job: Progress) -> None:
         """A job begins."""
@@ -92,6 +79,7 @@ class Reporter:
             return
         job.reported, elapsed = now, now - job.started
         told = f"{f'{job.label} {job.note}'.strip()}: {job.done}/{job.total}, {elapsed:.0f} s"
+        # After the first call little is known of the time left: it bears the start of the job, and other workers are about to end theirs.
         if (job.n_advances > 1 and job.done > job.resumed) or job.done == job.total:
             told += f", {elapsed / max(job.done - job.resumed, 1) * (job.total - job.done):.0f} s left"
         self.line(told, job)
@@ -122,7 +110,6 @@ def reporting_to(reporter: Reporter) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """A line between jobs, such as the start of a stage."""
     _current.line(line)
 
 

@@ -32,18 +32,13 @@ class Route:
     """The path of one prompt through L blocks; the only form a route has anywhere.
 
     `str(route)` is one digit a block ("1102": execute, execute, skip, repeat) where each block's passes follow one another in place, at
-    most two; else the path ("0-14,12-29": blocks 0 to 14, then 12 to 29), with "/30" behind it if the last of 30 blocks never runs. A
-    healed route ends in "@" and the name of its adapter. `Route.parse` is its inverse.
-
-    Attributes:
-        actions: passes of each block, first block first.
-        order: the path, where it is not in place: single blocks, and spans of a strength below 1.
-        adapter: names the low-rank weights that every block of it runs with (`drllm.policies.adapter`); empty: none.
+    most two; else the path ("0-14,12-29"), with "/30" behind it if the last of 30 blocks never runs. A healed route ends in "@" and its
+    adapter's name. `Route.parse` is its inverse.
     """
 
-    actions: tuple[int, ...]
-    order: tuple[Span, ...] | None
-    adapter: str
+    actions: tuple[int, ...]  # passes of each block, first block first
+    order: tuple[Span, ...] | None  # the path, where it is not in place: single blocks, and spans of a strength below 1
+    adapter: str  # names the low-rank weights that every block of it runs with (`drllm.policies.adapter`); empty: none
 
     def __init__(self, actions: Iterable[int]):
         try:
@@ -58,10 +53,9 @@ class Route:
 
     @classmethod
     def parse(cls, text: str, n_layers: int | None = None) -> Route:
-        """The route written as digits or as a path; `InputError` for anything else.
+        """The route written as digits or as a path, + for commas where those part values; `InputError` for anything else.
 
-        A path may have + for its commas, where those part values. `n_layers` is how many blocks the model has; a path that ends before
-        its last one must say so ("0-14,12-27/30"). Without it a path leads through as many blocks as it says, or ends at the last one.
+        `n_layers`: of the model; a path that ends before its last block must say so ("0-14,12-27/30").
         """
         n_layers = None if n_layers is None else _blocks(n_layers)
         if isinstance(text, str) and "@" in text:
@@ -84,9 +78,8 @@ class Route:
     def along(cls, path: Iterable[int | Span], n_layers: int) -> Route:
         """Any path through `n_layers` blocks: blocks, and spans with their strengths, in the order they run.
 
-        Raises:
-            InputError: an empty path, a block out of range, more than `MAX_PASSES` of one block, a strength outside (0, 1] or of a span
-                whose blocks have not all been passed.
+        `InputError` for an empty path, a block out of range, more than `MAX_PASSES` of one, or a strength outside (0, 1] or of a span that
+        is not run again.
         """
         try:
             parts = tuple(path)
@@ -134,7 +127,6 @@ class Route:
 
     @property
     def bare(self) -> Route:
-        """This route without an adapter."""
         return self.with_adapter("")
 
     @property
@@ -177,7 +169,6 @@ class Route:
 
     @property
     def n_passes(self) -> int:
-        """How many block passes a token costs."""
         return sum(self.actions)
 
     @property
@@ -214,7 +205,8 @@ class Route:
             return f"{self.bare}@{self.adapter}"
         if self.has_digits:
             return "".join(str(int(action)) for action in self.actions)
-        return _path_text(self.spans, len(self))
+        end = "" if max(span.last for span in self.spans) == len(self) - 1 else f"/{len(self)}"
+        return ",".join(map(str, fewest_spans(self.spans))) + end
 
     def __repr__(self) -> str:
         return f"Route.parse({str(self)!r})"
@@ -226,7 +218,6 @@ def kept_passes(budget: float, n_layers: int) -> int:
 
 
 def _blocks(n_layers: Any) -> int:
-    """How many blocks a route leads through, in Python's own numbers."""
     try:
         found = operator.index(n_layers)
     except TypeError:
@@ -238,7 +229,7 @@ def _blocks(n_layers: Any) -> int:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _digits(text: str) -> Route:
-    """One object a route: records of many questions hold the same ones, those of a blind baseline or a list of routes above all."""
+    """One object a route: records of many questions hold the same ones."""
     return Route(int(digit) for digit in text)
 
 
@@ -280,7 +271,6 @@ def _single_blocks(path: Iterable[int | Span]) -> Iterator[Span]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _along(spans: tuple[Span, ...], n_layers: int) -> Route:
-    """See `Route.along`."""
     if not spans:
         raise InputError("got an empty path: a route runs at least one block")
     counts, highest = [0] * n_layers, -1
@@ -314,8 +304,3 @@ def _visits(route: Route) -> tuple[Visit, ...]:
         highest = max(highest, span.last)
         visits[highest].append(span)
     return tuple(map(tuple, visits))
-
-
-def _path_text(spans: Sequence[Span], n_layers: int) -> str:
-    end = "" if max(span.last for span in spans) == n_layers - 1 else f"/{n_layers}"
-    return ",".join(map(str, fewest_spans(spans))) + end

@@ -33,5 +33,4 @@ def loops_in_words(route: Route) -> list[str]:
 
 
 def plain(span: Span) -> str:
-    """The blocks of a span, without its strength."""
     return str(span._replace(strength=1.0))

@@ -25,7 +25,6 @@ class Span(NamedTuple):
 
     @property
     def blocks(self) -> range:
-        """Its blocks, in order."""
         return range(self.first, self.last + 1)
 
     def __str__(self) -> str:
@@ -38,7 +37,6 @@ Visit = tuple[Span, ...]  # what runs when the base's forward comes to one block
 
 @functools.lru_cache(maxsize=1 << 12)
 def block_span(block: int, adapter: str = "") -> Span:
-    """One block as a span, the same object each time."""
     return Span(block, block, 1.0, adapter)
 
 
@@ -53,7 +51,6 @@ def n_in_place(block: int, visit: Visit) -> int:
 
 
 def fewest_spans(spans: Sequence[Span]) -> list[Span]:
-    """A path in as few spans as there can be."""
     merged: list[Span] = []
     for span in spans:
         if merged and merged[-1].strength == span.strength == 1 and span.first == merged[-1].last + 1:
@@ -64,11 +61,7 @@ def fewest_spans(spans: Sequence[Span]) -> list[Span]:
 
 
 def read_span(part: str, text: str) -> Span | None:
-    """One part of a path: `12`, `12-14` or `(12-14)*0.5`; None for anything else, `InputError` for a span of the right form that is none.
-
-    Args:
-        text: the whole path, for the error.
-    """
+    """One part of the path `text`: `12`, `12-14` or `(12-14)*0.5`; None for anything else, `InputError` for a span that cannot be."""
     match = _SPAN.fullmatch(part) or _DAMPED.fullmatch(part)
     if match is None:
         return None

@@ -44,7 +44,6 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
 
 
 def with_interval(mean: float, low: float, high: float) -> str:
-    """A difference of accuracies with its interval, all three in points."""
     return f"{points(mean)} ({points(low)} to {points(high)})"
 
 
@@ -54,7 +53,6 @@ def points(fraction: float) -> str:
 
 
 def of_the_seconds(ratio: float, low: float, high: float) -> str:
-    """A ratio of seconds with its interval."""
     return f"{ratio:.2f} of the base's seconds ({low:.2f} to {high:.2f})"
 
 
@@ -69,5 +67,4 @@ def p_value(p: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction in percent."""
     return f"{100 * fraction:.1f}"

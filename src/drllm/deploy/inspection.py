@@ -14,9 +14,8 @@ from drllm.core.route import Action, Route, Visit
 from drllm.core.route_words import loops_in_words
 from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
-from drllm.policies.codebook import Codebook
+from drllm.policies.codebook import Codebook, TextSelector
 from drllm.policies.policy import Decider, RouteSource
-from drllm.policies.text_selector import TextSelector
 from drllm.policies.timed import WrappedSource
 
 MARKS = {Action.SKIP: "_", Action.EXECUTE: "|", Action.REPEAT: "#"}

@@ -17,9 +17,8 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
 from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import data_of, path_manifests, search_manifests
+from drllm.runs.manifest import data_of, load_unseen, path_manifests, search_manifests
 from drllm.runs.provenance import read_jobs, running
-from drllm.runs.training_questions import load_unseen
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.scorer import askable, scorer_of
 from drllm.stats.promise import Promise, find_promise, surest_first

@@ -22,12 +22,11 @@ from drllm.policies.saved_config import policy_digest
 from drllm.runs.answers import Answers, write_answers
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RunFolder
-from drllm.runs.manifest import data_of, path_manifests, search_manifests
+from drllm.runs.manifest import data_of, load_unseen, path_manifests, search_manifests
 from drllm.runs.names import BASE, check_methods, owner_of
 from drllm.runs.provenance import running
 from drllm.runs.store import Verdict
 from drllm.runs.summary import Summary, rows_of
-from drllm.runs.training_questions import load_unseen
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
 from drllm.scoring.scorer import Scorer, askable, said_left_out, scorer_of

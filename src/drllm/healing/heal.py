@@ -21,11 +21,10 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.saved import save_policy
-from drllm.runs.alone import alone_in
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import HealFolder, RunFolder
 from drllm.runs.manifest import differences
-from drllm.runs.provenance import running
+from drllm.runs.provenance import alone_in, running
 
 POLICY = "healed"  # the policy's name in its run
 

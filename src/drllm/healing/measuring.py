@@ -25,7 +25,7 @@ from drllm.core.route import Route
 from drllm.healing.prompts import Ids
 from drllm.healing.teacher import CHUNK, Text, divergence, greedy, joined
 from drllm.model.routed import RoutedModel
-from drllm.runs.memo import read_kept
+from drllm.runs.stages import read_kept
 from drllm.scoring.prefixes import PrefixRunner, padded_width
 from drllm.scoring.route_prediction import prompt_inputs, prompt_steps
 

@@ -29,9 +29,8 @@ from drllm.core.progress import Progress, say
 from drllm.core.route import Route
 from drllm.healing.measuring import Distance, distance, own_rows
 from drllm.healing.teacher import Text, divergence, joined
-from drllm.model.equal_logits import difference_from
+from drllm.model.copies import block_list, difference_from, shortened
 from drllm.model.routed import RoutedModel
-from drllm.model.shortened import block_list, shortened
 from drllm.policies.adapter import DTYPE, Adapter
 from drllm.scoring.route_prediction import prompt_inputs
 

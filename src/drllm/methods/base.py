@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drllm.core.errors import InputError
-from drllm.core.names import did_you_mean
-from drllm.core.plugins import METHODS, load_plugin, plugin_names
+from drllm.core.names import METHODS, did_you_mean, load_plugin, plugin_names
 from drllm.core.route import Route
 
 if TYPE_CHECKING:  # the types of every method's `fit`, which its file takes from here
@@ -22,20 +21,13 @@ if TYPE_CHECKING:  # the types of every method's `fit`, which its file takes fro
 
 @dataclass(frozen=True)
 class Method:
-    """A way to turn a run's records into a policy.
+    """A way to turn a run's records into a policy."""
 
-    Attributes:
-        name: what `--method` calls it; also the folder of its policy in a run and its section in a YAML file.
-        about: one line for `drllm methods`.
-        paper: where it is from.
-        config: a frozen dataclass of `option` fields: its options, flags and defaults.
-        fit: (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
-    """
-
-    name: str
-    about: str
-    paper: str
-    config: type
+    name: str  # what `--method` calls it; also the folder of its policy in a run and its section in a YAML file
+    about: str  # one line for `drllm methods`
+    paper: str  # where it is from
+    config: type  # a frozen dataclass of `option` fields: its options, flags and defaults
+    # (model, training_data, options, folder for metrics and caches) -> policy. It may read the fit and tune splits only.
     fit: Callable[[RoutedModel, TrainingData, Any, Path], Policy]
 
 
@@ -47,15 +39,13 @@ BUILT_IN = {
 
 
 def method_names() -> tuple[str, ...]:
-    """Drllm's own methods, then those of installed packages."""
     return (*BUILT_IN, *(name for name in plugin_names(METHODS) if name not in BUILT_IN))
 
 
 def get_method(name: str) -> Method:
-    """The method of that name; `InputError` with the closest name, or when a package's entry point gives no method."""
+    """`InputError` with the closest name, or when a package's entry point gives no method."""
     if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return pkgutil.resolve_name(BUILT_IN[name])
     found = load_plugin(METHODS, name)
     if found is None:
         raise InputError(f"unknown method {name!r}{did_you_mean(name, method_names())}; choose from {', '.join(method_names())}")
@@ -65,10 +55,9 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: Any) -> Method:
-    """The method whose options these are."""
-    found = next((method for method in map(get_method, method_names()) if type(config) is method.config), None)
-    if found is not None:
-        return found
+    for method in map(get_method, method_names()):
+        if type(config) is method.config:
+            return method
     raise InputError(f"{type(config).__name__} holds the options of no method; known are {', '.join(method_names())}")
 
 

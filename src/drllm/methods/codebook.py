@@ -2,9 +2,8 @@
 
 Routes are taken one by one from a run's dense matrix (`drllm search --paths`): each time the one that adds most to what the codebook covers
 and to what it is worth alone. The selector is a ridge regression from the prompt's text, or its states before an early block, to each
-route's gain over the base, its harm taken off; the threshold, one for all, is where the lower bound of the total gain is highest by
-predictions of questions the selector was not fitted on (`selector.lower_bound`; it may be below 0). How many routes, and what is read, are
-chosen on tune.
+route's gain over the base; the threshold, one for all, is where the lower bound of the total gain is highest by out-of-fold predictions
+(`selector.lower_bound`; it may be below 0). How many routes, and what is read, are chosen on tune.
 
 Shapes: N questions, R routes of the matrix, K of the codebook, F features, S spans of a batch.
 """
@@ -31,8 +30,7 @@ from drllm.runs.layout import CANDIDATES_FILE
 if TYPE_CHECKING:
     from drllm.methods.base import Policy, RoutedModel, TrainingData
     from drllm.methods.matrix import Matrix
-    from drllm.policies.codebook import StateSelector
-    from drllm.policies.text_selector import TextSelector
+    from drllm.policies.codebook import StateSelector, TextSelector
 
 # (matrix, allowed routes (R,), how many, options, price of a pass) -> places of routes in the matrix, best first.
 OrderRoutes: TypeAlias = "Callable[[Matrix, np.ndarray, int, Any, float], list[int]]"
@@ -42,37 +40,23 @@ COMPONENTS = (4, 16, 0)
 
 @dataclass(frozen=True)
 class CodebookConfig(Options):
-    """Routes and a selector."""
-
     n_routes: int = option(0, "routes besides the base; 0 tries 2, 4, 8, 16 and 32 on tune", ge=0, le=64)
-    read: Literal["auto", "text", "states"] = option(
-        "auto", "what is read of a prompt: its text, before anything runs, or states; auto: text, unless states gain more on tune for sure"
-    )
+    read: Literal["auto", "text", "states"] = option("auto", "of a prompt; auto: text, unless states gain more on tune for sure")
     block: int = option(0, "block before which states are read, and nothing else; 0 tries a tenth, a fifth and a third on tune", ge=0)
     components: int = option(-1, "principal components of what is read; 0: all; -1 tries 4, 16 and all on tune", ge=-1)
-    targets: Literal["auto", "question", "task"] = option(
-        "auto",
-        "what the selector predicts: a question's gains, or its task's; auto: where text of several tasks is read, the latter",
-    )
+    targets: Literal["auto", "question", "task"] = option("auto", "whose gains are predicted; auto: a task's where text of several is read")
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     folds: int = option(5, "parts of the fit questions; each is predicted by a selector fitted on the others", ge=2, le=50)
     confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
     nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    unfamiliar: float = option(
-        0.0,
-        "share of the fit prompts that may count as unlike the rest; prompts less like them keep the base; 0: of text, those beyond all",
-        ge=0,
-        le=0.5,
-    )
+    unfamiliar: float = option(0.0, "share of fit prompts that count as unlike the rest; less like them: the base", ge=0, le=0.5)
     budget: float = option(1.0, "mean passes on tune to spend at most, as a share of the base's; 1: accuracy first", ge=0.1, le=1)
     seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted codebook before it is chosen, and how it does on tune."""
-
     routes: tuple[Route, ...]
     saved: np.ndarray  # (K,): the share of the base's passes that each route but the base saves
     ridge: Ridge
@@ -102,7 +86,7 @@ def fit_codebook(
 ) -> Policy:
     """Fit every size and block, choose on tune, and keep the choice's operating points; the table goes to `folder/candidates.json`.
 
-    `order_routes` is another way to take routes than `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
+    Baselines: `order_routes` instead of `choose_routes`; with `shuffle` prompts are dealt to other questions' gains.
     """
     from drllm.policies.codebook import Codebook, Point
 
@@ -138,24 +122,22 @@ def fit_codebook(
 
 
 def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]]], config: CodebookConfig) -> tuple[Read, Candidate]:
-    """The best candidate on tune and what it reads there; of text and states, text unless the gain by states is higher for sure."""
+    """The best candidate on tune and what it reads there; text unless the gain by states is higher for sure."""
     n_layers = len(tune.routes[0])
     chosen = [(readings, choose(candidates, n_layers, config.budget)) for readings, candidates in found]
     best = [(readings["tune"][candidate.block], candidate) for readings, candidate in chosen]
     if len(best) == 1:
         return best[0]
-    text, states = (realised(tune, candidate, read) for read, candidate in best)
+    gained = []
+    for read, candidate in best:  # (N,) by the route that each takes for a question
+        columns = [tune.routes.index(route) for route in candidate.routes]
+        gained.append(tune.at(columns).gains[np.arange(len(tune)), choices(candidate, read)])
+    text, states = gained
     return best[1] if sure_gain(states - text, config.confidence) else best[0]
 
 
-def realised(matrix: Matrix, candidate: Candidate, read: Read) -> np.ndarray:
-    """(N,): what each question gains over the base by the route that a fitted codebook takes for it."""
-    columns = [matrix.routes.index(route) for route in candidate.routes]
-    return matrix.at(columns).gains[np.arange(len(matrix)), choices(candidate, read)]
-
-
 def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:
-    """What a policy decides by, of the first routes of a candidate but the base."""
+    """Of the first routes of a candidate but the base."""
     import torch
 
     from drllm.policies.codebook import StateSelector
@@ -170,9 +152,8 @@ def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelect
 def choose_routes(matrix: Matrix, allowed: np.ndarray, n: int, config: CodebookConfig, price: float) -> list[int]:
     """Greedy: columns of the matrix in the order taken, the base not among them.
 
-    A route's worth is what it adds to the best of the codebook on each question, and its own mean gain: coverage alone is easily bought
-    with noise, since any of fifty tries at four choices is often right. A batch pays for every pass that any of its sequences makes, so a
-    pass that no route of the codebook has made yet costs a little.
+    A route's worth is what it adds to the best of the codebook on each question, and its own mean gain: coverage alone is bought with
+    noise, since any of fifty tries at four choices is often right. A pass that no route of the codebook has made yet costs a little.
     """
     gains = worth(matrix, config, price)
     # Of a task's lower bounds, coverage is no noise and counts alone.
@@ -213,8 +194,7 @@ def spans_made(routes: Sequence[Route]) -> tuple[np.ndarray, np.ndarray]:
 def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndarray:
     """(N, R): each route's gain over the base, margin and verdict mixed, plus what its saved passes are worth.
 
-    With `targets` task, the same for all questions of a task: the mean over them less its standard error. What routes gain on single
-    questions is nearly all noise; what differs between kinds of prompts is not.
+    With `targets` task, a task's mean less its standard error: what routes gain on single questions is nearly all noise.
     """
     gains = matrix.mixed_gains(config.margin_weight)
     if config.targets == "task":
@@ -248,19 +228,12 @@ def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: Cod
             folds = Folds(read.features, worth(matrix, config), config.folds, config.seed, n_components, one_scale=block == TEXT)
             for price, places in taken:
                 for size in sorted({min(size, len(places)) for size in sizes} - {0}):
-                    found = _fit_one(matrix, tune, places[:size], folds, readings["tune"][block], price, reach, config)
+                    found = fit_one(matrix, tune, places[:size], folds, readings["tune"][block], price, reach, config)
                     yield replace(found, block=block, n_components=n_components)
 
 
-def _fit_one(
-    matrix: Matrix,
-    tune: Matrix,
-    places: Sequence[int],
-    folds: Folds,
-    tune_read: Read,
-    price: float,
-    reach: float,
-    config: CodebookConfig,
+def fit_one(
+    matrix: Matrix, tune: Matrix, places: Sequence[int], folds: Folds, tune_read: Read, price: float, reach: float, config: CodebookConfig
 ) -> Candidate:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
@@ -296,13 +269,12 @@ def thresholds(best: Candidate, read: Read) -> list[float]:
 
 
 def _summary(candidate: Candidate) -> dict[str, Any]:
-    first = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
-    first |= {"price": candidate.price, "threshold": candidate.threshold}
-    selector = {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
-    tune = {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
-    selector |= {"reach": candidate.reach} if candidate.reach < math.inf else {}
-    routes = {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
-    return first | selector | tune | routes
+    found = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
+    found |= {"price": candidate.price, "threshold": candidate.threshold}
+    found |= {"ridge": candidate.ridge.penalty, "components": candidate.n_components}
+    found |= {"reach": candidate.reach} if candidate.reach < math.inf else {}
+    found |= {"tune_gain": candidate.tune_gain, "tune_passes": candidate.tune_passes, "tune_switched": candidate.switched}
+    return found | {"served_passes": served_passes(candidate.routes), "routes": [str(route) for route in candidate.routes]}
 
 
 ABOUT = "a few routes and a selector that leaves the base where it predicts gain enough"

@@ -29,13 +29,11 @@ def train(
         routed: the model the records were made with; its base weights are only read.
         run: the run folder given to `search`; metrics go to `run/train/<name>/`.
         method: a method, its name (`drllm methods`), or its options, which name it.
-        config: its options; default: its defaults.
+        config: its options.
         tasks: learn from these tasks of the run only; none: from all.
         name: what the policy is called in the run; default the method's name.
 
-    Raises:
-        ArtifactError: no records, an unfinished search, or records of other weights.
-        InputError: an unknown method, or options of another one.
+    `ArtifactError` for no records, an unfinished search, or records of other weights; `InputError` for an unknown method or other options.
     """
     is_named = isinstance(method, str | Method)
     chosen: Method = method if isinstance(method, Method) else get_method(method) if isinstance(method, str) else method_of(method)

@@ -51,7 +51,6 @@ class Matrix:
         return 1 - self.passes() / self.passes()[0]
 
     def at(self, places: Sequence[int]) -> Matrix:
-        """Some columns, in that order."""
         routes = tuple(self.routes[place] for place in places)
         return replace(self, routes=routes, correct=self.correct[:, places], margins=self.margins[:, places])
 

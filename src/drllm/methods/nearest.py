@@ -30,15 +30,10 @@ HALVINGS = 40  # of the range in which a price is looked for
 
 @dataclass(frozen=True)
 class Nearest:
-    """A codebook by KL.
+    """A codebook by KL."""
 
-    Attributes:
-        policy: its points save more from one to the next.
-        taken: by point (N,) the place of each prompt's route among the policy's, predicted without the prompt itself.
-    """
-
-    policy: Codebook
-    taken: list[np.ndarray]
+    policy: Codebook  # its points save more from one to the next
+    taken: list[np.ndarray]  # by point (N,) the place of each prompt's route among the policy's, predicted without the prompt itself
 
 
 def fit_nearest(
@@ -76,16 +71,13 @@ def fit_nearest(
 
 
 def take(scores_NK: np.ndarray, saved_K: np.ndarray, price: float) -> np.ndarray:
-    """(N,): the place of the route that each prompt takes at a price, 0 the base."""
-    import torch
-
-    from drllm.policies.codebook import Point, pick
-
-    return pick(torch.from_numpy(scores_NK), torch.from_numpy(saved_K), Point(0.0, price)).numpy()
+    """(N,): the place of the route that each prompt takes at a price, 0 the base; as `drllm.policies.codebook.pick`."""
+    worth = scores_NK + price * saved_K
+    return np.where(worth.max(1) > 0, worth.argmax(1) + 1, 0)
 
 
 def _price(scores_NK: np.ndarray, saved_K: np.ndarray, wanted: float) -> float:
-    """The lowest price at which this share of the passes is saved in the mean; more saves more. The highest tried where none does."""
+    """The lowest price at which this share of the passes is saved in the mean; the highest tried where none does it."""
 
     def saves(price: float) -> bool:
         return float(np.append(0.0, saved_K)[take(scores_NK, saved_K, price)].mean()) >= wanted

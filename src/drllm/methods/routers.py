@@ -1,17 +1,16 @@
 """The paper's routers (arXiv 2510.12773, section 3): one small network a block, trained on the searched routes.
 
-Preset `paper` learns the kept path of each question, from raw states. Preset `default` keeps the routers and changes what they learn: the
-shortest right path teaches the base's route, so all right paths are learned at once, each as much as its margin says; states come from the
-base, since there is no one path to follow; they are scaled to unit RMS, since those entering different blocks differ in scale by up to 800
-times; rare actions are weighed up; and the control is set on tune. In both, part of the fit questions is held back to print F1 on, and
-routes that digits do not say (loops, strengths) are left out, since a router gives one action a block.
+Preset `paper` learns the kept path of each question, from raw states. Preset `default` learns all right paths at once, each as much as its
+margin says (the shortest alone teaches the base's route), also from a dense matrix; states are the base's, scaled to unit RMS, since those
+of different blocks differ by up to 800 times; rare actions are weighed up; and the control is set on tune. In both, some fit questions
+are held back to print F1 on, and routes that digits do not say are left out, since a router gives one action a block.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +18,21 @@ import numpy as np
 
 from drllm.core.config import RoutersConfig
 from drllm.core.digest import digest
-from drllm.core.errors import ArtifactError
-from drllm.core.files import write_text
+from drllm.core.errors import ArtifactError, BudgetError, InputError
+from drllm.core.files import write_json, write_text
 from drllm.core.progress import Progress, say
 from drllm.core.route import Action, Route
-from drllm.methods.base import Method
-from drllm.methods.operating_point import choose
-from drllm.runs.layout import METRICS_FILE, RunFolder
+from drllm.methods.base import Method, pass_limit
+from drllm.runs.layout import METRICS_FILE, POINTS_FILE, RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from drllm.methods.base import Policy, RoutedModel, TrainingData
-    from drllm.methods.training.features import Features
+    from drllm.methods.features import Features
     from drllm.runs.records import RouteRecord
 
+Answered = Sequence[tuple[Sequence[Any], Sequence[Any]]]  # of each point, verdicts and routes of the questions
 BELOW = (-0.55, -0.6, -0.65, -0.7, -0.75, -0.8)  # controls from the routers on towards skipping: for a budget
 
 
@@ -41,11 +40,10 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     """Pool the states, then train all routers together; metrics go to `folder/metrics.jsonl`, each control's to `folder/knob.json`."""
     import torch
 
-    from drllm.methods.training.loop import train_routers
+    from drllm.methods.router_training import train_routers
     from drllm.policies.routers import RouterConfig
 
     is_soft = config.preset == "default"
-    # Soft targets are of all paths that answer rightly, of the search or else of the dense matrix.
     kept = right_digits(training_data) if is_soft else kept_paths(training_data)
     wanted = [route for _, record in training_data.fit_records for route in (_right(record) if is_soft else [record.chosen]) if route]
     if n_looped := sum(not route.has_digits for route in wanted):
@@ -53,23 +51,22 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     if not kept:
         why = f"all {n_looped} right ones have loops" if n_looped else "no question was answered rightly on any path"
         raise ArtifactError(f"the search kept no route that routers decide ({why}): search more questions, or another task")
-    prompt_format = training_data.prompt_format
     along = "base" if is_soft else "kept" if config.teacher_forcing else "unforced"
     features = _features(routed, training_data, kept, config.n_windows, along)
-    targets = None
-    if not is_soft:
-        features = dataclasses.replace(features, labels=torch.tensor([tuple(record.chosen or ()) for _, record in kept]))
     if is_soft:
         spread = training_data.margin_spread
         targets = torch.tensor(np.array([soft_target(record, config.temperature * spread[record.task]) for _, record in kept]))
-        features = dataclasses.replace(features, labels=targets.argmax(-1))
+        labels = targets.argmax(-1)
+    else:
+        targets, labels = None, torch.tensor([tuple(record.chosen or ()) for _, record in kept])
+    features = dataclasses.replace(features, labels=labels)
     sizes = (routed.n_layers, routed.hidden_size, config.n_windows, config.width)
     router_config = RouterConfig(*sizes, config.normalized, config.shared, config.first_block, config.depth)
     lines: list[str] = []
     with Progress("train routers", config.epochs) as progress:
 
         def on_epoch(metrics: dict[str, Any]) -> None:
-            # An action that neither labels nor predictions hold has no F1: null, for strict JSON readers.
+            # An F1 of nan is null, for strict JSON readers.
             lines.append(json.dumps({name: None if value != value else value for name, value in metrics.items()}))
             if metrics["epoch"] == config.epochs:  # all of them stand in the file
                 progress.print(epoch_line(metrics, config.epochs))
@@ -78,7 +75,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
         held_back = torch.tensor(held_back_of([record for _, record in kept], config))
         policy = train_routers(features, held_back, config, router_config, on_epoch, targets)
     write_text(folder / METRICS_FILE, "\n".join(lines) + "\n")
-    policy.prompt_format = prompt_format
+    policy.prompt_format = training_data.prompt_format
     if not is_soft:
         return policy
     cheaper = [policy.with_control(control) for control in BELOW] if config.budget < 1 else []
@@ -87,7 +84,7 @@ def fit(routed: RoutedModel, training_data: TrainingData, config: RoutersConfig,
     def answer(ask: Any) -> Any:
         return training_data.bench.answers(ask, points, "choose the operating point")
 
-    return choose(policy, points, answer, training_data, config.tune_questions, config.budget, folder)
+    return choose_point(policy, points, answer, training_data, config.tune_questions, config.budget, folder)
 
 
 def kept_features(routed: RoutedModel, training_data: TrainingData, n_windows: int) -> Features:
@@ -100,9 +97,9 @@ def _features(
 ) -> Features:
     """Read back, or extracted and saved: routers of another width or loss learn from the same states.
 
-    `along`: the "kept" path, or the base's, of the questions that preset default learns from ("base") or preset paper ("unforced").
+    `along`: the "kept" path, or the base's, of questions of preset default ("base") or paper ("unforced").
     """
-    from drllm.methods.training.features import Features, extract_features, kept_tensors
+    from drllm.methods.features import Features, extract_features, kept_tensors
 
     def extract() -> dict[str, Tensor]:
         labels = [record.chosen or record.routes[0] if along == "kept" else Route.full(routed.n_layers) for _, record in kept]
@@ -125,23 +122,19 @@ def kept_paths(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
 
 def right_digits(training_data: TrainingData) -> list[tuple[Any, RouteRecord]]:
     """The fit questions with a right route that digits say, and of their records only such routes."""
-    found = [(question, _only_digits(record)) for question, record in training_data.fit_records]
-    return [(question, record) for question, record in found if _right(record)]
+    found = []
+    for question, record in training_data.fit_records:
+        record = dataclasses.replace(record, routes=tuple(route for route in record.routes if route.has_digits))
+        found += [(question, record)] if _right(record) else []
+    return found
 
 
 def _right(record: RouteRecord) -> list[Route]:
     return [route for route, reward in zip(record.routes, record.rewards, strict=True) if reward > 0.5]
 
 
-def _only_digits(record: RouteRecord) -> RouteRecord:
-    return dataclasses.replace(record, routes=tuple(route for route in record.routes if route.has_digits))
-
-
 def soft_target(record: RouteRecord, temperature: float) -> np.ndarray:
-    """(L, C) float32: how often each action stands at each block, over a question's right paths, weighted by exp(margin / temperature).
-
-    Rewards without margins weigh all right paths alike.
-    """
+    """(L, C) float32: how often each action stands at each block, over right paths weighted by exp(margin / temperature)."""
     right = [place for place, reward in enumerate(record.rewards) if reward > 0.5]
     margins = np.array([record.margins[place] for place in right])
     logits = np.zeros(len(right)) if np.isnan(margins).any() else (margins - margins.max()) / temperature
@@ -174,10 +167,44 @@ def held_back_of(records: Sequence[RouteRecord], config: RoutersConfig) -> list[
     return [(record.task, record.id) in held for record in records]
 
 
-METHOD = Method(
-    "routers",
-    "one small network a block, trained on the searched routes; decides digits, no loops",
-    "Dr.LLM, arXiv 2510.12773",
-    RoutersConfig,
-    fit,
-)
+def choose_point(
+    made: Any,
+    points: Sequence[Any],
+    answer: Callable[[Any], Answered],
+    training_data: TrainingData,
+    n_questions: int,
+    budget: float,
+    folder: Path,
+) -> Any:
+    """The point that is best on `n_questions` tune questions a task within the budget, by what `answer` gives; the first of equal ones.
+
+    The table goes to `folder/knob.json`. Without tune questions, what was made, as it is.
+    """
+    (folder / POINTS_FILE).unlink(missing_ok=True)  # of an earlier training
+    tune = training_data.tune(n_questions) if n_questions else []
+    if not tune:
+        if budget < 1:
+            raise InputError("there is no tune question to keep the budget on: search data with a validation part, or give tune_questions")
+        return made
+    answers: list[list[tuple[bool, float]]] = [[] for _ in points]  # verdict and passes of each question
+    for ask in tune:
+        for found, (verdicts, routes) in zip(answers, answer(ask), strict=True):
+            found += [(verdict.correct, route.n_passes) for verdict, route in zip(verdicts, routes, strict=True)]
+    table: list[dict[str, Any]] = []
+    for index, found in enumerate(answers):
+        correct, passes = zip(*found, strict=True)
+        table.append({"point": index, "accuracy": float(np.mean(correct)), "mean_passes": float(np.mean(passes)), "n": len(found)})
+    write_json(folder / POINTS_FILE, {"points": table})
+    limit = pass_limit(budget, made.n_layers)
+    within = [row for row in table if row["mean_passes"] <= limit]
+    if not within:
+        least = min(row["mean_passes"] for row in table)
+        spent = f"spends at least {least:.1f} passes on tune, above the budget of {limit:.1f}"
+        raise BudgetError(f"a {made.name!r} policy {spent}: raise --budget")
+    chosen = points[max(within, key=lambda row: (row["accuracy"], -row["point"]))["point"]]
+    chosen.prompt_format = made.prompt_format
+    return chosen
+
+
+ABOUT = "one small network a block, trained on the searched routes; decides digits, no loops"
+METHOD = Method("routers", ABOUT, "Dr.LLM, arXiv 2510.12773", RoutersConfig, fit)

@@ -24,13 +24,8 @@ class Ridge:
     bias: np.ndarray
     penalty: float
 
-    def standardised(self, features: np.ndarray) -> np.ndarray:
-        """(N, F)."""
-        return (features - self.mean) / self.scale
-
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(N, K)."""
-        return self.standardised(features) @ self.weight + self.bias
+        return (features - self.mean) / self.scale @ self.weight + self.bias
 
 
 def moments(features: np.ndarray, one_scale: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -41,23 +36,12 @@ def moments(features: np.ndarray, one_scale: bool = False) -> tuple[np.ndarray, 
     return mean, scale + 1e-6
 
 
-def lengths(z: np.ndarray) -> np.ndarray:
-    """(N,): the root mean square of each question's standardised features (N, F)."""
-    return np.sqrt((z**2).mean(1))
-
-
 class Folds:
     """Ridges of every penalty from one set of features to every target: fitted on all questions, and on all but each part of them.
 
     Columns of the targets are fitted independently, so any codebook is a choice of columns and costs nothing more.
 
-    Args:
-        features: (N, F).
-        targets: (N, K).
-        n_folds: parts of the questions.
-        seed: of the parts.
-        n_components: principal components that are read; 0: all features.
-        one_scale: as in `moments`.
+    `features`, `targets`: (N, F) and (N, K); `n_components`, `one_scale`: as in `fit_ridges`.
     """
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, n_folds: int, seed: int, n_components: int = 0, one_scale: bool = False):
@@ -79,10 +63,7 @@ class Folds:
 
 
 def fit_ridges(features: np.ndarray, targets: np.ndarray, n_components: int = 0, one_scale: bool = False) -> dict[float, Ridge]:
-    """The ridge of every penalty, on all features or on their first principal components: few, where questions only differ in kind.
-
-    By Cholesky factors of whichever is smaller: features by features, or questions by questions.
-    """
+    """The ridge of every penalty, on all features (0 components) or on their first principal components; by Cholesky factors."""
     mean, scale = moments(features, one_scale)
     z = (features - mean) / scale
     bias = targets.mean(0)
@@ -120,13 +101,9 @@ def sure_gain(gains: np.ndarray, confidence: float) -> bool:
 def lower_bound(scores: np.ndarray, gains: np.ndarray, confidence: float) -> float:
     """The threshold with the highest lower bound of the total gain of those above it; `STAY` where no bound is positive.
 
-    A rule of thumb, not a test: the bound holds for one threshold, and here the best of many is taken, so on pure noise it leaves the base
-    in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
-
-    Args:
-        scores: (N,) of each question's best route, predicted without it.
-        gains: (N,) what that route really gained over the base.
-        confidence: one-sided, of the normal bound.
+    A rule of thumb, not a test: the bound (one-sided, normal) holds for one threshold, and here the best of many is taken, so on pure noise
+    it leaves the base in some 40 % of draws at a confidence of 0.9. What a codebook is worth is decided on tune, and by the promise.
+    `scores` and `gains` (N,) are of each question's best route, predicted without it, and what it really gained.
     """
     order = np.argsort(-scores, kind="stable")
     sorted_scores, sorted_gains = scores[order], gains[order].astype(float)

@@ -35,8 +35,6 @@ CONFIDENCE = 0.9  # one-sided, with which held-back fit questions must confirm t
 
 @dataclass(frozen=True)
 class StaticConfig(Options):
-    """One route for every prompt."""
-
     margin_weight: float = option(0.5, "share of a gain that is the margin's, in standard deviations; the rest: the verdict's", ge=0, le=1)
     use_tune: bool = option(False, "take the route of a dense matrix that is best on fit and tune questions together")
     budget: float = option(1.0, "passes to spend at most, as a share of the base's; below 1 the best such route is taken", ge=0.1, le=1)
@@ -44,35 +42,31 @@ class StaticConfig(Options):
 
 def fit(routed: RoutedModel, training_data: TrainingData, config: StaticConfig, folder: Path) -> Policy:
     """The best route within the budget, the base's where it is not confirmed; every route scored stands in `folder/candidates.json`."""
+    limit = pass_limit(config.budget, routed.n_layers)
     if config.use_tune:
-        return training_data.constant(_best_of_matrix(training_data, config))
-    full, limit, shortens = Route.full(routed.n_layers), pass_limit(config.budget, routed.n_layers), config.budget < 1
+        best = best_of_matrix(training_data, lambda passes: passes <= limit, config.margin_weight)  # the base is one where it keeps it
+        if best is None:
+            raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
+        return training_data.constant(best)
+    full, shortens = Route.full(routed.n_layers), config.budget < 1
     held_back = np.array([is_held_back(prompt) and not shortens for prompt in training_data.prompts])
     options = [route for route in rank_candidates(training_data, full, config) if route.n_passes <= limit][:CANDIDATES]
     if not options and shortens:
         seen = f"no route of at most {limit:.1f} passes, the budget, was tried on {MIN_EVALUATIONS} fit questions"
         raise InputError(f"{seen}: search more questions, or a list with shorter routes (--paths)")
-    gains = gains_of(training_data, [full, *options], config.margin_weight)
-    _write(folder / CANDIDATES_FILE, gains)
+    correct, margins = training_data.score([full, *options], label="static routes")
+    spread = [training_data.margin_spread[question.task.name] for task in training_data.fit_tasks for question in task.questions]
+    gained_NR = mixed_gain(margins, correct, np.array(spread)[:, None], config.margin_weight)
+    gains = dict(zip([full, *options], gained_NR.T, strict=True))
+    rows = [(str(route), len(gain), float(gain.mean()), _standard_error(gain)) for route, gain in gains.items()]
+    write_json(folder / CANDIDATES_FILE, {"candidates": [dict(zip(("route", "n", "gain", "gain_se"), row, strict=True)) for row in rows]})
     best = max(options, key=lambda route: lower_mean(gains[route][~held_back]), default=full)
     is_taken = shortens or confirmed(gains[best][~held_back], gains[best][held_back], CONFIDENCE)
     return training_data.constant(best if is_taken else full)
 
 
-def _best_of_matrix(training_data: TrainingData, config: StaticConfig) -> Route:
-    """`best_of_matrix` within the budget; the base is one where it keeps it."""
-    limit = pass_limit(config.budget, training_data.routed.n_layers)
-    best = best_of_matrix(training_data, lambda passes: passes <= limit, config.margin_weight)
-    if best is None:
-        raise InputError(f"no route of the matrix spends at most {limit:.1f} passes, the budget: add shorter routes")
-    return best
-
-
 def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], np.ndarray], margin_weight: float) -> Route | None:
-    """The route whose gain on fit and tune questions has the highest lower bound, of those whose passes (R,) are allowed; None of none.
-
-    A codebook is chosen by the same data, so that the two can be compared.
-    """
+    """The route whose gain on fit and tune questions has the highest lower bound, of those whose passes (R,) are allowed; None of none."""
     fit, tune = training_data.fit_and_tune()
     gains = np.concatenate([part.mixed_gains(margin_weight) for part in (fit, tune)])
     places = np.flatnonzero(allowed(fit.passes()))
@@ -80,7 +74,7 @@ def best_of_matrix(training_data: TrainingData, allowed: Callable[[np.ndarray], 
 
 
 def rank_candidates(training_data: TrainingData, full: Route, config: StaticConfig) -> list[Route]:
-    """Every route tried on enough fit questions, by search or in a dense matrix, by the lower bound of its mean gain over the base.
+    """Every route tried on enough fit questions, by the lower bound of its mean gain over the base.
 
     Questions that are to confirm one have no say in which are ranked; a budget needs none.
     """
@@ -109,20 +103,6 @@ def is_held_back(prompt: Sequence[int]) -> bool:
     return int(json_digest(list(prompt))[:2], 16) % 2 == 1
 
 
-def gains_of(training_data: TrainingData, routes: Sequence[Route], margin_weight: float) -> dict[Route, np.ndarray]:
-    """(N,) of each route, the base first: `mixed_gain` over the base on all fit questions."""
-    correct, margins = training_data.score(routes, label="static routes")
-    spread = [training_data.margin_spread[question.task.name] for task in training_data.fit_tasks for question in task.questions]
-    gains = mixed_gain(margins, correct, np.array(spread)[:, None], margin_weight)
-    return dict(zip(routes, gains.T, strict=True))
-
-
-def _write(path: Path, scored: dict[Route, np.ndarray]) -> None:
-    """Every route that was scored, with its gain and the gain's standard error."""
-    rows = [(str(route), len(gain), float(gain.mean()), _standard_error(gain)) for route, gain in scored.items()]
-    write_json(path, {"candidates": [dict(zip(("route", "n", "gain", "gain_se"), row, strict=True)) for row in rows]})
-
-
 def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -> bool:
     """Whether a route gains where it was chosen and, with one-sided confidence, where it was not."""
     from scipy import stats
@@ -133,7 +113,6 @@ def confirmed(chosen_on: np.ndarray, held_back: np.ndarray, confidence: float) -
 
 
 def lower_mean(values: np.ndarray) -> float:
-    """The mean less one standard error."""
     return float(values.mean()) - _standard_error(values)
 
 

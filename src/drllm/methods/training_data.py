@@ -1,7 +1,10 @@
 """What a method learns from: the records of a run and their questions, checked, read once and only when asked for."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,31 @@ import numpy as np
 from drllm.core.digest import short_digest
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Route
-from drllm.methods.checked_records import CheckedTask, checked_tasks, manifest_scorer
 from drllm.methods.matrix import Matrix
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Policy
+from drllm.runs.labels import kept_in
 from drllm.runs.manifest import Manifest, data_of, path_manifests, search_manifests
-from drllm.runs.records import RouteRecord
+from drllm.runs.records import RouteRecord, read_matrix, read_records
 from drllm.scoring.asking import Ask, Bench, asking_here
-from drllm.scoring.scorer import askable
+from drllm.scoring.scorer import Scorer, askable, questions_digest, scorer_of
 from drllm.tasks import load_task
+
+
+@dataclass(frozen=True)
+class CheckedTask:
+    """One task's records and the questions they belong to, in the same order: the manifest's."""
+
+    name: str
+    manifest: Manifest
+    records: list[RouteRecord]
+    questions: list[Any]
+    scorer: Scorer
+
+    def of_split(self, split: str) -> CheckedTask:
+        here = [pair for pair in zip(self.records, self.questions, strict=True) if pair[0].split == split]
+        return replace(self, records=[record for record, _ in here], questions=[question for _, question in here])
 
 
 class TrainingData:
@@ -40,7 +58,6 @@ class TrainingData:
 
     @cached_property
     def bench(self) -> Bench:
-        """Where routes are asked that the run has no verdicts of."""
         return asking_here(self.routed, self.run)
 
     @cached_property
@@ -48,11 +65,11 @@ class TrainingData:
         """The records of every searched task with their questions, checked against the model; `ArtifactError` without any."""
         if not self.search_manifests:
             raise ArtifactError(f"{self.run} holds no search records: run `drllm search --out {self.run}` first")
-        return checked_tasks(self.routed, self.search_manifests)
+        return _checked(self.routed, self.search_manifests)
 
     @cached_property
     def _dense(self) -> list[CheckedTask]:
-        return checked_tasks(self.routed, self.path_manifests)
+        return _checked(self.routed, self.path_manifests)
 
     @cached_property
     def fit_tasks(self) -> list[CheckedTask]:
@@ -78,7 +95,6 @@ class TrainingData:
 
     @property
     def max_step_tokens(self) -> int:
-        """Tokens of a model step in the search or matrix."""
         return min(manifest.search_config.max_step_tokens for manifest in (self.search_manifests or self.path_manifests).values())
 
     @property
@@ -97,33 +113,27 @@ class TrainingData:
         for folder, manifest in (self.search_manifests or self.path_manifests).items():
             loaded = load_task(manifest.task, data_of(folder, manifest.data))
             if loaded.examples["tune"]:
-                scorer = manifest_scorer(self.routed, manifest)
+                scorer = scorer_of(self.routed, manifest.as_task, manifest.search_config)
                 questions, _ = askable(scorer, loaded.task, loaded.select("tune", limit))
                 found.append(Ask(scorer, manifest.as_task, manifest.search_config, "tune", questions, [()] * len(questions)))
         return found
 
     def score(self, routes: Sequence[Route], limit: int = 0, label: str = "routes") -> tuple[np.ndarray, np.ndarray]:
-        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task.
-
-        The run keeps them, so that nothing is asked twice.
-        """
+        """Verdicts and margins, both (N, R), of routes on the fit questions, in the order of `prompts`, at most `limit` of each task."""
         asks = []
         for task in self.fit_tasks:
             questions = task.questions
             if limit:  # manifests are in the order of lengths: of every so many questions one, for all lengths to be there
                 questions = questions[:: max(1, len(questions) // limit)][:limit]
-            asked = (task.scorer, task.manifest.as_task, task.manifest.search_config, "fit", questions, [routes] * len(questions))
-            asks.append(Ask(*asked))
+            of = task.manifest
+            asks.append(Ask(task.scorer, of.as_task, of.search_config, "fit", questions, [routes] * len(questions)))
         found = [verdicts[route] for part in self.bench.ensure(asks, label) for verdicts in part for route in routes]
         shape = (-1, len(routes))
         correct, margins = [verdict.correct for verdict in found], [verdict.margin for verdict in found]
         return np.array(correct, dtype=bool).reshape(shape), np.array(margins, dtype=np.float32).reshape(shape)
 
     def matrix(self, split: str = "fit") -> Matrix:
-        """The dense (question x route) matrix of one split, fit or tune: what `search --paths` found, all tasks together.
-
-        It holds the routes that all tasks were evaluated on; `ArtifactError` without any question, or without such a route.
-        """
+        """The dense (question x route) matrix of one split, fit or tune, of the routes that all tasks were evaluated on."""
         if split not in self._matrices:
             self._matrices[split] = self._read_matrix(split)
         return self._matrices[split]
@@ -171,5 +181,46 @@ def _format_of(tasks: Sequence[CheckedTask]) -> str | None:
 
 
 def _text(manifests: dict[Path, Manifest]) -> str:
-    """All that determines the records of these folders, to be digested."""
     return "".join(json.dumps(manifest.to_json(), sort_keys=True) for manifest in manifests.values())
+
+
+def _checked(routed: RoutedModel, manifests: dict[Path, Manifest]) -> list[CheckedTask]:
+    tasks = []
+    for folder, manifest in manifests.items():
+        records, scorer = _records(routed, folder, manifest), scorer_of(routed, manifest.as_task, manifest.search_config)
+        found = _questions(scorer, folder, manifest)
+        ids = [id for id in manifest.ids if id in records]  # all of them, unless a number was to be kept
+        tasks.append(CheckedTask(manifest.task, manifest, [records[id] for id in ids], [found[id] for id in ids], scorer))
+    return tasks
+
+
+def _records(routed: RoutedModel, folder: Path, manifest: Manifest) -> dict[str, RouteRecord]:
+    weights = routed.fingerprint  # once: it reads every tensor
+    if manifest.fingerprint != weights:
+        made_with = f"{manifest.model} (weights {manifest.fingerprint}), this model has weights {weights}"
+        raise ArtifactError(f"the records in {folder} were made with {made_with}: train on the model that was searched")
+    found = read_records(folder) if manifest.paths is None else read_matrix(folder, manifest)
+    records = {record.id: record for record in found}
+    if other := next((record for record in found if record.fingerprint != weights), None):
+        raise ArtifactError(f"{folder} holds records of another model (question {other.id!r}, weights {other.fingerprint}): search again")
+    config = manifest.search_config
+    kept = kept_in(folder, config) if config.keep and manifest.paths is None else None
+    if kept is not None and kept.is_enough:
+        return {record.id: record for record in kept.records}
+    if missing := len(set(manifest.ids) - records.keys()):
+        unfinished = f"is unfinished ({missing} of {len(manifest.ids)} questions)"
+        raise ArtifactError(f"the search of {manifest.task} in {folder} {unfinished}: run the same search again")
+    return records if kept is None else {record.id: record for record in kept.records}
+
+
+def _questions(scorer: Scorer, folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """By id, read where they were read then; `ArtifactError` when they are gone or not the same."""
+    loaded = load_task(manifest.task, data_of(folder, manifest.data))
+    by_id = {example.id: example for split in manifest.search_config.splits for example in loaded.examples[split]}
+    if absent := [name for name in manifest.ids if name not in by_id]:
+        raise ArtifactError(f"question {absent[0]!r} of {folder} is not in {loaded.source}: install or pass the data that was searched")
+    questions = {name: scorer.question(loaded.task, by_id[name]) for name in manifest.ids}
+    if questions_digest(questions.values()) != manifest.questions:
+        problem = f"the questions of {loaded.source} are not those that were searched"
+        raise ArtifactError(f"{problem}: pass the data of the search, or search again")
+    return questions

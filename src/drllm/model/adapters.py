@@ -1,12 +1,7 @@
-"""Low-rank adapters on the linear maps of wrapped blocks: on while a block runs under one, else nothing of them is computed.
-
-Sequences of a batch under different adapters are different sub-batches (`sub_batches.py`), so one adapter at a time is on in a block.
-
-Shapes: T tokens, in any arrangement; I and O the inputs and outputs of a linear map.
-"""
+"""Low-rank adapters on the linear maps of wrapped blocks: on while a block runs under one, else nothing of them is computed."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +11,8 @@ from torch.nn.functional import linear
 from drllm.core.errors import InputError
 from drllm.policies.adapter import Adapter
 
-_running = threading.local()  # .adapter: the name of the one that is on in this thread
+# .adapter: the name of the one that is on in this thread. Sequences under different ones are different sub-batches, so one at a time is.
+_running = threading.local()
 
 
 @contextmanager
@@ -30,7 +26,7 @@ def switched_on(adapter: str) -> Iterator[None]:
 
 
 class AdaptedLinear:
-    """Stands for a linear map's `forward`: adds scale B A x of the adapter that is on, in float32, as PEFT does."""
+    """Stands for a linear map's `forward`: adds scale B A x (..., O) of the adapter that is on, in float32, as PEFT does; x is (..., I)."""
 
     def __init__(self, module: Any):
         self.original, self.had_own_forward = module.forward, "forward" in vars(module)  # accelerate's device hooks put one there
@@ -62,8 +58,7 @@ def adopt(blocks: nn.ModuleList, adapter: Adapter) -> None:
 
 def drop_all(blocks: nn.ModuleList) -> None:
     """Take every adapter off some blocks."""
-    modules: Iterable[Any] = blocks.modules()
-    for module in modules:
+    for module in blocks.modules():
         if isinstance(stands := vars(module).get("forward"), AdaptedLinear):
             give_back(module, stands)
 

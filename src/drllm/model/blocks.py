@@ -1,13 +1,6 @@
-"""Find a model's decoder blocks and stand a `RoutedBlock` before each one's forward.
-
-The block modules themselves stay where they are: only the instance's `forward` is replaced, so `state_dict` keys, device maps, hooks,
-adapters and `isinstance` checks keep working, and `unwrap` is the removal of one attribute.
-
-Shapes: B sequences, T tokens, D hidden size.
-"""
+"""Find a model's decoder blocks and stand a `RoutedBlock` before each one's forward. Shapes: B sequences, T tokens, D hidden size."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -46,7 +39,8 @@ class RoutedBlock:
     """Stands for one block's `forward`: without a `RoutedCache` among the arguments, the base block, bit for bit.
 
     With one, it runs what the cache's `sub_batches` say for this block: the block 0, 1 or 2 times, or spans of earlier blocks, each
-    only on the sequences whose routes say so.
+    only on the sequences whose routes say so. Only the instance's `forward` is replaced: `state_dict` keys, device maps, hooks, adapters
+    and `isinstance` checks keep working.
     """
 
     def __init__(self, block: nn.Module, index: int, returns_tuple: bool):
@@ -82,7 +76,6 @@ class RoutedBlock:
         return (x_BTD, *(rest or (None,))) if self.returns_tuple else x_BTD
 
     def _take(self, part: SubBatch, cache: RoutedCache, x_BTD: Tensor) -> tuple[Tensor, tuple[Any, ...] | None]:
-        """One sub-batch: (states of its sequences, what its last block returned beside them)."""
         before = states = x_BTD if part.picked is None else x_BTD[part.picked]
         rest = None
         for block, n_set in zip(part.span.blocks, part.sets, strict=True):
@@ -108,7 +101,6 @@ class RoutedBlock:
 
 
 def _argument(name: str, value: Any, picked: Tensor | None, n_set: int, cache: RoutedCache, n_sequences: int) -> Any:
-    """An argument of a block for the sequences of a sub-batch, whose keys and values lie in a set of slots."""
     if value is cache:
         return cache.slots(n_set)
     if picked is None or value is None or name not in SEQUENCE_ARGUMENTS:
@@ -118,10 +110,7 @@ def _argument(name: str, value: Any, picked: Tensor | None, n_set: int, cache: R
 
 def find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> RoutedCache | None:
     """The `RoutedCache` among a block's arguments, found by type: families name the argument differently."""
-    for value in itertools.chain(kwargs.values(), args):
-        if isinstance(value, RoutedCache):
-            return value
-    return None
+    return next((value for value in (*kwargs.values(), *args) if isinstance(value, RoutedCache)), None)
 
 
 def is_routed(block: nn.Module) -> bool:
@@ -145,11 +134,7 @@ def pick_sequences(value: Any, picked: Tensor, n_sequences: int) -> Any:
 
 
 def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
-    """Run two tokens through the base and refuse what cannot be routed exactly; return whether blocks return tuples.
-
-    Refused, each by name: blocks that do not run once each in order, states changed between blocks, tensors passed to blocks
-    that drllm does not know how to split by sequence, and blocks without a key-value cache.
-    """
+    """Run two tokens through the base and refuse, by name, what cannot be routed exactly; return whether blocks return tuples."""
     model_type = model.config.model_type  # type: ignore[union-attr]
     calls: list[tuple[int, Any, dict[str, Any], Any]] = []
 
@@ -197,6 +182,4 @@ def probe_blocks(model: nn.Module, blocks: nn.ModuleList) -> bool:
 
 def holds_tensor(value: Any) -> bool:
     """Whether an argument may carry tensors, or is a container that blocks could write tensors to."""
-    if isinstance(value, tuple):
-        return any(holds_tensor(part) for part in value)
-    return isinstance(value, (Tensor, dict, set, list))
+    return any(map(holds_tensor, value)) if isinstance(value, tuple) else isinstance(value, (Tensor, dict, set, list))

@@ -1,10 +1,4 @@
-"""The cache carries the routing state: what runs at each block, one key-value slot for each (block, pass), and the clock.
-
-A stock `DynamicCache` is wrong under a route: it has one slot a block, so a second pass would attend to the first pass's keys,
-and it counts tokens by the length of block 0's slot, which a skipped block 0 leaves empty (`docs/how-it-works.md`).
-
-Shapes: B sequences, T tokens of this step, L blocks.
-"""
+"""The cache carries the routing state: what runs where, slots, and the clock. Shapes: B sequences, T tokens of this step, L blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +13,10 @@ from drllm.core.route import Route, Visit
 from drllm.model import transformers_private as private
 from drllm.model.prompts import prompts_of
 from drllm.model.sub_batches import BatchSplitter, SubBatches, check_decision, every_sub_batch
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.policy import RouteSource
 
+Pairs = Sequence[tuple[Tensor, Tensor]]  # (heads, T, head size) each
 # Called at prefill with what enters each block: its index, the states (B, T, D), its other arguments. States it returns go on instead.
 Observer = Callable[[int, Tensor, dict[str, Any]], Tensor | None]
 
@@ -33,7 +28,7 @@ def new_slots(config: PreTrainedConfig, n_layers: int) -> list[private.Slot]:
     """One empty slot a block, of the class the family's own cache uses; refuses anything but plain and sliding-window attention."""
     slots = private.family_slots(config, n_layers)
     for slot in slots:
-        if not private.is_supported(slot):
+        if type(slot) not in private.SUPPORTED_SLOTS:
             why = "its recurrent or shared state is not per block, so blocks cannot be skipped or repeated exactly"
             found = f"{type(slot).__name__} state, expected plain or sliding-window attention"
             raise UnsupportedModelError(f"model_type {config.model_type!r} keeps {found}: {why}; see `drllm models` for what can")
@@ -51,7 +46,6 @@ class PassSlots(Cache):
         self.n_seen = 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen before this step: the clock, whichever blocks ran."""
         return self.n_seen
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -64,14 +58,15 @@ class PassSlots(Cache):
 
 
 class RoutedCache(PassSlots):
-    """The cache of one routed forward or generation.
+    """The cache of one routed forward or generation, with a key-value slot for each (block, pass).
 
-    Routes that are given, or decided from the prompts' tokens, are taken as they are: no block asks for them.
+    A stock `DynamicCache` is wrong under a route: it has one slot a block, so a second pass would attend to the first pass's keys,
+    and it counts tokens by the length of block 0's slot, which a skipped block 0 leaves empty (`docs/how-it-works.md`).
 
     Args:
         config: the base model's text configuration.
         n_layers: L.
-        source: a policy that decides each block's actions at prefill, or given routes.
+        source: a policy that decides each block's actions at prefill, or routes that are given or decided from the prompts' tokens.
         prompt_mask: (B, T) true on the prompt tokens the policy may read; T is the prefill's length.
         observe: called with what enters each block at prefill.
         input_ids: (B, T) of the prefill, for a policy that reads the prompts' tokens.
@@ -152,8 +147,8 @@ class RoutedCache(PassSlots):
         self._tell(n_tokens)
 
     def _tell(self, n_seen: int) -> None:
-        for n in range(len(self.later) + 1):
-            self.slots(n).n_seen = n_seen
+        for slots in (self, *self.later):
+            slots.n_seen = n_seen
 
     def check_complete(self, n_before: int = 0) -> None:
         """Refuse a result whose blocks did not all follow the route: something stands between the model and its routed blocks."""
@@ -171,22 +166,16 @@ class PrefilledCache(RoutedCache):
 
     Args:
         routes: one a sequence.
-        keys_values: for each sequence, the keys and values of each pass of its path, in order: (heads, W or fewer, head size) each. Fewer
+        of_each: for each sequence, the keys and values of each pass of its path, in order: (heads, W or fewer, head size) each. Fewer
             where a prompt was padded less, or a sliding window kept less; they are aligned on the right.
         width: W of the longest; the mask of the steps to come must begin with as many columns, pads on the left.
     """
 
     def __init__(
-        self,
-        config: PreTrainedConfig,
-        n_layers: int,
-        routes: Sequence[Route],
-        keys_values: Sequence[Sequence[tuple[Tensor, Tensor]]],
-        width: int,
-        device: torch.device,
+        self, config: PreTrainedConfig, n_layers: int, routes: Sequence[Route], of_each: Sequence[Pairs], width: int, device: torch.device
     ):
         super().__init__(config, n_layers, GivenRoutes(routes), torch.ones((len(routes), width), dtype=torch.bool, device=device))
-        lines = [iter(line) for line in keys_values]
+        lines = [iter(line) for line in of_each]
         for block, visits in enumerate(self._visits):
             self.sub_batches.append(self._splitter.split(block, visits, device))
             for part in every_sub_batch(block, self.sub_batches[block]):
@@ -195,8 +184,7 @@ class PrefilledCache(RoutedCache):
                     self._fill(of_block, self.slots(n_set).layers, [next(line) for line in running], width)
         self._tell(width)
 
-    def _fill(self, block: int, layers: list[Any], pairs: Sequence[tuple[Tensor, Tensor]], width: int) -> None:
-        """Put the keys and values of some sequences into their slot of one set."""
+    def _fill(self, block: int, layers: list[Any], pairs: Pairs, width: int) -> None:
         if private.is_plain(layers[block]):
             layers[block] = private.RoomySlot()
         elif not private.is_window(layers[block]):
@@ -220,7 +208,7 @@ class PrefilledCache(RoutedCache):
 
 
 def _right_aligned(parts: Sequence[Tensor], width: int, room: int) -> Tensor:
-    """Some (heads, T, size), each cut or zero-padded on the left, as (N, heads, width + room, size); nothing is written to the room."""
+    """N of (heads, T, size), each cut or zero-padded on the left, as (N, heads, width + room, size); nothing is written to the room."""
     n_heads, _, size = parts[0].shape
     whole = parts[0].new_empty((len(parts), n_heads, width + room, size))
     for of_one, part in zip(whole, parts, strict=True):

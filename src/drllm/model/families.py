@@ -27,6 +27,11 @@ def has_experts(config: Any) -> bool:
     return any((getattr(config, name, 0) or 0) > 1 for name in _EXPERTS)
 
 
+def has_hidden_window(config: Any) -> bool:
+    """Whether attention has a window that no cache shows: GPT-Neo's, Doge's. An example that a family is tried on may fit in it."""
+    return "local" in getattr(config, "attention_layers", ()) or bool(getattr(config, "keep_window_size", 0))
+
+
 def check_structure(config: Any) -> None:
     """Refuse what a configuration alone shows cannot be routed."""
     model_type = getattr(config, "model_type", None)

@@ -11,7 +11,7 @@ from transformers import EosTokenCriteria, RepetitionPenaltyLogitsProcessor, Sto
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.prompts import check_context
-from drllm.policies.given import is_identity
+from drllm.policies.constant import is_identity
 from drllm.policies.policy import RouteSource
 
 DEFAULT_NEW_TOKENS = 64
@@ -72,10 +72,7 @@ def refuse_layer_outputs(config: Any, options: dict[str, Any]) -> None:
 
 
 def generate_options(model: Any, tokenizer: Any, given: dict[str, Any], max_new_tokens: int | None, n_prompt: int) -> dict[str, Any]:
-    """The options of transformers' `generate`, checked, with ours filled in.
-
-    The most new tokens are the argument, else what a given max_length or generation_config leaves, else 64.
-    """
+    """The options of transformers' `generate`, checked, with ours filled in; `max_new_tokens` else by max_length or the config, else 64."""
     options = {"pad_token_id": padding_token(model, tokenizer)} | {name: value for name, value in given.items() if name != "max_length"}
     if max_new_tokens is None:
         config = given.get("generation_config")
@@ -179,7 +176,7 @@ no_repeat_ngram_size encoder_no_repeat_ngram_size encoder_repetition_penalty bad
 forced_eos_token_id suppress_tokens begin_suppress_tokens sequence_bias exponential_decay_length_penalty stop_strings
 watermarking_config
 """
-_UNFOLLOWED = tuple(_CHANGE_GREEDY.split())
+CHANGE_GREEDY = tuple(_CHANGE_GREEDY.split())
 
 
 class GreedyChoice:
@@ -191,7 +188,7 @@ class GreedyChoice:
 
     def __init__(self, model: Any, min_new_tokens: int = 0):
         config = model.generation_config
-        for name in _UNFOLLOWED:
+        for name in CHANGE_GREEDY:
             value = getattr(config, name, None)
             if value and (name, value) != ("encoder_repetition_penalty", 1.0):
                 raise InputError(f"the model's generation_config sets {name}, which generated rewards do not follow: set it to None first")

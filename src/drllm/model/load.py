@@ -5,7 +5,9 @@ import hashlib
 import importlib.util
 import io
 import logging
+import mmap
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -24,7 +26,6 @@ from drllm.core.files import whole_folder
 from drllm.core.names import did_you_mean
 from drllm.core.progress import NOISY, Progress, say
 from drllm.core.text import type_name
-from drllm.model.gguf_windows import sliding, stated_pattern
 from drllm.model.packages import PACKAGED, cache_folder
 from drllm.model.transformers_private import QUANTIZATION_ENTRIES, dense_gguf, plain_tensors
 from drllm.policies.saved_config import CONFIG_FILE
@@ -32,16 +33,16 @@ from drllm.policies.saved_config import CONFIG_FILE
 HUB_ALIASES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 ALIASES = (*HUB_ALIASES, *PACKAGED)
 FINGERPRINT_SAMPLES = 4096
+PATTERN_KEY = "attention.sliding_window_pattern"  # behind the architecture: a flag a block, or the period of the last that is not sliding
 Dtype = torch.dtype | str | None
 Device = torch.device | str | None
 
 
 def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None, tokenizer: Any = None) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias.
+    """A causal language model and its tokenizer by Hub id, folder, `.gguf` file or alias; `InputError` naming what can be loaded.
 
     `dtype` defaults to the checkpoint's own, and to bfloat16 for GGUF files, whose weights are unpacked to dense tensors: the packed
-    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked once a type and kept. Raises `InputError`
-    naming what can be loaded.
+    kernels compute in float32 and are many times slower in batches. A packaged file is unpacked once a type and kept.
     """
     source, options = _resolve(name)
     if (kept := unpacked(name, dtype or torch.bfloat16)) is not None:
@@ -57,7 +58,6 @@ def load_base(name: str, dtype: torch.dtype | None = None, device: Device = None
 
 
 def _load(name: str, source: str, options: dict[str, Any], dtype: torch.dtype | None, tokenizer: Any) -> tuple[Any, Any]:
-    """The model, where transformers puts it, and its tokenizer."""
     gguf = "gguf_file" in options
     with quiet_loading():
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,7 +109,6 @@ def unpacked(name: str, dtype: torch.dtype) -> Path | None:
 
 
 def _unpack(name: str, dtype: torch.dtype, folder: Path) -> None:
-    """A packaged model's file in a new folder, as transformers writes models."""
     with Progress(f"unpacking {name} to {type_name(dtype)} in {folder.parent}, once", 1) as progress, whole_folder(folder) as place:
         model, tokenizer = _load(name, *_resolve(name), dtype, None)
         for entry in QUANTIZATION_ENTRIES:
@@ -152,6 +151,29 @@ def _stated_windows(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     return {"config": config}
 
 
+def stated_pattern(path: Path) -> tuple[bool, ...] | int | None:
+    """Of a GGUF file's blocks: which see a sliding window alone, or the period of full attention; None where it states neither.
+
+    transformers 5.24 reads neither, and the gguf package's reader takes a minute for a large vocabulary on a slow core, so the one entry is
+    read where it stands: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    a_bool, an_array = 7, 9  # types by the format's numbers
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if (place := data.find(PATTERN_KEY.encode(), 0, 1 << 26)) < 0:
+            return None
+        place += len(PATTERN_KEY)
+        kind, first = struct.unpack_from("<II", data, place)
+        if kind != an_array:
+            return first
+        (size,) = struct.unpack_from("<Q", data, place + 8)
+        return tuple(map(bool, struct.unpack_from(f"<{size}{'?' if first == a_bool else 'I'}", data, place + 16)))
+
+
+def sliding(n_blocks: int, period: int) -> list[bool]:
+    """The pattern that llama.cpp makes of a period: the last of each so many blocks is full attention; 0: none is."""
+    return [period == 0 or block % period < period - 1 for block in range(n_blocks)]
+
+
 def gguf_path(name: str) -> Path | None:
     """The GGUF file that `load_base` reads under this name; None where it reads something else."""
     source, options = _resolve(name)
@@ -166,33 +188,23 @@ def hub_or_folder(name: str) -> str | None:
 
 
 def is_gguf(name: str) -> bool:
-    """Whether `load_base` reads a GGUF file under this name."""
     return name in PACKAGED or Path(name).suffix == ".gguf"
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Loading bars and advice of the library below are noise in a pipeline that has its own progress.
-
-    The GGUF reader draws its bar whatever the settings, hence the redirection; errors are raised, never only printed.
-    """
+    """Loading bars and advice of the library below are noise in a pipeline that has its own progress; errors are raised all the same."""
     from transformers.utils import logging as hf_logging
 
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    others = {logger: logger.level for logger in map(logging.getLogger, NOISY)}
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    for logger in others:
+    levels = {logger: logger.level for logger in (hf_logging.get_logger(), *map(logging.getLogger, NOISY))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        hf_logging.set_verbosity(level)
-        for logger, before in others.items():
+        for logger, before in levels.items():
             logger.setLevel(before)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -201,7 +213,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def dtype_of(dtype: Dtype) -> torch.dtype | None:
-    """A torch dtype, also by its name."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
@@ -211,11 +222,10 @@ def dtype_of(dtype: Dtype) -> torch.dtype | None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values.
+    """Identifies a model's weights: 16 hex digits over every parameter's name, shape and up to 4,096 of its values, rounded to bfloat16.
 
-    One value is taken from each of 4,096 equal segments, at a place that moves from segment to segment, so that no column or stride is
-    passed over. Values are rounded to bfloat16: one checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an
-    adapter or a fine-tune has another. A change of a few single values may go unnoticed.
+    One checkpoint has one fingerprint in float32 and bfloat16; another quantisation, an adapter or a fine-tune has another. One value is
+    taken from each of 4,096 equal segments, at a place that moves, so that no column is passed over; a few changed ones may go unnoticed.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(part for named in model.named_parameters() for part in plain_tensors(*named)):

@@ -28,10 +28,7 @@ class PackagedModel:
         return found if len(found) == len(self.parts) else None
 
     def path(self, alias: str) -> Path:
-        """The whole file: the package's own, or its parts joined once in the user's cache folder.
-
-        `InputError` when it is not installed, or when the parts are not those of the file that is meant.
-        """
+        """The whole file: the package's own, or its parts joined once in the user's cache folder; `InputError` where it is not that."""
         parts = self.installed
         if parts is None:
             raise InputError(f"model {alias!r} needs the data package that holds {self.file}: run `{self.install}`")

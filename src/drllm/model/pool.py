@@ -1,29 +1,40 @@
-"""A pool of workers, one model replica each: jobs are pulled by whoever is free.
-
-Workers are processes of this machine (`drllm.model.process_pool`). Each writes what it makes to files. A worker gets jobs only once it
-runs. A dead worker's unfinished jobs go back to the queue, for whoever is free, and a new worker takes its place; a job that three workers
-died of is refused.
-"""
+"""Where work runs: in this process, or in workers of this machine, one model replica each, which pull jobs and write results to files."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError, DrllmError, InputError
-from drllm.model.process_pool import Jobs, Processes, Worker, WorkerDied
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 
 MAX_DEATHS = 3  # of workers while they held one job
 LOADING = -1  # what a worker without jobs is at
-PATIENCE = 60.0  # seconds without any news after which one says what is waited for
+WATCHES_EVERY_S = 1.0  # for the end of the process that started a worker
+ENDS_WITHIN_S = 5.0  # a worker whose pipe is closed, before it is killed
+TRACEBACK = "Traceback (most recent call last)"
+
+Jobs = list[tuple[int, Any]]  # (index, job)
+
+# A new interpreter, not `multiprocessing`'s: that would run the caller's script once more in each worker.
+_START = "import sys; sys.path[:] = {path!r}; from drllm.model.pool import serve; serve({pipe}, {parent})"
 
 
 @dataclass(frozen=True)
@@ -58,13 +69,98 @@ class Base:
 _loaded: dict[Base, RoutedModel] = {}  # in a worker's own process
 
 
+class WorkerDied(Exception):
+    """A worker was ended while it was at something; the message says why."""
+
+
+class Worker:
+    """One process, our end of its pipe, and what it wrote to standard error."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = Pipe()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        code = _START.format(path=sys.path, pipe=theirs.fileno(), parent=os.getpid())
+        null = subprocess.DEVNULL
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdin=null, stdout=null, stderr=self.errors, pass_fds=[theirs.fileno()])
+        theirs.close()
+
+    def send(self, what: Any) -> None:
+        """A tuple (actor, its arguments) to be made, or jobs to be done; a worker that is dead already is found when its answer is read."""
+        message = pickle.dumps(what)
+        with suppress(ConnectionError):
+            self.pipe.send_bytes(message)
+
+    def finish(self) -> None:
+        """Wait for the end of the jobs; raises what they raised there, or `WorkerDied`."""
+        try:
+            error = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            error = self._why_it_ended()
+        if error is not None:
+            raise error
+
+    def _why_it_ended(self) -> Exception:
+        """A signal or its exit status; or the traceback that it left, which another try would leave, too."""
+        code = self.process.wait()
+        self.errors.seek(0)
+        words = self.errors.read().decode(errors="replace").strip()
+        found = words.rfind(TRACEBACK)
+        if code == 1 and found >= 0:
+            return RuntimeError(f"a worker failed:\n{words[found:]}")
+        return WorkerDied(f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}")
+
+    def stop(self, at_once: bool) -> None:
+        """End it; at once, or when it is done with what it is at."""
+        self.pipe.close()
+        if at_once:
+            self.process.kill()
+        try:
+            self.process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.errors.close()
+
+
+class Processes:
+    def __init__(self) -> None:
+        self.idle: list[Worker] = []
+
+    def start(self, actor: type, arguments: tuple[Any, ...]) -> Worker:
+        """An idle worker, else a new one."""
+        while self.idle and self.idle[-1].process.poll() is not None:
+            self.idle.pop().stop(at_once=True)
+        worker = self.idle.pop() if self.idle else Worker()
+        worker.send((actor, arguments))
+        return worker
+
+
+_open: list[Processes] = []  # the place that is open, so that work inside of other work finds its processes
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """The processes to work on while this is open: those of the work around it, where there is one."""
+    if _open:
+        yield _open[-1]
+        return
+    place = Processes()
+    _open.append(place)
+    try:
+        yield place
+    finally:
+        _open.remove(place)
+        while place.idle:
+            place.idle.pop().stop(at_once=False)
+
+
 @dataclass(frozen=True)
 class Work:
     """What the workers' jobs are."""
 
     is_done: Callable[[int], bool]  # whether a job's file is there, by index
     describe: Callable[[int, Any], str]  # a job in words, for errors
-    say: Callable[[str], None]  # is told what is waited for
     at_once: int = 1  # jobs that a worker is given together, at most
     wanted: Callable[[int], bool] = lambda index: True  # whether a job is still to be done, asked before it is given away
 
@@ -72,15 +168,8 @@ class Work:
 def work_on(place: Processes, actor: type, arguments: tuple[Any, ...], todo: Jobs, resources: Resources, work: Work) -> Iterator[int]:
     """Have workers do jobs: the index of each, when its file is written.
 
-    Args:
-        place: of `drllm.model.executors.opened`.
-        actor: made with `arguments`; `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no more, so that a
-            refusal reaches this process as such.
-        todo: jobs with their indices.
-        resources: how many workers, and what each takes.
-        work: how a job is known to be done, and what to call it.
-
-    Raises `DrllmError` for a job that kills its workers, and what a worker refuses.
+    `actor` is made with `arguments` in each worker; its `work([(index, job), ...])` does some jobs. Without jobs it loads its model, no
+    more, so that a refusal reaches this process as such. Raises `DrllmError` for a job that kills its workers, and what a worker refuses.
     """
     pool = _Pool(place, actor, arguments, deque(todo), resources, work)
     ended_well = False
@@ -93,8 +182,8 @@ def work_on(place: Processes, actor: type, arguments: tuple[Any, ...], todo: Job
             pool.assign()
         ended_well = True
     finally:  # the next task's workers need the room of these
-        for worker in pool.free if ended_well else []:
-            place.idle.append(worker)
+        if ended_well:
+            place.idle += pool.free
         for worker in [*pool.busy, *([] if ended_well else pool.free)]:
             worker.stop(at_once=True)
 
@@ -110,7 +199,6 @@ class _Pool:
         self.free: list[Worker] = []
 
     def start_worker(self) -> None:
-        """A new worker; it is free when it has loaded the model."""
         self._give(self.place.start(self.actor, self.arguments), [])
 
     def _give(self, worker: Worker, jobs: Jobs) -> None:
@@ -134,13 +222,9 @@ class _Pool:
         return bool(self.waiting)
 
     def next_done(self) -> Iterator[int]:
-        """Wait for the next worker that ends its jobs: the indices of those whose files are written. Nothing when none ends for a while."""
-        ready = wait([worker.pipe for worker in self.busy], PATIENCE)
-        worker = next((worker for worker in self.busy if worker.pipe in ready), None)
-        if worker is None:
-            if n_coming := sum(not jobs for jobs in self.busy.values()):
-                self.work.say(f"waiting for {n_coming} of {self.resources.workers} workers: the model loads slowly")
-            return
+        """Wait for the next worker that ends its jobs: the indices of those whose files are written."""
+        ready = wait([worker.pipe for worker in self.busy])
+        worker = next(worker for worker in self.busy if worker.pipe in ready)
         try:
             worker.finish()
         except WorkerDied as error:
@@ -159,7 +243,7 @@ class _Pool:
         """A new worker for one that died; its unfinished jobs wait again. Returns the finished ones; refuses what ended too many."""
         worker.stop(at_once=True)
         jobs = self.busy.pop(worker)
-        lost = [(index, job) for index, job in jobs if not self.work.is_done(index)]
+        done, lost = ([one for one in jobs if self.work.is_done(one[0]) is there] for there in (True, False))
         for index, job in lost if jobs else [(LOADING, None)]:
             self.deaths[index] += 1
             if self.deaths[index] >= MAX_DEATHS:
@@ -168,5 +252,79 @@ class _Pool:
                 raise DrllmError(f"{what} ended {MAX_DEATHS} workers ({why}): give them more memory, or {less}")
         self.waiting.extendleft(reversed(lost))
         self.start_worker()
-        gone = {index for index, _ in lost}
-        return [(index, job) for index, job in jobs if index not in gone]
+        return done
+
+
+def serve(pipe: int, parent: int) -> None:
+    """A worker's life: make actors, do their jobs, say how each call ended; until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started it, which then ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    link, actor = Connection(pipe), None
+    while True:
+        try:
+            what = link.recv()
+        except EOFError:
+            return
+        if isinstance(what, tuple):
+            actor = what[0](*what[1])
+            continue
+        error: Exception | None = None
+        try:
+            actor.work(what)  # type: ignore[union-attr]
+        except (DrllmError, OSError) as raised:
+            error = raised
+        link.send(error)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone, also in the middle of a job."""
+    while os.getppid() == parent:
+        time.sleep(WATCHES_EVERY_S)
+    os._exit(1)
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Torch with `n` threads while this is open; 0: as many as it has."""
+    before = torch.get_num_threads()
+    if n:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def settled(routed: RoutedModel, resources: Resources, scanning: bool = False) -> Resources:
+    """The same with an executor, workers and threads named."""
+    executor, workers, threads = resources.executor, resources.workers, resources.threads
+    fitting = _fitting(routed, resources)
+    if executor == "auto":  # a scan takes a process a core where nothing speaks against it
+        executor = "processes" if scanning and not threads and fitting > 1 and routed.by_name and os.name == "posix" else "local"
+    threads = threads or (torch.get_num_threads() if executor == "local" else 1)
+    return replace(resources, executor=executor, workers=workers or (fitting if executor == "processes" else 1), threads=threads)
+
+
+def _fitting(routed: RoutedModel, resources: Resources) -> int:
+    if routed.device.type != "cpu":
+        return 1
+    n_cores = min(torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    replica = sum(part.numel() * part.element_size() for part in routed.model.parameters()) + resources.cache_bytes
+    return max(1, min(n_cores, memory // (2 * replica)))
+
+
+def threads_here(resources: Resources) -> AbstractContextManager[None]:
+    """Torch's threads in this process around stages that may go to workers: those asked for, where they are for this process."""
+    return torch_threads(resources.threads if resources.executor in ("auto", "local") else 0)
+
+
+def opened(routed: RoutedModel, resources: Resources) -> AbstractContextManager[Processes | None]:
+    """Where the work of `settled` resources is done while this is open; None: in this process. `InputError` where no other can."""
+    if resources.executor == "local":
+        return nullcontext()
+    if os.name != "posix":
+        raise InputError("--executor processes needs Linux or macOS: take --executor local")
+    if not routed.base_id:
+        raise InputError("the model exists in this process only, other processes cannot load it: wrap it by its id, folder or file")
+    return processes()

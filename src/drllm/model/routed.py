@@ -1,7 +1,4 @@
-"""`RoutedModel`: a base model whose blocks can be skipped, executed or repeated once per prompt.
-
-Shapes: B sequences, T tokens.
-"""
+"""`RoutedModel`: a base model whose blocks can be skipped, executed or repeated once per prompt. Shapes: B sequences, T tokens."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
-from drllm.policies.given import as_source, is_identity
+from drllm.policies.constant import as_source, is_identity
 from drllm.policies.policy import Policy, RouteSource
-from drllm.policies.saved import SavedPolicy, load_policy, open_policy, save_policy
+from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 from drllm.runs.card_facts import refresh_card
 
@@ -47,7 +44,6 @@ class RoutedModel:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, base_id: str, revision: str | None, by_name: bool = False):
-        """Wrap in place; use `wrap`."""
         if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "get_text_config"):
             raise InputError(f"cannot wrap a {type(model).__name__}: give a transformers model, a Hub id, a folder or a .gguf file")
         self.model: Any = model
@@ -137,13 +133,14 @@ class RoutedModel:
         source.check_model(self.n_layers, self.hidden_size)
         for adapter in source.adapters:
             self.adopt(adapter)
-        for route in {*source.routes, *([source.route] if source.route else [])}:
-            self.check_adapter(route)
+        for route in (*source.routes, source.route):
+            if route is not None:
+                self.check_adapter(route)
         return source
 
     def load_policy(self, folder: Path) -> Policy:
         """The saved policy of a local folder, on this base, with its adapters ready; the model's own policy stays."""
-        policy = load_policy(folder, self.identity)
+        policy = open_folder(folder).load(self.identity)
         self.as_source(policy)
         return policy
 
@@ -164,11 +161,7 @@ class RoutedModel:
     def new_cache(
         self, source: RouteSource, prompt_mask: Tensor, observe: Observer | None = None, input_ids: Tensor | None = None
     ) -> RoutedCache:
-        """A cache that routes one forward or generation; `InputError` where the model was unwrapped.
-
-        `prompt_mask` (B, T) has ones at the prompts' own tokens, which lie in `input_ids` (B, T), for a policy that reads those; `observe`
-        sees the states that enter each block (`RoutedCache`).
-        """
+        """A cache that routes one forward or generation (arguments of `RoutedCache`); `InputError` where the model was unwrapped."""
         if self._spent:
             raise InputError("this model was unwrapped: its blocks follow no route any more; wrap it again")
         return RoutedCache(self.config, self.n_layers, source, prompt_mask, observe, input_ids)

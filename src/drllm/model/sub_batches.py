@@ -1,11 +1,4 @@
-"""Which sequences of a batch run what, when the base's forward comes to a block.
-
-A base's forward walks its blocks once, in order. At block v a sequence runs the part of its path whose highest block so far is v
-(`Route.visits`): all blocks of it have had their own visit, so their arguments are known. Sequences whose visits begin alike run that
-beginning together.
-
-Shapes: B sequences of a batch.
-"""
+"""Which sequences of a batch run what, when the base's forward comes to a block."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -21,33 +14,29 @@ Step = TypeVar("Step")
 
 
 class SubBatch(NamedTuple):
-    """Some sequences run a span.
+    """Some sequences run a span."""
 
-    Attributes:
-        span: blocks of the path, and how far the states go.
-        sets: for each block of it, the set of slots that holds its keys and values.
-        sequences: indices of the sequences; None for all.
-        picked: the same as a tensor, on the states' device.
-    """
-
-    span: Span
-    sets: tuple[int, ...]
-    sequences: tuple[int, ...] | None
-    picked: Tensor | None
+    span: Span  # blocks of the path, and how far the states go
+    sets: tuple[int, ...]  # for each block of it, the set of slots that holds its keys and values
+    sequences: tuple[int, ...] | None  # indices; None for all
+    picked: Tensor | None  # the same as a tensor, on the states' device
 
 
 SubBatches = tuple[SubBatch, ...] | None  # of one visit, in the order they run; None where every sequence runs the block once
 
 
 class BatchSplitter:
-    """Makes the sub-batches of one batch, visit by visit in order: each (block, pass) of a sub-batch has a slot of its own."""
+    """Makes the sub-batches of one batch, visit by visit in order: each (block, pass) of a sub-batch has a slot of its own.
+
+    A base's forward walks its blocks once, in order. At block v a sequence runs the part of its path whose highest block so far is v
+    (`Route.visits`): all blocks of it have had their own visit, so their arguments are known.
+    """
 
     def __init__(self, n_layers: int):
         self._n_used = [0] * n_layers  # sets of slots that hold something of a block
         self._picked: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # one tensor for equal ones, whatever the block
 
     def split(self, block: int, visits: Sequence[Visit], device: torch.device) -> SubBatches:
-        """The sub-batches of what each sequence runs at `block`."""
         first = visits[0]
         if all(visit == first for visit in visits):
             if first == in_place(block, 1) and not self._n_used[block]:
@@ -66,7 +55,6 @@ class BatchSplitter:
         return SubBatch(span, sets, sequences, self._picked[device, sequences])
 
     def _take(self, span: Span) -> tuple[int, ...]:
-        """A free set of slots for each block."""
         for block in span.blocks:
             self._n_used[block] += 1
         return tuple(self._n_used[block] - 1 for block in span.blocks)
@@ -87,10 +75,7 @@ class BatchSplitter:
 
 
 def run_together(steps: Mapping[int, Sequence[Step]]) -> Iterator[tuple[Step, list[int]]]:
-    """(step, sequences that run it together), in an order in which each sequence runs its own steps one after the other.
-
-    Sequences whose steps begin alike run that beginning together, and are apart from there on.
-    """
+    """(step, sequences that run it together), each sequence's steps in their order; what begins alike runs together, to where it parts."""
     waiting = [(0, list(steps))]  # sequences that ran so many steps together
     while waiting:
         depth, sequences = waiting.pop()

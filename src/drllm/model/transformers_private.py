@@ -1,11 +1,7 @@
 """Every part of transformers, accelerate and torch that drllm relies on and that a release may change without a word.
 
-Checked on transformers 5.19 and 5.24, accelerate 1.15 and torch 2.13. `tests/model/test_transformers_private.py` names in one line what a
-release has changed. Nothing else in drllm reads an underscored name of theirs, the class of a cache's slot, or what a slot holds. The two
-rivals of `research/` that run parts of blocks read the public names of a block's layers (`q_proj`, `head_dim`, ...), by which they
-know a family.
-
-Shapes: B sequences, H heads, T tokens, S size of a head.
+Checked on transformers 5.19 and 5.24, accelerate 1.15 and torch 2.13; `tests/model/test_transformers_private.py` names in one line what a
+release has changed. Shapes: B sequences, H heads, T tokens, S size of a head.
 """
 
 import copy
@@ -21,7 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.configuration_utils import PreTrainedConfig
 
 Slot = DynamicLayer
-# The last one, keys plus their index for sparse attention, came with transformers 5.2x.
+# Keys and values of their own block, nothing recurrent. The last, keys plus an index for sparse attention, came with transformers 5.2x.
 SUPPORTED_SLOTS = (DynamicLayer, DynamicSlidingWindowLayer, getattr(cache_utils, "DynamicIndexedLayer", DynamicLayer))
 FORWARD_NAMES = ("forward", "_old_forward")  # the second is where accelerate's hooks keep a module's own forward
 QUANTIZATION_ENTRIES = ("quantization_config", "_pre_quantization_dtype")  # of a configuration
@@ -30,11 +26,6 @@ QUANTIZATION_ENTRIES = ("quantization_config", "_pre_quantization_dtype")  # of 
 def family_slots(config: PreTrainedConfig, n_layers: int) -> list[Any]:
     """One empty slot a block, as the family's own cache makes them."""
     return list(DynamicCache(config=config).layers) or [DynamicLayer() for _ in range(n_layers)]
-
-
-def is_supported(slot: Any) -> bool:
-    """Whether a slot holds the keys and values of its own block and nothing recurrent."""
-    return type(slot) in SUPPORTED_SLOTS
 
 
 def is_window(slot: Any) -> bool:

@@ -1,8 +1,7 @@
 """A low-rank adapter of one route (LoRA, arXiv 2106.09685): a linear map W x of its blocks becomes W x + scale B A x.
 
-On disk it is PEFT's, for the checkpoint that holds the blocks of the route in the order they run (`drllm export --route`). Blocks are named
-by their place in that order, not by their number in the base: of route 11011 the base's block 3 is "model.layers.2". A block that runs
-again stands there again, with the same weights.
+On disk it is PEFT's, for the checkpoint that holds the blocks of the route in the order they run: blocks are named by their place in that
+order (of route 11011 the base's block 3 is "model.layers.2"), and one that runs again stands there again, with the same weights.
 
 Shapes: r rank, I and O the inputs and outputs of a linear map.
 """
@@ -28,23 +27,16 @@ DTYPE = torch.float16  # of the weights, in memory and on disk: training ends wi
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What healing adds to the blocks of a route.
+    """What healing adds to the blocks of a route."""
 
-    Attributes:
-        route: without an adapter.
-        blocks: the name of the list that holds the blocks in a checkpoint, such as "model.layers".
-        scale: of B A.
-        weights: of each linear map, A (r, I) and B (O, r), float16.
-    """
-
-    route: Route
-    blocks: str
-    scale: float
-    weights: Mapping[Linear, tuple[Tensor, Tensor]]
+    route: Route  # without an adapter
+    blocks: str  # the name of the list that holds the blocks in a checkpoint, such as "model.layers"
+    scale: float  # of B A
+    weights: Mapping[Linear, tuple[Tensor, Tensor]]  # of each linear map, A (r, I) and B (O, r), float16
 
     @cached_property
     def name(self) -> str:
-        """16 hexadecimal digits over the route and every weight: what a route that runs under it ends in."""
+        """16 hexadecimal digits over the route and every weight."""
         found = hashlib.sha256(f"{self.route} {self.scale!r}".encode())
         for (block, linear), pair in sorted(self.weights.items(), key=lambda item: item[0]):
             found.update(f" {block} {linear} {[tuple(part.shape) for part in pair]}".encode())
@@ -60,17 +52,15 @@ class Adapter:
 
     @property
     def healed(self) -> Route:
-        """The route under this adapter."""
         return self.route.with_adapter(self.name)
 
     @property
     def rank(self) -> int:
-        """r."""
         return next(iter(self.weights.values()))[0].shape[0]
 
     @property
     def n_weights(self) -> int:
-        """Numbers in it; a block that runs again has one set."""
+        """A block that runs again has one set."""
         return sum(part.numel() for pair in self.weights.values() for part in pair)
 
     def merged(self, linear: Linear, weight: Tensor) -> Tensor:
@@ -92,13 +82,8 @@ class Adapter:
         """PEFT's `adapter_config.json`, as far as it is not PEFT's own defaults."""
         targets = sorted({linear.rpartition(".")[2] for _, linear in self.weights})
         about: dict[str, Any] = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": None, "inference_mode": True}
-        return about | {
-            "r": self.rank,
-            "lora_alpha": self.scale * self.rank,
-            "target_modules": targets,
-            "bias": "none",
-            "lora_dropout": 0.0,
-        }
+        about |= {"r": self.rank, "lora_alpha": self.scale * self.rank, "target_modules": targets}
+        return about | {"bias": "none", "lora_dropout": 0.0}
 
     @classmethod
     def of_tensors(cls, route: Route, blocks: str, scale: float, tensors: Mapping[str, Tensor]) -> Adapter:

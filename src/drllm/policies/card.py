@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drllm.core.route import Route
 from drllm.core.route_words import in_words
 
 if TYPE_CHECKING:
@@ -30,13 +29,7 @@ class CardFacts:
 
 
 def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts) -> str:
-    """The card as Markdown with a Hub header.
-
-    Args:
-        config: the policy's `drllm_config.json`.
-        policy: the policy itself.
-        facts: of the run that it lies in, if it lies in one.
-    """
+    """The card as Markdown with a Hub header, of a policy and its `drllm_config.json`."""
     route, routes = policy.route, policy.routes
     base = config["base_id"] or "a model in memory"
     name = facts.method or config["policy"]
@@ -46,14 +39,16 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
         lines += [f"base_model: {config['base_id']}", "base_model_relation: adapter"]
     lines += ["---", "", f"# {name} for {base}", ""]
     lines += [f"A drllm policy: {policy.about or policy.name}. The base's weights are not changed, and not in here.", ""]
-    lines += _how_to_use()
+    code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
+    lines += ["```python", "from drllm import RoutedModel", "", code, "```", ""]
     promise = config.get("promise") or {"sentence": "none; the figures below are what was measured, not a promise"}
+    others = "(trained on these; one route for all takes any)" if route else "(trained on these; others are refused unless forced)"
     revision = f" at {config['base_revision']}" if config["base_revision"] else ""
     lines += [
         f"- base: `{base}`{revision}, weights `{config['fingerprint']}`: other weights are refused",
         f"- blocks: {config['n_layers']}" + (f", route `{route}`" if route else ""),
         *([f"- loops: {'; '.join(looped)}"] if looped else []),
-        f"- prompts: {_prompts(config['prompt_format'], route)}",
+        f"- prompts: {config['prompt_format']} {others}" if config["prompt_format"] else "- prompts: any format",
         f"- evaluated on: {', '.join(facts.tasks) or 'nothing yet'}",
         f"- promise: {promise['sentence']}",
         *(f"- {note}" for note in facts.notes),
@@ -65,18 +60,6 @@ def render_card(config: Mapping[str, Any], policy: RouteSource, facts: CardFacts
     if facts.commands:
         lines += ["## Commands", "", "```", *facts.commands, "```", ""]
     return "\n".join(lines)
-
-
-def _how_to_use() -> list[str]:
-    code = 'model = RoutedModel.from_pretrained("THIS FOLDER OR ID")\nmodel.generate("What do plants need to grow?")[0].text'
-    return ["```python", "from drllm import RoutedModel", "", code, "```", ""]
-
-
-def _prompts(prompt_format: str | None, route: Route | None) -> str:
-    """What a policy learned from, and what it takes."""
-    if prompt_format is None:
-        return "any format"
-    return f"{prompt_format} (trained on these; " + ("one route for all takes any)" if route else "others are refused unless forced)")
 
 
 def is_card(text: str) -> bool:

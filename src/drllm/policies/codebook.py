@@ -1,21 +1,25 @@
 """A codebook of routes and the selector that takes one of them for each prompt, or the base where it is not sure of a gain.
 
 A route's score is a linear function of what the selector reads: the predicted gain over the base less the predicted harm (PuDDing, arXiv
-2502.04348, chooses among pruned models likewise; here with abstention). Read is the prompt's text (`TextSelector`), before anything runs,
-or the states before an early block (`StateSelector`), up to which all routes run the same blocks, so that nothing is computed twice.
+2502.04348, chooses among pruned models likewise; here with abstention). Read is the prompt's text (`TextSelector`: which of the tokens and
+pairs of neighbours that fit prompts held are in it), before anything runs, or the states before an early block (`StateSelector`), up to
+which all routes run the same blocks, so that nothing is computed twice.
 
-Shapes: B sequences, T tokens, D hidden size, F = 2 D features, K routes but the base, L blocks.
+Shapes: B sequences, T tokens, D hidden size, F = 2 D features, G grams, K routes but the base, L blocks.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,18 +28,19 @@ from drllm.core.route import Route, Visit
 from drllm.policies.adapter import Adapter
 from drllm.policies.files import PolicyFiles
 from drllm.policies.healed import HealedPolicy
-from drllm.policies.policy import Decider, Policy, register_policy
-from drllm.policies.text_selector import TextSelector
+from drllm.policies.policy import Decider, Policy
 
 TENSORS = ("mean", "scale", "weight", "bias")
 ADAPTERS = "adapters"  # a folder, which holds one of each adapter, as a healed route is saved
 _FILES = PolicyFiles("codebook", "train the codebook again", "codebook.json", "selector.safetensors")
 
+Gram = tuple[int, ...]  # one token id, or two of neighbours
+LEAST_PROMPTS = 3  # fit prompts that hold a gram, for it to be read
+MOST_GRAMS = 2048  # the most frequent ones: more tell kinds of prompts apart no better
+
 
 @dataclass(frozen=True)
 class Point:
-    """How readily a codebook leaves the base."""
-
     threshold: float  # a route is taken where its score is above this
     price: float = 0.0  # a saved share of all passes, in accuracy: added to a shorter route's score, taken off a longer one's
 
@@ -48,51 +53,120 @@ def pool_prompt(x_BTD: Tensor, prompt_mask_BT: Tensor) -> Tensor:
     return torch.cat([x.sum(1) / mask.sum(1, keepdim=True), x[torch.arange(len(x), device=x.device), last]], dim=1)
 
 
-def distance(z_BF: Tensor) -> Tensor:
-    """(B,): how far standardised features lie from those learned from, their root mean square."""
-    return z_BF.square().mean(1).sqrt()
+def grams_in(ids: Sequence[int]) -> set[Gram]:
+    """Every token of a prompt and every pair of neighbours, each once."""
+    return {*((token,) for token in ids), *pairwise(ids)}
 
 
-class StateSelector:
-    """A linear score of each route from the states that enter a block.
+def common_grams(prompts: Sequence[Sequence[int]]) -> dict[Gram, int]:
+    """Grams that at least `LEAST_PROMPTS` of some prompts hold, and how many do: the most frequent, `MOST_GRAMS` of them."""
+    counts = Counter(gram for ids in prompts for gram in grams_in(ids))
+    found = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_GRAMS]
+    return {gram: n for gram, n in found if n >= LEAST_PROMPTS}
+
+
+def presence(prompts: Sequence[Sequence[int]], grams: Iterable[Gram]) -> np.ndarray:
+    """(B, G) float32: which of the grams a prompt holds, in a row of length 1; of zeros where it holds none."""
+    place_of = {gram: place for place, gram in enumerate(grams)}
+    found = np.zeros((len(prompts), len(place_of)), dtype=np.float32)
+    for row, ids in zip(found, prompts, strict=True):
+        places = [place_of[gram] for gram in grams_in(ids) if gram in place_of]
+        row[places] = 1 / math.sqrt(max(1, len(places)))
+    return found
+
+
+def strangeness(n_grams: int, n_known: int) -> float:
+    """The share of a prompt's grams that are not known, less what a short prompt may lack by chance; infinite where none is known."""
+    return 1 - n_known / n_grams - 1 / math.sqrt(n_grams) if n_known else math.inf
+
+
+class TextSelector:
+    """A linear score of each route from the grams of a prompt, which is given as token ids: a policy belongs to one base's tokenizer.
 
     Args:
-        block: before which they are read.
-        mean, scale: (F,) standardise the pooled states.
-        weight, bias: (F, K) and (K,).
-        reach: how far a prompt may lie from those learned from, the root mean square of its standardised features; further off it keeps
-            the base.
+        grams: those that are read.
+        weight, bias: (G, K) and (K,): what a gram speaks for each route, and what no gram does.
+        reach: the largest `strangeness` with which a prompt may leave the base.
+        longest: tokens of the longest prompt that may; 0: any.
     """
 
-    def __init__(self, block: int, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, reach: float = math.inf):
-        self.block, self.mean, self.scale, self.weight, self.bias, self.reach = block, mean, scale, weight, bias, reach
-        if weight.shape != (len(mean), len(bias)) or len(mean) % 2:
-            raise InputError(f"weights of shape {tuple(weight.shape)} do not fit {len(mean)} features and {len(bias)} routes")
+    block = 0  # routes may differ from the first block on
 
-    def standardised(self, features_BF: Tensor) -> Tensor:
-        """(B, F), in float32."""
-        return ((features_BF.cpu() - self.mean) / self.scale).float()
+    def __init__(self, grams: Sequence[Gram], weight: Tensor, bias: Tensor, reach: float, longest: int = 0):
+        self.grams, self.weight, self.bias, self.reach, self.longest = tuple(grams), weight, bias, reach, longest
+        self._place_of = {gram: place for place, gram in enumerate(self.grams)}
+        if weight.shape != (len(self.grams), len(bias)) or len(self._place_of) != len(self.grams):
+            raise InputError(f"weights of shape {tuple(weight.shape)} do not fit {len(self._place_of)} grams and {len(bias)} routes")
+
+    def scores(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """(B, K) float32: each route's predicted gain over the base less its harm; -inf for prompts out of reach, or too long."""
+        return torch.stack([self._score(ids) for ids in prompts]) if prompts else torch.zeros((0, len(self.bias)))
+
+    def _score(self, ids: Sequence[int]) -> Tensor:
+        if not ids:
+            raise InputError("a codebook that reads text got a prompt without tokens: give the cache its input_ids")
+        grams = grams_in(ids)
+        places = self._places(grams)
+        if strangeness(len(grams), len(places)) > self.reach or 0 < self.longest < len(ids):
+            return torch.full_like(self.bias, -math.inf)
+        return self.bias + (self.weight[places].double().sum(0) / math.sqrt(len(places))).float()
+
+    def _places(self, grams: set[Gram]) -> list[int]:
+        """Of the known grams; sorted, for a sum over them to be the same whatever order a set has."""
+        return sorted(map(self._place_of.__getitem__, grams & self._place_of.keys()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """To be saved; a gram of one token has -1 for the second."""
+        grams = torch.tensor([(*gram, -1)[:2] for gram in self.grams], dtype=torch.int32).reshape(-1, 2)
+        return {"grams": grams, "weight": self.weight, "bias": self.bias}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], reach: float, longest: int) -> TextSelector:
+        """What `tensors` gave; `KeyError`, `ValueError` or `InputError` for anything else."""
+        grams = [(first,) if second < 0 else (first, second) for first, second in tensors["grams"].tolist()]
+        return cls(grams, tensors["weight"], tensors["bias"], reach, longest)
+
+    def spoken(self, ids: Sequence[int], route: int) -> list[tuple[Gram, float]]:
+        """What each known gram of a prompt adds to the score of a route (0: the first after the base), the most first."""
+        places = self._places(grams_in(ids))
+        shares = (self.weight[places, route] / math.sqrt(max(1, len(places)))).tolist()
+        return sorted(((self.grams[place], share) for place, share in zip(places, shares, strict=True)), key=lambda pair: -pair[1])
+
+
+@dataclass(eq=False)
+class StateSelector:
+    """A linear score of each route from the states that enter a block."""
+
+    block: int  # before which they are read
+    mean: Tensor  # mean and scale, (F,), standardise the pooled states
+    scale: Tensor
+    weight: Tensor  # (F, K)
+    bias: Tensor  # (K,)
+    reach: float = math.inf  # the largest root mean square of standardised features with which a prompt may leave the base
+
+    def __post_init__(self) -> None:
+        if self.weight.shape != (len(self.mean), len(self.bias)) or len(self.mean) % 2:
+            of = f"{len(self.mean)} features and {len(self.bias)} routes"
+            raise InputError(f"weights of shape {tuple(self.weight.shape)} do not fit {of}")
 
     def scores(self, features_BF: Tensor) -> Tensor:
         """(B, K): each route's predicted gain over the base less its harm; -inf for prompts out of reach."""
-        features = self.standardised(features_BF)
+        features = ((features_BF.cpu() - self.mean) / self.scale).float()
         with torch.autocast("cpu", enabled=False):  # near ties are decided in float32, whoever asks
             scores = features @ self.weight + self.bias
-            return scores.masked_fill((distance(features) > self.reach)[:, None], -math.inf)
+            return scores.masked_fill((features.square().mean(1).sqrt() > self.reach)[:, None], -math.inf)
 
 
-@register_policy("codebook")
 class Codebook(Policy):
     """K + 1 routes, the base first, and a linear selector.
 
     Args:
-        routes: the base route, then the others; all alike before the selector's block, where each executes every block once.
-        selector: scores each route but the base, whose score is 0.
-        points: operating points, most conservative first; none for a codebook of the base alone.
-        at: the one in use.
+        routes: all alike before the selector's block, where each executes every block once.
+        points: operating points, most conservative first; none for a codebook of the base alone; at: the one in use.
         adapters: those that the routes name; only a codebook that reads text has such routes, which differ from the first block on.
     """
 
+    name = "codebook"
     about = "a few routes, and a selector that takes one of them for a prompt where a gain is sure"
 
     def __init__(
@@ -124,13 +198,12 @@ class Codebook(Policy):
         self._saved_K = torch.tensor([1 - route.n_passes / self.n_layers for route in self.routes[1:]])
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
-        """Each prompt's route, where the text is read; None where states are."""
         if self.route is not None or isinstance(self.selector, StateSelector):
             return super().routes_for(prompts)
         return self.chosen(prompts)
 
     def chosen(self, read: Any) -> list[Route]:
-        """Each prompt's route, from what the selector scores: texts, or pooled states; `InputError` where those are not finite."""
+        """Each prompt's route, from the texts or pooled states that the selector scores; `InputError` where those are not finite."""
         if isinstance(self.selector, StateSelector) and not bool(read.isfinite().all()):
             block = self.selector.block
             raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
@@ -138,21 +211,18 @@ class Codebook(Policy):
         return [self.routes[index] for index in pick(scores_BK, self._saved_K, self.points[self.at]).tolist()]
 
     def values(self, read: Any) -> Tensor:
-        """(B, K): what each route is worth at the operating point, to be compared with its threshold. `read`: what the selector scores."""
+        """(B, K): what each route is worth at the operating point, to be compared with its threshold."""
         return self.selector.scores(read) + self.points[self.at].price * self._saved_K
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
-        """Of the operating point in use."""
         return self.points[self.at].threshold if self.points else 0.0
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The choices of one prefill, where states are read."""
         reads_states = self.route is None and isinstance(self.selector, StateSelector)
         return _StateDecider(self, prompt_mask_BT) if reads_states else super().start(prompt_mask_BT)
 
     def at_point(self, at: int) -> Codebook:
-        """The same codebook at another operating point, sharing weights."""
         if not 0 <= at < len(self.points):
             raise InputError(f"operating point {at} does not exist: this codebook has {len(self.points)}, counted from 0")
         view = copy.copy(self)
@@ -161,11 +231,10 @@ class Codebook(Policy):
         return view
 
     def operating_points(self) -> list[Policy]:
-        """The codebook at each point, most conservative first."""
         return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 
     def save(self, folder: Path) -> list[str]:
-        """`codebook.json`, which holds a checksum of `selector.safetensors`, and each adapter in a folder; each file atomically."""
+        """`codebook.json`, which holds a checksum of `selector.safetensors`, and each adapter in a folder."""
         written: list[str] = []
         for adapter in self.adapters:
             place = folder / ADAPTERS / adapter.name
@@ -181,14 +250,13 @@ class Codebook(Policy):
 
     @classmethod
     def load(cls, folder: Path) -> Codebook:
-        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         about, tensors = _FILES.load(folder)
         with _FILES.reading(folder):
             points = [Point(float(point["threshold"]), float(point["price"])) for point in about["points"]]
-            if any(math.isnan(value) for point in points for value in (point.threshold, point.price)):
-                raise ValueError("an operating point is NaN")
             reach = float(about.get("reach", math.inf))
-            if math.isnan(reach) or ("block" in about and reach <= 0):
+            if any(math.isnan(value) for point in points for value in (point.threshold, point.price, reach)):
+                raise ValueError("an operating point or the reach is NaN")
+            if "block" in about and reach <= 0:
                 raise ValueError(f"the reach is {reach}")
             selector: StateSelector | TextSelector
             if "block" in about:
@@ -202,8 +270,6 @@ class Codebook(Policy):
 
 
 class _StateDecider(Decider):
-    """A codebook that reads states during one prefill: holds each prompt's choice once it is made."""
-
     def __init__(self, codebook: Codebook, prompt_mask_BT: Tensor):
         self._codebook, self._prompt_mask_BT = codebook, prompt_mask_BT
         self._routes: list[Route] | None = None

@@ -21,13 +21,10 @@ CHECKSUM = "weights_sha256"
 
 @dataclass(frozen=True)
 class PolicyFiles:
-    """The files of one kind of policy."""
-
     what: str  # they hold, for messages
     remedy: str  # when they do not
     config: str  # the name of the JSON file
     weights: str = ""  # the name of the file of tensors; none for a policy without
-    checked: bool = True  # whether the JSON holds the checksum of the weights
 
     def save(self, folder: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> list[str]:
         """Write them into an existing folder, each atomically; their names."""
@@ -36,9 +33,7 @@ class PolicyFiles:
             data = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in (tensors or {}).items()})
             write_bytes(folder / self.weights, data)
             written.append(self.weights)
-            if self.checked:
-                about[CHECKSUM] = digest(data)
-        # Last, and with the checksum: a crash in between leaves a pair that `load` refuses.
+            about[CHECKSUM] = digest(data)  # so that `load` refuses the pair that a crash leaves in between
         write_json(folder / self.config, about)
         return written
 
@@ -50,14 +45,14 @@ class PolicyFiles:
         with self.reading(folder):
             data = (folder / self.weights).read_bytes()
             tensors = load_safetensors(data)
-        if self.checked and digest(data) != about.pop(CHECKSUM, None):
+        if digest(data) != about.pop(CHECKSUM, None):
             why = f"is not the file {self.config} was written for (checksums differ)"
             raise ArtifactError(f"{folder / self.weights} {why}: {self.remedy}")
         return about, tensors
 
     @contextmanager
     def reading(self, folder: Path) -> Iterator[None]:
-        """While active, whatever unreadable values raise becomes an `ArtifactError` of one line."""
+        """While active, what unreadable values raise becomes an `ArtifactError`."""
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, IndexError, SafetensorError) as error:
@@ -65,7 +60,7 @@ class PolicyFiles:
 
 
 def check_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `ValueError` for a tensor that is missing, of another shape, not float32 or not finite."""
+    """`ValueError` for a tensor that is missing, of another shape, not float32 or not finite."""
     for name, shape in expected.items():
         found = f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "missing"
         if found != f"{shape} {torch.float32}":

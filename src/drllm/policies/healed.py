@@ -8,23 +8,20 @@ from drllm.core.files import read_json, write_json
 from drllm.core.route import Route
 from drllm.policies.adapter import Adapter
 from drllm.policies.files import PolicyFiles
-from drllm.policies.policy import Policy, register_policy
+from drllm.policies.policy import Policy
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _FILES = PolicyFiles("healed route", "heal the route again", "healed.json", ADAPTER_WEIGHTS)
 
 
-@register_policy("healed")
 class HealedPolicy(Policy):
-    """One route, run under its adapter."""
-
+    name = "healed"
     about = "one route of blocks for every prompt, and an adapter that brings its answers back to the base's"
 
     def __init__(self, adapter: Adapter):
         self.adapters, self.route, self.n_layers = (adapter,), adapter.healed, len(adapter.route)
 
     def save(self, folder: Path) -> list[str]:
-        """`healed.json`, and the adapter in PEFT's two files."""
         (adapter,) = self.adapters
         write_json(folder / ADAPTER_CONFIG, adapter.config())
         about = {"route": str(adapter.route), "adapter": adapter.name, "blocks": adapter.blocks, "rank": adapter.rank}

@@ -5,29 +5,25 @@ Shapes: B sequences, T tokens, D hidden size, W windows, K routes.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from drllm.core.errors import ArtifactError, InputError
-from drllm.core.names import did_you_mean
-from drllm.core.plugins import POLICIES, load_plugin, plugin_names
+from drllm.core.names import POLICIES, did_you_mean, load_plugin, plugin_names
 from drllm.core.route import Route, Visit
 from drllm.policies.adapter import Adapter
 
-POLICY_FILE = "policy.json"
-# Imported, and so registered, when an artefact names them.
-_MODULES = {
-    "static": "drllm.policies.constant",
-    "routers": "drllm.policies.routers",
-    "codebook": "drllm.policies.codebook",
-    "healed": "drllm.policies.healed",
+BUILT_IN = {  # imported when an artefact names them
+    "static": "drllm.policies.constant:RoutePolicy",
+    "routers": "drllm.policies.routers:Routers",
+    "codebook": "drllm.policies.codebook:Codebook",
+    "healed": "drllm.policies.healed:HealedPolicy",
 }
-_REGISTRY: dict[str, type[Policy]] = {}
 
 
 class Decider(ABC):
@@ -37,16 +33,16 @@ class Decider(ABC):
     def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
         """The actions (B,) of one block, from the states entering it; asked once a block, first block first.
 
-        Or, of each sequence, what runs when the forward comes to this block (`Route.visits`): loops can be said only so.
+        Or each sequence's visit of this block (`Route.visits`): loops can be said only so.
         """
 
     @property
     def routes(self) -> list[Route] | None:
-        """Each prompt's whole route, as soon as it is known; None before. Who wants routes alone need run no further block."""
+        """Each prompt's whole route, as soon as it is known; None before."""
         return None
 
     def probabilities(self, block: int, x_BTD: Tensor) -> Tensor | None:
-        """Of skip, execute and repeat (B, 3) at one block, where the policy has them. For `drllm inspect`; changes no decision."""
+        """Of skip, execute and repeat (B, 3) at one block, where the policy has them. For `drllm inspect`."""
         return None
 
     def values(self, block: int, x_BTD: Tensor) -> Tensor | None:
@@ -57,7 +53,7 @@ class Decider(ABC):
 class RouteSource:
     """Where the routes of a batch come from: a policy, routes that are given, or one of the two with a clock around it."""
 
-    name: ClassVar[str] = ""
+    name: ClassVar[str] = ""  # what artefacts call it
     about: ClassVar[str] = ""  # what its card says it is
     n_layers: int
     prompt_format: str | None = None  # "raw" or "chat", what it was trained on; None, or one route for all, takes both
@@ -69,10 +65,7 @@ class RouteSource:
     threshold: float = 0.0  # what a route's value must exceed to be chosen
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The decider of one prefill, asked for before the first block where `routes_for` gives none.
-
-        The mask (B, T) is true on the tokens it may read.
-        """
+        """The decider of one prefill, where `routes_for` gives none; the mask (B, T) is true on the tokens it may read."""
         raise InputError(f"a {self.name!r} policy decides no route from a prompt's states: there is nothing to start")
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
@@ -99,7 +92,6 @@ class RouteSource:
         raise InputError(f"a {self.name!r} policy has no control; with_control works on routers")
 
     def check_model(self, n_layers: int, hidden_size: int) -> None:
-        """Refuse a model of another shape than the routes are for."""
         if getattr(self, "n_layers", None) != n_layers:
             raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
         if self.hidden_size not in (0, hidden_size):
@@ -108,10 +100,7 @@ class RouteSource:
 
 
 class Policy(RouteSource, ABC):
-    """Maps a prompt's hidden states to one action a block, and can be saved.
-
-    It holds no state of a request: `start` returns what a single prefill needs, so one policy may serve several threads.
-    """
+    """Decides routes, and can be saved; it holds no state of a request, so one may serve several threads."""
 
     def operating_points(self) -> list[Policy]:
         """Ways to run it, from the one nearest the base to the policy as it is; the promise's test takes them in this order."""
@@ -127,31 +116,13 @@ class Policy(RouteSource, ABC):
         """Read back what `save` wrote; `ArtifactError` on anything corrupt or foreign."""
 
 
-AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
-
-
-def register_policy(name: str) -> Callable[[type[AnyPolicy]], type[AnyPolicy]]:
-    """Class decorator: artefacts that name this policy load with this class."""
-
-    def register(cls: type[AnyPolicy]) -> type[AnyPolicy]:
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return register
-
-
 def policy_class(name: str) -> type[Policy]:
-    """The class a saved policy's name stands for."""
-    if name not in _REGISTRY:
-        if name in _MODULES:
-            importlib.import_module(_MODULES[name])
-        else:
-            found = load_plugin(POLICIES, name)
-            if found is not None and name not in _REGISTRY:
-                raise ArtifactError(f"{name!r} decides no route and can only be evaluated, by {found.__module__}: name a policy")
-    if name not in _REGISTRY:
-        meant = did_you_mean(name, sorted({*_REGISTRY, *_MODULES, *plugin_names(POLICIES)}))
+    """The class a saved policy's name stands for: one of ours, or what another package's entry point of that name gives."""
+    found = pkgutil.resolve_name(BUILT_IN[name]) if name in BUILT_IN else load_plugin(POLICIES, name)
+    if found is None:
+        meant = did_you_mean(name, sorted({*BUILT_IN, *plugin_names(POLICIES)}))
         from_where = "the package that made it may not be installed here, or a newer drllm wrote it"
         raise ArtifactError(f"unknown policy {name!r}{meant}: {from_where}")
-    return _REGISTRY[name]
+    if not issubclass(found, Policy):
+        raise ArtifactError(f"{name!r} decides no route and can only be evaluated, by {found.__module__}: name a policy")
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Action
 from drllm.policies.files import PolicyFiles, check_shapes
-from drllm.policies.policy import Decider, Policy, register_policy
+from drllm.policies.policy import Decider, Policy
 
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
@@ -46,7 +46,7 @@ class RouterConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any], source: Path) -> RouterConfig:
-        """Check what was read from `source`: keys of a newer drllm warn and are ignored, missing or wrong ones are refused."""
+        """Of what was read from `source`: keys of a newer drllm warn, missing or wrong ones are refused."""
         known = {field.name: bool if isinstance(field.default, bool) else int for field in fields(cls)}
         if missing := ", ".join(sorted(known.keys() - values.keys())):
             raise ArtifactError(f"{source} is not a router configuration ({missing} missing): {_RETRAIN}")
@@ -63,10 +63,7 @@ class RouterConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a shared router is a stack of one.
-
-        At another depth w1 to w`depth`, of which the first reads D, the last writes C, and H stands between.
-        """
+        """Of each stacked tensor: w1 (L, D, H), b1 (L, H), w2 (L, H, C), b2 (L, C); a layer more or less by depth."""
         n = 1 if self.shared else self.n_layers
         sizes = [self.hidden_size, *[self.width] * (self.depth - 1), N_ACTIONS]
         shapes: dict[str, tuple[int, ...]] = {}
@@ -78,8 +75,7 @@ class RouterConfig:
 def pool_matrix(prompt_mask_BT: Tensor, n_windows: int) -> tuple[Tensor, Tensor]:
     """The averaging weights of every window: (P (B, W, T) float32, valid (B, W) bool), so that `P @ x` pools states.
 
-    A sequence with T' prompt tokens has min(W, T') windows of floor(T' / windows) consecutive prompt tokens each; the remainder at the end
-    is dropped, as in the paper. Padding and continuations are outside the mask and enter no window.
+    A sequence with T' prompt tokens has min(W, T') windows of floor(T' / windows) tokens each; the remainder is dropped, as in the paper.
     """
     mask = prompt_mask_BT.bool()
     n_tokens = mask.sum(1)
@@ -113,7 +109,7 @@ def _pool_masked(weights_BWT: Tensor, x_BTD: Tensor) -> Tensor:
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether all of a tensor is finite, in one pass; sums that overflow say no, too."""
+    """In one pass; sums that overflow say no, too."""
     return math.isfinite(x.sum().item())
 
 
@@ -122,10 +118,10 @@ def rms_normalize(pooled: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=RMS_EPS)
 
 
-@register_policy("routers")
 class Routers(Policy):
     """All L routers, stacked as `RouterConfig.shapes` says, in float32 whatever the base's dtype."""
 
+    name = "routers"
     about = "Dr.LLM's routers: a small network a block that decides, once a prompt, whether to skip, execute or repeat it"
 
     def __init__(self, config: RouterConfig, seed: int = 0):
@@ -140,20 +136,16 @@ class Routers(Policy):
                 self.tensors[name] = (torch.rand(weights.shape, generator=generator) * 2 - 1) * bound
 
     def parameters(self) -> list[Tensor]:
-        """The trainable tensors."""
         return list(self.tensors.values())
 
     def to(self, device: str | torch.device) -> Routers:
-        """The same routers with their tensors on a device; without it they follow the states block by block, at the cost of a copy."""
+        """The same routers on a device; without it they follow the states block by block, at the cost of a copy."""
         moved = copy.copy(self)
         moved.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return moved
 
     def all_logits(self, pooled_LBWD: Tensor, valid_BW: Tensor) -> Tensor:
-        """Logits (L, B, C) of every router on its own block's pooled states, averaged over the valid windows; the training path.
-
-        States are given as the base made them; they are normalised here if the routers normalise.
-        """
+        """Logits (L, B, C) of every router on its own block's pooled states, averaged over the valid windows; the training path."""
         weights = [parameter.expand(len(pooled_LBWD), *parameter.shape[1:]) for parameter in self.parameters()]
         read_LBWD = pooled_LBWD[:1].expand_as(pooled_LBWD) if self.config.first_block else pooled_LBWD
         x = read_LBWD.float().flatten(1, 2)
@@ -173,15 +165,12 @@ class Routers(Policy):
         return router_logits(self.layers()[block], pooled_BWD, window_shares(valid_BW), self.config.normalize)
 
     def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
-        """A view that pools with this prompt's windows, computed once for all blocks."""
         return PrefillRouters(self, prompt_mask_BT)
 
     def windows(self, prompt_mask_BT: Tensor) -> Tensor:
-        """The tokens of each window (B, W, T)."""
         return pool_matrix(prompt_mask_BT, self.config.n_windows)[0] > 0
 
     def actions(self, logits_BC: Tensor) -> Tensor:
-        """Argmax of the probabilities, under the control if there is one."""
         return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
@@ -190,10 +179,7 @@ class Routers(Policy):
         return probabilities if self.control is None else apply_control(probabilities, self.control)
 
     def with_control(self, p: float) -> Routers:
-        """The same routers under the control p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes all, 1 repeats all.
-
-        A view that shares weights; the control of a view replaces the one it had. Equal probabilities go to the earlier action.
-        """
+        """A view that shares weights, under the control p of appendix C: -1 skips all, -0.5 is the router, 0.5 executes, 1 repeats all."""
         if not -1 <= p <= 1:
             raise InputError(f"the control is {p}, expected -1 (skip) to 1 (repeat); -0.5 leaves the routers as they are")
         view = copy.copy(self)
@@ -203,16 +189,14 @@ class Routers(Policy):
         return view
 
     def operating_points(self) -> list[Policy]:
-        """Under the control, from nearly executing every block to the routers as they are."""
         return [*(self.with_control(p) for p in POINTS if self.control is None or p > self.control), self]
 
     def save(self, folder: Path) -> list[str]:
-        """`router_config.json`, which holds the control and a checksum of `routers.safetensors`; each atomically."""
+        """`router_config.json`, which holds the control and a checksum of `routers.safetensors`."""
         return _FILES.save(folder, asdict(self.config) | ({} if self.control is None else {CONTROL: self.control}), self.tensors)
 
     @classmethod
     def load(cls, folder: Path) -> Routers:
-        """Read back what `save` wrote; `ArtifactError` for anything missing, corrupt or inconsistent."""
         values, tensors = _FILES.load(folder)
         source, control = folder / _FILES.config, values.pop(CONTROL, None)
         if control is not None and (type(control) not in (int, float) or not -1 <= control <= 1):

@@ -39,16 +39,11 @@ class SavedPolicy:
         policy.prompt_format, policy.promise = self.config.prompt_format, self.config.promise
         return policy
 
-    def card(self, facts: CardFacts) -> str:
-        """The model card, with what a run measured of these very files."""
-        policy = policy_class(self.config.policy).load(self.folder)
-        return render_card(asdict(self.config), policy, facts)
-
     def write_card(self, facts: CardFacts) -> None:
-        """Write `card` into the folder, over the one before; a README that is no card of ours stays."""
+        """Write the model card into the folder, over the one before; a README that is no card of ours stays."""
         path = self.folder / CARD_FILE
         if not path.is_file() or is_card(path.read_text(encoding="utf-8", errors="replace")):
-            write_text(path, self.card(facts))
+            write_text(path, render_card(asdict(self.config), self.unchecked(), facts))
 
     def push(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
         """Upload policy and card to the Hub, a new repository if there is none; the commit's address. `InputError` when the Hub refuses."""
@@ -85,16 +80,16 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
 
 
 def content_digest(policy: Policy) -> str:
-    """Of what a policy is, as it would be saved, and not of what is said of it: its promise, its format."""
+    """Of what a policy is, as it would be saved, without its promise and format."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: file_digest(Path(folder) / name) for name in policy.save(Path(folder))}
     return json_digest([policy.name, files], sort_keys=True)
 
 
 def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> SavedPolicy:
-    """A saved policy: one opened already, of a local folder, or of the Hub by its id and revision (branch, tag or commit).
+    """A saved policy: one opened already, of a local folder, or of the Hub by its id and revision.
 
-    Raises `ArtifactError` when neither is there, and for a file that is corrupt, missing or another one.
+    `ArtifactError` when neither is there, and for a file that is corrupt, missing or another one.
     """
     if isinstance(name, SavedPolicy):
         return name
@@ -105,15 +100,9 @@ def open_policy(name: str | Path | SavedPolicy, revision: str | None = None) -> 
 
 
 def open_folder(folder: Path) -> SavedPolicy:
-    """As `open_policy`, of a local folder alone."""
     config = read_config(folder)
     config.check_files(folder)
     return SavedPolicy(folder, config)
-
-
-def load_policy(folder: Path, base: BaseIdentity) -> Policy:
-    """The saved policy of a local folder, on its base."""
-    return open_folder(folder).load(base)
 
 
 def is_policy(name: str | Path, revision: str | None = None) -> bool:
@@ -131,7 +120,6 @@ def _is_hub_id(name: str | Path) -> bool:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    """The folder of the Hub's files of a policy."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 

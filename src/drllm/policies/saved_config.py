@@ -18,8 +18,6 @@ _NO_POLICY = "give the folder that `drllm train` printed"
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What a base model is."""
-
     id: str  # where it was loaded from, with its revision; empty for a model in memory
     revision: str | None
     fingerprint: str  # of its weights (`drllm.model.load.fingerprint`)
@@ -33,8 +31,6 @@ class BaseIdentity:
 
 @dataclass(frozen=True)
 class SavedConfig:
-    """What a saved policy belongs to."""
-
     policy: str
     base_id: str
     base_revision: str | None
@@ -49,15 +45,13 @@ class SavedConfig:
 
     @property
     def base(self) -> BaseIdentity:
-        """The base that the policy was made for."""
         return BaseIdentity(self.base_id, self.base_revision, self.fingerprint, self.model_type, self.n_layers, self.hidden_size)
 
     def write(self, folder: Path) -> None:
-        """Into the policy's folder, last of its files: whatever a crash leaves in between is refused, never half old and half new."""
+        """Into the policy's folder, last of its files, so that whatever a crash leaves in between is refused."""
         write_json(folder / CONFIG_FILE, {name: value for name, value in asdict(self).items() if name != "promise" or value is not None})
 
     def check_files(self, folder: Path) -> None:
-        """Refuse a policy of which a file is missing or another one."""
         for name, expected in self.files.items():
             if not (folder / name).is_file() or file_digest(folder / name) != expected:
                 raise ArtifactError(f"{folder / name} is missing or not the file that was saved with {CONFIG_FILE}: train the policy again")
@@ -67,7 +61,7 @@ _KINDS = get_type_hints(SavedConfig)
 
 
 def read_config(folder: Path) -> SavedConfig:
-    """The configuration of a saved policy; unknown keys warn, a newer schema and anything missing or corrupt are refused."""
+    """Unknown keys warn, a newer schema and anything missing or corrupt are refused."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ArtifactError(f"{folder} holds no saved policy ({CONFIG_FILE} is missing): {_NO_POLICY}")

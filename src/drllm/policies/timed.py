@@ -21,13 +21,10 @@ class WrappedSource(RouteSource):
         self.adapters = source.adapters
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
-        """The policy's."""
         return self.source.routes_for(prompts)
 
 
 class TimedPolicy(WrappedSource):
-    """Adds up the seconds that decisions take."""
-
     name: ClassVar[str] = "timed"
 
     def __init__(self, source: RouteSource):
@@ -36,7 +33,7 @@ class TimedPolicy(WrappedSource):
         self.prefills: list[float] = []  # of each prefill
 
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route] | None:
-        """The policy's, on this clock: each prefill asks once, and then `start`, where there are none."""
+        """The policy's; each prefill asks once, and then `start`, where there are none."""
         self.prefills.append(0.0)
         started = time.perf_counter()
         routes = self.source.routes_for(prompts)
@@ -44,14 +41,12 @@ class TimedPolicy(WrappedSource):
         return routes
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        """The decider inside, on this clock."""
         started = time.perf_counter()
         decider = self.source.start(prompt_mask_BT)
         self.add(time.perf_counter() - started)
         return _TimedDecider(decider, self)
 
     def add(self, seconds: float) -> None:
-        """Count some time of the latest prefill."""
         self.seconds += seconds
         self.prefills[-1] += seconds
 

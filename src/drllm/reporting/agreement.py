@@ -11,7 +11,7 @@ from drllm.core.route_words import in_words
 from drllm.core.text import of_the_seconds, percent, table_text
 from drllm.reporting.parts import Bullets, Commands, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import boxed
-from drllm.runs.agreement import TOLERATED, Agreed
+from drllm.runs.recommendation import TOLERATED, Agreed
 
 COLUMNS = ("passes", "one route", "told the kind", "dealt", "selector", "own KL", "way closed")
 ABOUT = (
@@ -22,7 +22,6 @@ ABOUT = (
 
 
 def title(found: Agreed) -> str:
-    """The verdict in a few words."""
     return "Deploy the policy promised" if found.deploy else "Keep the base"
 
 
@@ -75,7 +74,6 @@ def panel(found: Agreed, out: str) -> str:
 
 
 def page_parts(found: Agreed, out: str) -> tuple[list[Part], list[Part]]:
-    """The opening of the page, and what follows it."""
     start: list[Part] = [Heading(f"Adaptive depth on {found.model}", 1), Heading(title(found)), Bullets(tuple(lines(found)))]
     start.append(Commands(tuple(commands(found, out))))
     nest = tuple(

@@ -10,11 +10,30 @@ from typing import Any
 
 from drllm.core.errors import InputError
 from drllm.core.files import write_bytes, write_text
-from drllm.reporting.chart import USAGE, Chart, colour, marker
-from drllm.reporting.parts import Part, flat
+from drllm.reporting.parts import Chart, Part, flat
 
 DPI = 120
 NEEDED = ("matplotlib", "jinja2")
+# Okabe and Ito's colours, told apart by colour-blind readers; markers tell the methods apart without any colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+# One more than there are colours: the two together repeat after 56, not after 7.
+MARKERS = "osD^vPX*"
+# Of mean passes 0 (skipped), 1 (the base) and 2 (repeated): blue, white, orange differ in lightness and for colour-blind readers.
+USAGE = ((0.0, "#0072B2"), (0.5, "#F7F7F7"), (1.0, "#D55E00"))
+
+
+def number(value: float) -> str:
+    """A value as it stands in a CSV file."""
+    return f"{value:.6g}"
+
+
+def colour(index: int) -> str:
+    """Of the `index`-th method, task or curve."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
 
 
 def need_extras() -> None:
@@ -90,7 +109,6 @@ def whole(axis: Any) -> None:
 
 
 def usage_colours() -> Any:
-    """The colour map of `USAGE`."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("usage", list(USAGE))

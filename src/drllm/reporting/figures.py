@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from drllm.core.route import Route, Span
-from drllm.reporting.chart import COLOURS, Chart, number
-from drllm.reporting.drawing import level, spot, usage_colours, whole
-from drllm.reporting.parts import Paragraph
+from drllm.reporting.drawing import COLOURS, level, number, spot, usage_colours, whole
+from drllm.reporting.parts import Chart, Paragraph
 from drllm.runs.names import BASE, owner_of
 from drllm.runs.summary import POOLED, Summary
 
@@ -150,5 +149,4 @@ def _commonest_loop(routes: Sequence[Route]) -> list[Span]:
 
 
 def mean_usage(routes: Sequence[Route]) -> list[float]:
-    """Mean passes through each block."""
     return [sum(route[block] for route in routes) / len(routes) for block in range(len(routes[0]))]

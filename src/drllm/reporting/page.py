@@ -8,15 +8,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from drllm.core.files import write_text
-from drllm.reporting.chart import Chart
 from drllm.reporting.drawing import to_csv
-from drllm.reporting.glossary import glossary
-from drllm.reporting.parts import Heading, Part, flat, to_markdown
+from drllm.reporting.parts import Chart, Folded, Heading, Part, Table, flat, to_markdown
 from drllm.runs.layout import MARKDOWN_FILE, PAGE_FILE
 
-STATIC = "static"  # the folder beside this file
 SENTENCE = 40  # characters: a longer cell is wrapped
+
+
+def _text(name: str) -> str:
+    return files("drllm.reporting").joinpath("static", name).read_text(encoding="utf-8")
+
+
+# What each word means; and how a word is found in a page's Markdown: those without a pattern stand in docs/glossary.md alone.
+ENTRIES, PATTERNS = (yaml.safe_load(_text("glossary.yaml"))[part] for part in ("entries", "patterns"))
 
 
 def write_page(opening: Sequence[Part], body: Sequence[Part], folder: Path) -> Path:
@@ -29,6 +36,13 @@ def write_page(opening: Sequence[Part], body: Sequence[Part], folder: Path) -> P
     pictures = {part.name: (folder / f"{part.name}.png").read_bytes() for part in flat(parts) if isinstance(part, Chart)}
     write_text(folder / PAGE_FILE, to_html(parts, pictures))
     return folder / PAGE_FILE
+
+
+def glossary(parts: Iterable[Part]) -> list[Part]:
+    """A folded table of the words that stand in the parts of a page; nothing where none does."""
+    text = to_markdown(parts)
+    rows = tuple((word, meaning) for word, meaning in ENTRIES.items() if word in PATTERNS and re.search(PATTERNS[word], text))
+    return [Folded("What the words on this page mean", (Table(("word", "meaning"), rows),))] if rows else []
 
 
 def to_html(parts: Iterable[Part], pictures: Mapping[str, bytes]) -> str:
@@ -64,10 +78,6 @@ def _environment() -> Any:
     filters = (_prose, _base64, _csv, _kind, _sentence, _sentences)
     environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     return environment
-
-
-def _text(name: str) -> str:
-    return files("drllm.reporting").joinpath(STATIC, name).read_text(encoding="utf-8")
 
 
 def _prose(text: str) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-
-from drllm.reporting.chart import Chart
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Attributes: level: 1 is the report's title."""
+    """A line above what follows."""
 
     text: str
-    level: int = 2
+    level: int = 2  # 1 is the report's title
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,27 @@ class Commands:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes: code: columns whose cells are commands or identifiers."""
+    """Cells as text."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
-    code: frozenset[str] = frozenset()
+    code: frozenset[str] = frozenset()  # columns whose cells are commands or identifiers
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with its numbers; `drllm.reporting.drawing` makes a PNG and a CSV file of it."""
+
+    name: str  # of `name.png` and `name.csv` in the report folder
+    title: str  # what it shows, of how many
+    caption: str  # the sentence under it
+    header: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]  # the numbers, as they stand in the CSV
+    draw: Callable[[Sequence[Any]], None] = field(repr=False)  # onto the matplotlib axes of its panels, the upper one first
+    panels: int = 1
+    height: float = 4.5  # of the PNG in inches
+    legend: int | None = None  # columns under the PNG; 0: inside the upper panel; None: no legend
 
 
 @dataclass(frozen=True)

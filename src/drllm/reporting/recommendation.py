@@ -24,7 +24,6 @@ NEAR_CONSTANT = 0.02  # of accuracy above that of the commonest answer, which sa
 
 
 def title(found: Recommendation) -> str:
-    """The verdict in a few words."""
     return f"Deploy the policy {found.best}" if found.deploy else "Keep the base"
 
 
@@ -43,12 +42,6 @@ def lines(found: Recommendation) -> Iterator[str]:
             )
     if found.route:
         yield f"Its route, by blocks: {in_words(Route.parse(found.route, row.n_layers if row is not None else None))}."
-    if found.rough:
-        yield (
-            f"Beware: it depends on how numbers round. On {found.rough} of {found.rounded} prompts its next-token distributions in "
-            f"float32 and bfloat16 differ much (up to {found.rounding:.2g} nats; the base: {found.base_rounding:.1g}). All this was tested "
-            f"in {found.tested_in}: serve {'or export ' if found.route else ''}it in that type."
-        )
     if found.tune is not None and found.dealt >= found.tune.accuracy:  # never of nan
         yield (
             f"On tune its own routes, dealt to other prompts, did as well ({percent(found.dealt)} %, it {percent(found.tune.accuracy)} %): "
@@ -59,6 +52,7 @@ def lines(found: Recommendation) -> Iterator[str]:
     if not found.deploy:
         yield from _why_not(found, row)
     else:
+        yield f"All this was tested in {found.tested_in}: serve {'or export ' if found.route else ''}it in that type."
         if "loglik" in found.promise:
             yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
         yield "Serving needs vLLM: make serve-env, then .venv-serve/bin/drllm in place of drllm (docs/serve.md)."
@@ -145,7 +139,6 @@ def panel(found: Recommendation, out: str) -> str:
 
 
 def boxed(title: str, text: str) -> str:
-    """Plain lines in a box under a title."""
     console = Console(width=WIDTH, color_system=None, legacy_windows=False)
     with console.capture() as shown:
         console.print(Panel(Text(text), title=title, title_align="left", box=box.ROUNDED))

@@ -10,18 +10,17 @@ from drllm.core.text import points
 from drllm.reporting import figures
 from drllm.reporting.agreement import page_parts
 from drllm.reporting.drawing import need_extras, write_charts
-from drllm.reporting.headline import by_size, headline
 from drllm.reporting.page import write_page
 from drllm.reporting.parts import Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.reporting.recommendation import opening
 from drllm.reporting.scan import scan_parts
-from drllm.reporting.summary_table import by_task
-from drllm.runs.agreement import Agreed
+from drllm.reporting.summary_table import by_size, by_task, headline
 from drllm.runs.labels import HEADER, LEGEND, broken_note, count_labels, label_rows
 from drllm.runs.layout import PAGE_FILE, RunFolder
 from drllm.runs.load import Run, load_run
 from drllm.runs.names import owner_of
 from drllm.runs.provenance import typed_commands
+from drllm.runs.recommendation import Agreed
 from drllm.runs.summary import POOLED
 
 JOBS = 8  # more are folded: a run of many calls has hundreds
@@ -183,7 +182,8 @@ def _dropped(run: Run) -> Iterator[Part]:
     yield Heading("Dropped questions")
     dropped: dict[str, list[str]] = {}
     for split, summary in run.summaries.items():
-        dropped.setdefault(_listed(summary.dropped) or "none", []).append(split)
+        some = ", ".join(f"{task} {why} {n}" for task, found in summary.dropped.items() for why, n in found.items())
+        dropped.setdefault(some or "none", []).append(split)
     for what, splits in dropped.items():
         yield Paragraph(f"Of the data of the {' and '.join(splits)} split{'s' * (len(splits) > 1)}: {what}.")
     if not run.summaries:
@@ -204,30 +204,14 @@ def _provenance(run: Run) -> Iterator[Part]:
     jobs = Table(("job", "status", "command", "seconds", "commit"), tuple(map(_job, run.jobs)), code=frozenset({"command"}))
     yield jobs if len(run.jobs) <= JOBS else Folded(f"All {len(run.jobs)} jobs", (jobs,))
     for name in ("versions", "hardware"):
-        if facts := _listed(run.jobs[-1].get(name)):
-            yield Paragraph(f"{name.capitalize()} of the last job: {facts}.")
+        if facts := run.jobs[-1].get(name):
+            some = ", ".join(f"{key} {value}" for key, value in facts.items())
+            yield Paragraph(f"{name.capitalize()} of the last job: {some}.")
     if commands := typed_commands(run.jobs):
         yield from (Heading("Commands to reproduce"), Commands(commands))
 
 
 def _job(job: Mapping[str, Any]) -> tuple[str, ...]:
-    command = shlex.join(map(str, job["argv"])) if job.get("argv") else "called from Python"
-    return str(job.get("job", "")), str(job.get("status", "")), command, _value(job.get("seconds")), str(job.get("commit") or "")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "" if value is None else str(value)
-
-
-def _listed(facts: Any) -> str:
-    """Nested mappings in a line; empty where there is nothing."""
-    return ", ".join(f"{name} {value}" for name, value in _flat(facts or {}))
-
-
-def _flat(facts: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as ("outer inner", value) pairs."""
-    if not isinstance(facts, Mapping):
-        return [(prefix.strip(), facts)]
-    return [pair for key, value in facts.items() for pair in _flat(value, f"{prefix} {key}")]
+    command, seconds = shlex.join(map(str, job["argv"])) if job.get("argv") else "called from Python", job.get("seconds")
+    took = "" if seconds is None else f"{seconds:.4g}" if seconds < 1000 else f"{seconds:.0f}"
+    return str(job.get("job", "")), str(job.get("status", "")), command, took, str(job.get("commit") or "")

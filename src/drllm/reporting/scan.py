@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from drllm.core.text import p_value, points, table_text, with_interval
-from drllm.reporting.chart import Chart, number
-from drllm.reporting.drawing import usage_colours, whole
-from drllm.reporting.parts import Bullets, Folded, Heading, Paragraph, Part, Table
+from drllm.reporting.drawing import number, usage_colours, whole
+from drllm.reporting.parts import Bullets, Chart, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, LEAD, RANDOM, WINNER, Cell, Difference, Measured, ScanResult
 from drllm.stats.paired import decided
 
@@ -23,7 +22,6 @@ CURSE = (
 
 
 def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
-    """The section of a report."""
     yield Heading("Scan" if result.sizes else "Audit")
     if claims := tuple(_claim(result, row) for row in result.in_group(CLAIMED)):
         yield Bullets(claims)
@@ -43,7 +41,6 @@ def scan_parts(result: ScanResult, cells: Sequence[Cell]) -> Iterator[Part]:
 
 
 def render(result: ScanResult) -> str:
-    """The comparison for a terminal."""
     lines = [table_text(*_columns(result), _caption(result)), *([_raced(result)] if result.sizes else []), conclusion(result)]
     return "\n".join(filter(None, (*lines, _by_chance(result), *(_claim(result, row) for row in result.in_group(CLAIMED)))))
 

@@ -1,12 +1,4 @@
-"""`retrofit_prompts()`: from prompts without an answer key to a policy that says what the base says, on fewer blocks.
-
-| stage | what it makes | learns from |
-|---|---|---|
-| heal NAME | a nest of routes: each leaves out what the wider one does, and has an adapter of its own | heal prompts |
-| KL of every route | how far each route is from the base on each prompt | |
-| selector | a codebook that predicts it from the text | select prompts |
-| promise | on how many prompts the greedy answer differs, at most | nothing: calibrate prompts test it |
-"""
+"""`retrofit_prompts()`: from prompts without an answer key to a policy that says what the base says, on fewer blocks."""
 
 from __future__ import annotations
 
@@ -32,19 +24,17 @@ from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, in_or
 from drllm.healing.teacher import Teacher
 from drllm.healing.training import check_targets, need_peft
 from drllm.methods.nearest import Nearest, fit_nearest
-from drllm.model.executors import threads_here
+from drllm.model.pool import threads_here
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
 from drllm.policies.policy import Policy
 from drllm.reporting.report import report
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun
-from drllm.retrofitting.pace import CLOCK_TOKENS, seconds_on, token_ms
-from drllm.retrofitting.prompt_sizes import PromptSizes, check_parts, sizes_of_prompts
-from drllm.runs.agreement import TOLERATED, Agreed, NestRow, PointRow
-from drllm.runs.alone import alone_in
+from drllm.retrofitting.pace import CLOCK_TOKENS, PromptSizes, check_parts, seconds_on, sizes_of_prompts, token_ms
 from drllm.runs.layout import RunFolder
-from drllm.runs.provenance import running
+from drllm.runs.provenance import alone_in, running
+from drllm.runs.recommendation import TOLERATED, Agreed, NestRow, PointRow
 from drllm.runs.stages import Stages
 from drllm.stats.agreement import Agreement, find_agreement
 from drllm.stats.spending import by_group, dealt_loss, least_loss
@@ -62,16 +52,13 @@ def retrofit_prompts(
     A stage that an earlier call finished is recognised; what fits into the time is settled once and kept.
 
     Args:
-        prompts: a file of prompts: plain lines, or `.jsonl` with messages, text, or requests that hold them.
-        out: the run folder.
+        prompts: a file of plain lines, or `.jsonl` with messages, text, or requests that hold them.
         configs: by section: `retrofit` (minutes), `prompts`, `heal`, `promise` (delta of the promise), `resources`.
 
     Returns:
         What it came to, also in `out/agreement.json`; and report (a path), skipped (names of the stages that were done already).
 
-    Raises:
-        InputError: too few prompts, too little time, or peft is not installed.
-        ArtifactError: `out` holds another run.
+    `InputError` for too few prompts, too little time, or without peft; `ArtifactError` where `out` holds another run.
     """
     run = RunFolder(Path(out))
     need_peft()
@@ -129,7 +116,6 @@ class _ByPrompts:
         return PromptSizes(**self.stages.then("what fits into the time", {}, [], work))
 
     def run_all(self) -> tuple[Agreed, dict[str, Any]]:
-        """Every stage."""
         heal, select, calibrate = self.parts["heal"], *(self.parts[name][: getattr(self.sizes, name)] for name in ("select", "calibrate"))
         healed = [self._heal(name, share, heal) for name, share in self.names.items()]
         adapters = [self._policy(name).adapters[0] for name in self.names]

@@ -3,9 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from drllm.core.route import Route
 from drllm.runs.summary import SummaryRow
 from drllm.tasks import Example
 
@@ -33,12 +31,6 @@ def is_worth_it(row: SummaryRow, objective: str, limit: float, ratio_high: float
     """
     saves = saves_passes(row) and ratio_high < 1
     return row.mean_passes <= limit and (saves or (objective != "speed" and row.is_gain is True))
-
-
-def said_of_tune(rows: Sequence[SummaryRow], best: str, routes: Mapping[str, Route | None]) -> dict[str, Any]:
-    """What the box says of the comparison on tune, by its rows: the best policy's own routes dealt to others, single routes, questions."""
-    dealt = next((row.accuracy for row in rows if row.method == f"shuffled-{best}"), math.nan)
-    return {"dealt": dealt, "tuned": rows[0].n, "routes": {name: str(route) for name, route in routes.items() if route is not None}}
 
 
 def constant_accuracy(by_task: Mapping[str, Sequence[Example]]) -> float:

@@ -68,7 +68,6 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) 
 
 
 def fitting(sizes: Sizes, asked: RetrofitConfig) -> Iterator[str]:
-    """What fits into the time."""
     spans = f"spans of at most {sizes.max_span} blocks" if sizes.max_span else "spans of any length"
     yield f"in {asked.minutes:g} minutes, at {sizes.plain_ms:.3g} ms a plain forward:"
     yield f"  scan: {spans}, {sizes.scanned:,} questions in its last round"

@@ -1,18 +1,9 @@
-"""`recommend()`: try every kind of policy that can be deployed, name the best on tune, promise on calibrate, or keep the base.
-
-| policy | what it is made from |
-|---|---|
-| static | the best of the scan's routes on fit and tune questions |
-| looped | the scan's best span that runs once more |
-| codebook | the scan's routes, of which a selector takes one a prompt |
-| routers | the same routes, from which a router a block learns |
-| healed | where passes are limited: a route chosen by KL, and an adapter that brings it back to the base's answers |
-"""
+"""`recommend()`: try every kind of policy that can be deployed, name the best on tune, promise on calibrate, or keep the base."""
 
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +13,9 @@ from drllm.core.errors import ArtifactError, BudgetError, InputError, Unsupporte
 from drllm.core.files import write_json
 from drllm.core.progress import say
 from drllm.core.route import Route
+from drllm.core.text import type_name
 from drllm.evaluation.calibrate import calibrate
+from drllm.evaluation.clock import batched_ms
 from drllm.evaluation.fit import fit_policy, save_as
 from drllm.evaluation.run import evaluate
 from drllm.healing.heal import heal
@@ -31,20 +24,18 @@ from drllm.healing.training import need_peft
 from drllm.methods.codebook import CodebookConfig
 from drllm.methods.static import StaticConfig
 from drllm.methods.training_data import TrainingData
-from drllm.model.executors import threads_here
+from drllm.model.pool import threads_here
 from drllm.model.routed import RoutedModel
 from drllm.reporting.report import report
-from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it, said_of_tune
+from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is_worth_it
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
-from drllm.retrofitting.pace import CLOCK_TOKENS, answer_seconds, policy_rounding, sized, token_ms
-from drllm.retrofitting.prompt_sizes import FEWEST_STEPS, HEALING, costs_of_healing
-from drllm.retrofitting.sizes import N_LISTED, Sizes
-from drllm.retrofitting.time_left import LISTED, TimeLeft
-from drllm.runs.alone import alone_in
+from drllm.retrofitting.pace import CLOCK_TOKENS, FEWEST_STEPS, HEALING, answer_seconds, costs_of_healing, token_ms
+from drllm.retrofitting.sizes import LISTED, N_LISTED, Sizes, TimeLeft, sizes_of
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
+from drllm.runs.provenance import alone_in
 from drllm.runs.recommendation import Recommendation
 from drllm.runs.stages import Stages
 from drllm.runs.summary import SummaryRow
@@ -61,7 +52,7 @@ STEPS = (
     (LISTED,),
     tuple(f"train {name}" for name in NAMES),
     ("compare on tune",),
-    ("promise", "compare on calibrate", "seconds of answers", "rounding"),
+    ("promise", "compare on calibrate", "seconds of answers"),
     ("report",),
 )
 
@@ -80,11 +71,8 @@ def recommend(
 
     Args:
         routed: the model; its policy is not used, and stays what it was.
-        tasks: task names.
-        out: the run folder.
         configs: by section: `retrofit`, `search`, `heal`, `resources`, `evaluate`, `promise` (epsilon and delta of the promise).
         data: a file or folder with the questions.
-        argv: the command line, for `run.json`.
 
     Returns:
         The recommendation, also in `out/recommendation.json`; and summary (of tune), report, skipped (stages that were done already).
@@ -134,12 +122,12 @@ class _Tries:
         available = questions_of(loaded_tasks(self.tasks, self.data))
         for part in (part for line in counted(available, self.of["promise"]) for part in line.strip("\n").splitlines()):
             say(part)
-        found = sized(self.routed, self.tasks, SearchConfig(**self.judged), self.data, self.asked, available)
+        ms = batched_ms(self.routed, self.tasks, SearchConfig(**self.judged), self.data)
+        found = sizes_of(self.routed.n_layers, ms, self.asked, available)
         say(f"the base takes {found.plain_ms:.0f} ms a question: a scan on {found.scanned}, {found.tuned} tune questions a task at most")
-        return found.to_json()
+        return asdict(found)
 
     def run_all(self) -> tuple[Recommendation, dict[str, Any]]:
-        """Every stage."""
         self._scan()
         self._list()
         self._train()
@@ -281,17 +269,16 @@ class _Tries:
         data = TrainingData(self.routed, self.run.root, self.tasks)
         about = {"policy": name, "tokens": CLOCK_TOKENS}
         clock = self.stages.then("seconds of answers", about, [], lambda: answer_seconds(self.routed, data, kept))
-        rounds = self.stages.then("rounding", {"policy": name}, [], lambda: policy_rounding(self.routed, data, kept))
         wanted = is_worth_it(row, self.asked.objective, self.limit, clock["ratio_high"])
         deploy = tested["promised"] and wanted
         loaded, about = loaded_tasks(self.tasks, self.data), {"route": str(kept.route or ""), "is_chat": kept.prompt_format == "chat"}
         about["constant"] = constant_accuracy({name: task.select("calibrate", limit) for name, task in loaded.items()})
+        about["tested_in"] = type_name(self.routed.model.dtype)
         about["available"] = sum(len(task.select("calibrate")) for task in loaded.values())
-        return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock, **rounds)
+        return self._recommendation(best, tried, deploy=PROMISED if deploy else "", calibrate=row, **about, **tested, **clock)
 
     @property
     def _left(self) -> TimeLeft:
-        """Behind the list."""
         return TimeLeft(self.stages, self.asked.minutes, self.sizes, self.run, len(self.routes) - 1, len(self.tasks))
 
     def _recommendation(self, best: SummaryRow | None, tried: list[str], **found: Any) -> Recommendation:
@@ -299,5 +286,7 @@ class _Tries:
         named = {"deploy": "", "best": best.method if best is not None else "", "budget": self.asked.budget} | found
         named |= {"epsilon": self.of["promise"].epsilon, "delta": self.of["promise"].delta, "out_of_time": self.out_of_time}
         about |= {"asked_minutes": self.asked.minutes, "minutes": round(self.stages.seconds / 60, 2), "missed": self.missed}
+        about["dealt"] = next((row.accuracy for row in self.compared if row.method == f"shuffled-{named['best']}"), math.nan)
         routes = {name: self.routed.load_policy(self.run.policy(name)).route for name in tried}
-        return Recommendation(**about, **named, **said_of_tune(self.compared, named["best"], routes))
+        about |= {"tuned": self.compared[0].n, "routes": {name: str(route) for name, route in routes.items() if route is not None}}
+        return Recommendation(**about, **named)

@@ -1,15 +1,19 @@
-"""How much of each stage fits into the minutes that a user gives, in plain forwards: one forward of one question by the base. No torch."""
+"""How much of each stage fits into a user's minutes, in plain forwards: one forward of one question by the base. No torch."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 from drllm.core.config import RetrofitConfig
 from drllm.core.errors import InputError
+from drllm.core.progress import say
+from drllm.runs.layout import RunFolder
+from drllm.runs.manifest import path_manifests
+from drllm.runs.stages import Stages
 from drllm.scanning.race import schedule
 from drllm.scanning.spans import candidates, race_cost, rounds_cost
 
@@ -27,36 +31,25 @@ FIRST, N_KEPT = 8, 5  # questions of a scan's first round, candidates of each ki
 SCANNED = (128, 64, 32, 16, FIRST)  # questions of its last round that are tried
 FEWEST = 12  # questions a task below which a stage teaches nothing
 SPLITS = ("fit", "tune", "calibrate")
+LISTED = "the best routes on every question"  # the name of a stage
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Questions of each stage, a task at most, but for the scan's, which are all tasks' together.
+    """Questions of each stage, a task at most, but for the scan's, which are all tasks' together."""
 
-    Attributes:
-        plain_ms: milliseconds of a plain forward here.
-        scanned, max_span: questions of the scan's last round, and the longest span of its candidates (0: any).
-        listed: fit and tune questions that answer the scan's best routes.
-        tuned, calibrated: questions that compare the policies, at least, and that the promise is tested on, at most.
-        most_tuned: tune questions that there are, a task at most.
-    """
-
-    plain_ms: float
-    scanned: int
-    max_span: int
-    listed: int
-    tuned: int
-    calibrated: int
-    most_tuned: int = 0
+    plain_ms: float  # milliseconds of a plain forward here
+    scanned: int  # questions of the scan's last round
+    max_span: int  # blocks of the longest span of its candidates (0: any)
+    listed: int  # fit and tune questions that answer the scan's best routes
+    tuned: int  # questions that compare the policies, at least
+    calibrated: int  # questions that the promise is tested on, at most
+    most_tuned: int = 0  # tune questions that there are
 
     @property
     def pointed(self) -> int:
         """Tune questions on which the operating point of routers is chosen, at a forward or so for each point."""
         return min(self.tuned, max(FEWEST, self.tuned // 2))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def list_cost(n_routes: int) -> float:
@@ -131,3 +124,48 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
         calibrated=share(CALIBRATE, ON_CALIBRATE, "calibrate"),
         most_tuned=most["tune"],
     )
+
+
+@dataclass
+class TimeLeft:
+    """How much the rest of a user's minutes bears, as fast as the list was answered: tune and calibrate questions."""
+
+    stages: Stages  # those that are done, with what they took
+    minutes: float
+    sizes: Sizes
+    run: RunFolder  # with the list
+    n_routes: int  # of the list, beside the base
+    n_tasks: int
+
+    @cached_property
+    def pace(self) -> float:
+        """Seconds of a plain forward, by what it took to answer the list."""
+        n_questions = sum(len(manifest.ids) for manifest in path_manifests(self.run.root).values())
+        return self.stages.took[LISTED] / (n_questions * list_cost(self.n_routes))
+
+    @property
+    def seconds(self) -> float:
+        """Until all of it is spent."""
+        return 60 * self.minutes - self.stages.seconds
+
+    @property
+    def before_the_promise(self) -> float:
+        """Without the promise's share."""
+        return self.seconds - CALIBRATE * 60 * self.minutes
+
+    def tune_questions(self) -> int:
+        """Of a task, to compare the policies on, `sizes.tuned` at least: the list has answered its own for most, others cost a forward."""
+        forwards, sizes = self.before_the_promise / (self.pace * self.n_tasks), self.sizes
+        more = max(0, int((forwards - KNOWN * sizes.listed) / UNKNOWN))
+        return self._said(max(sizes.tuned, min(sizes.most_tuned, min(sizes.listed, int(forwards / KNOWN)) + more)), "tune")
+
+    def calibrate_questions(self, decides: bool) -> int:
+        """Of a task, to test the promise on: `sizes.calibrated` at most. Base and policy answer them; one that decides by prompt reads them
+        first, and single routes fill steps worse than the list did.
+        """
+        fitting = (self.seconds - ENDING_S) / (self.pace * SLOWER * self.n_tasks * (ON_CALIBRATE + decides))
+        return self._said(min(self.sizes.calibrated, max(FEWEST, int(fitting))), "calibrate")
+
+    def _said(self, found: int, split: str) -> int:
+        say(f"{found} {split} questions a task, {max(0, self.seconds):.0f} seconds are left")
+        return found

@@ -27,27 +27,17 @@ ANSWERS = pa.schema([*_ROW, *_SOME.items()])
 
 @dataclass(frozen=True)
 class Answers:
-    """One method on one task, in the order in which all methods were asked.
+    """One method on one task, in the order in which all methods were asked."""
 
-    Attributes:
-        ids: of the questions.
-        routes: `str(route)` of each; empty where the method decides no route.
-        passes: block passes of each prompt.
-        correct: whether each answer is right.
-        f1: SQuAD's F1, 0 to 1, of answers out of passages; empty of all others.
-        strict, lenient, form: of letters and boxed answers, what either reader says, and the answer's form (`drllm.tasks.readers`).
-        n_new: tokens generated for each answer, its end among them; empty for log-likelihoods.
-    """
-
-    ids: list[str]
-    routes: list[str]
-    passes: list[Any]
+    ids: list[str]  # of the questions
+    routes: list[str]  # `str(route)` of each; empty where the method decides no route
+    passes: list[Any]  # block passes of each prompt
     correct: list[bool]
-    f1: list[float] = field(default_factory=list)
-    strict: list[bool] = field(default_factory=list)
-    lenient: list[bool] = field(default_factory=list)
-    form: list[str] = field(default_factory=list)
-    n_new: list[int] = field(default_factory=list)
+    f1: list[float] = field(default_factory=list)  # SQuAD's F1, 0 to 1, of answers out of passages; empty of all others
+    strict: list[bool] = field(default_factory=list)  # of letters and boxed answers, what the strict reader says
+    lenient: list[bool] = field(default_factory=list)  # what the lenient one says
+    form: list[str] = field(default_factory=list)  # the answer's form (`drllm.tasks.readers`)
+    n_new: list[int] = field(default_factory=list)  # tokens generated for each answer, its end among them; empty for log-likelihoods
 
     @classmethod
     def of(cls, ids: Sequence[str], routes: Sequence[Any], verdicts: Sequence[Verdict]) -> Answers:

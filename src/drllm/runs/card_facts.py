@@ -75,15 +75,10 @@ def _compared(summary: Summary, method: str) -> list[str]:
 
 def _in_harness(summary: dict[str, Any], method: str) -> list[str]:
     """Of lm-evaluation-harness, whose tasks have metrics of their own."""
-    rows = [
-        (
-            *(row[name] for name in ("method", "task", "metric", "n", "reference", "value")),
-            with_interval(row["difference"], row["difference_low"], row["difference_high"]),
-            row["mcnemar_p"],
-        )
-        for row in summary["rows"]
-        if row["method"] != summary["reference"]
-    ]
+    rows = []
+    for row in (row for row in summary["rows"] if row["method"] != summary["reference"]):
+        change = with_interval(row["difference"], row["difference_low"], row["difference_high"])
+        rows.append((*(row[name] for name in ("method", "task", "metric", "n", "reference", "value")), change, row["mcnemar_p"]))
     return _table(f"in lm-evaluation-harness, {summary['split']} split", method, rows)
 
 
@@ -92,16 +87,8 @@ def _table(place: str, method: str, rows: Iterable[tuple[Any, ...]]) -> list[str
     lines = [f"Against the base, question by question, {place}; in brackets 95 % intervals:", ""]
     lines += ["| method | task | metric | n | base, % | method, % | points | McNemar p |", "|---|---|---|---|---|---|---|---|"]
     for name, task, metric, n, base, value, change, p in rows:
-        shown = (
-            f"**{name}**" if name == method else name,
-            task,
-            metric,
-            n,
-            percent(base),
-            percent(value),
-            change,
-            "" if p is None else p_value(p),
-        )
+        first, last = f"**{name}**" if name == method else name, "" if p is None else p_value(p)
+        shown = (first, task, metric, n, percent(base), percent(value), change, last)
         lines.append(f"| {' | '.join(map(str, shown))} |")
     return [*lines, ""]
 

@@ -1,19 +1,18 @@
-"""What a search found, counted: questions visited, kept and mended, and the blind baseline beside it. No torch.
-
-A search tries many routes, so some are right by chance. "Solved by search" therefore never stands alone: the baseline (`control` in the
-records) tries as many random routes, drawn without looking at the question, and what it solves needs no knowledge of the question.
-"""
+"""Which searched questions become labels, and what a search found, counted: visited, kept, mended, beside the blind baseline. No torch."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from drllm.core.config import SearchConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Action
 from drllm.core.text import WIDTH, percent, table_text, with_interval
-from drllm.runs.records import RouteRecord
+from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path, store_of
 from drllm.runs.summary import POOLED
 from drllm.stats.paired import paired_bootstrap
 
@@ -32,15 +31,14 @@ LEGEND = (
 class Labels:
     """The counts of one task, or of all together. Records are added one by one and not kept, so that a million fit.
 
-    Attributes:
-        n: visited (of which those with broken logits are counted in `broken` alone), kept, mended, wrong (by the base), routes, checked,
-            unsure, passes (of kept routes), and blocks of kept routes by their action.
-        pairs: task, solved by the search, solved by the baseline, of each question that the base gets wrong and that has a baseline.
+    A search tries many routes, so some are right by chance: "solved" stands beside what as many random routes (`control`) solve.
     """
 
     task: str
     n_layers: int
+    # Visited (without those in `broken`), kept, mended, wrong (by the base), routes, checked, unsure, passes and actions (of kept routes).
     n: Counter[Any] = field(default_factory=Counter)
+    # Task, solved by the search, solved by the baseline, of each question that the base gets wrong and that has a baseline.
     pairs: list[tuple[str, bool, bool]] = field(default_factory=list)
 
     @property
@@ -57,7 +55,6 @@ class Labels:
         return paired_bootstrap(solved, by_control, strata=strata)
 
     def add(self, record: RouteRecord) -> None:
-        """Count a record."""
         if record.broken:
             self.n["broken"] += 1
             return
@@ -90,10 +87,11 @@ def count_labels(records: Iterable[RouteRecord]) -> list[Labels]:
 
 def label_rows(counted: Sequence[Labels]) -> list[tuple[str, ...]]:
     """A row each, under `HEADER`."""
-    return [_row(labels, labels.n) for labels in counted]
+    return [_row(labels) for labels in counted]
 
 
-def _row(labels: Labels, n: Counter[Any]) -> tuple[str, ...]:
+def _row(labels: Labels) -> tuple[str, ...]:
+    n = labels.n
     counts = [f"{n[name]:,}" for name in ("visited", "kept", "mended")]
     less = "" if labels.difference is None else with_interval(*labels.difference)
     shares = (f"{n['routes'] / max(n['visited'], 1):.1f}", f"{n['wrong']:,}", percent(n["mended"] / n["wrong"]) if n["wrong"] else "", less)
@@ -109,5 +107,46 @@ def broken_note(counted: Sequence[Labels]) -> str:
 
 
 def render(counted: Sequence[Labels]) -> str:
-    """The table for a terminal."""
     return "\n\n".join(filter(None, (table_text(HEADER, label_rows(counted)), fill(LEGEND, WIDTH), broken_note(counted))))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of visiting questions in order."""
+
+    records: list[RouteRecord]  # those kept, at most as many as asked for
+    visited: list[RouteRecord]  # all that were visited for them, in order
+    is_enough: bool  # as many are kept as asked for, and as many of them mend; no later question is then visited
+
+    @property
+    def mended(self) -> int:
+        """Those kept whose path mends a wrong answer."""
+        return sum(record.improved for record in self.records)
+
+
+def kept_of(records: Iterable[RouteRecord], n: int, share: float) -> Kept:
+    """Visit questions in order until `n` are kept and at least a `share` of them mend a wrong answer.
+
+    A question is kept where some path is right. Once `n` are there, each newly mended one takes the place of the first that is not.
+    """
+    kept: list[RouteRecord] = []
+    visited: list[RouteRecord] = []
+    for record in records:
+        visited.append(record)
+        if record.kept and len(kept) < n:
+            kept.append(record)
+        elif record.improved and (place := next((at for at, one in enumerate(kept) if not one.improved), None)) is not None:
+            kept[place] = record
+        if len(kept) == n and sum(one.improved for one in kept) >= share * n:
+            return Kept(kept, visited, True)
+    return Kept(kept, visited, False)
+
+
+def kept_in(folder: Path, config: SearchConfig, read: Callable[[Path], Iterable[RouteRecord]] | None = None) -> Kept:
+    """What a task folder's shards keep so far; those behind a missing one are not looked at, since they may not be needed.
+
+    `read` gives the records of a shard, such as one that keeps what it has read; default `read_shard`.
+    """
+    read = read or partial(read_shard, store=store_of(folder))
+    in_order = [index for place, index in enumerate(shard_indices(folder)) if index == place]
+    return kept_of((record for index in in_order for record in read(shard_path(folder, index))), config.keep, config.mend_share)

@@ -29,40 +29,26 @@ TAKEN = (_SEARCH, _PATHS, _TRAIN, _EVALUATE, _HARNESS, _REPORT, _REPRODUCE, _SCA
 
 
 class RunFolder:
-    """A run folder: the `--out` of a search, evaluation or retrofit. Its methods give paths; those in the plural what is there, sorted.
-
-    Attributes:
-        root: the folder itself.
-        jobs: which jobs wrote here (`drllm.runs.provenance`).
-        finished: which stages of a retrofit, or of the paper's reproduction, are done (`drllm.runs.stages`).
-        under_way: seconds of the stage that is at work, or was killed.
-        asked, recommendation: what a retrofit was asked for, and which policy it says to deploy, or the base.
-        agreed: the same of a retrofit from prompts without labels.
-        verdicts: what every question answered along every route (`drllm.runs.store`); decided: which routes policies decided.
-        searches, matrices: the task folders of searches, and of dense (question x route) matrices.
-        features: states that several trainings learn from.
-        healing: what a healing leaves beside its policy.
-        nest: what the healings of a nest of routes leave, and the selector among them.
-        scan: the map of the model, and what it was made from.
-        report: the page of the run with its pictures.
-        reproduction: tables and pictures of the paper's reproduction.
-    """
+    """A run folder: the `--out` of a search, evaluation or retrofit. Its methods give paths; those in the plural what is there, sorted."""
 
     def __init__(self, root: Path):
         self.root = root
-        self.jobs, self.finished = root / "run.json", root / "stages.json"
-        self.under_way = root / "under-way.json"
-        self.asked, self.recommendation = root / "retrofit.json", root / "recommendation.json"
-        self.agreed = root / "agreement.json"
-        self.verdicts, self.decided = root / _VERDICTS, root / _DECIDED
-        self.searches, self.matrices = root / _SEARCH, root / _PATHS
-        self.features, self.healing = self.training("features"), HealFolder(self.training("healed"))
-        self.nest = self.training("nest")
+        self.jobs = root / "run.json"  # which jobs wrote here (`drllm.runs.provenance`)
+        self.finished = root / "stages.json"  # which stages of a retrofit or reproduction are done (`drllm.runs.stages`)
+        self.under_way = root / "under-way.json"  # seconds of the stage that is at work, or was killed
+        self.asked = root / "retrofit.json"  # what a retrofit was asked for
+        self.recommendation = root / "recommendation.json"  # which policy it says to deploy, or the base
+        self.agreed = root / "agreement.json"  # the same of a retrofit from prompts without labels
+        self.verdicts = root / _VERDICTS  # what every question answered along every route (`drllm.runs.store`)
+        self.decided = root / _DECIDED  # which routes policies decided
+        self.searches, self.matrices = root / _SEARCH, root / _PATHS  # task folders of searches, and of dense (question x route) matrices
+        self.features = self.training("features")  # states that several trainings learn from
+        self.healing = HealFolder(self.training("healed"))
+        self.nest = self.training("nest")  # what the healings of a nest of routes leave, and the selector among them
         self.scan = ScanFolder(root / _SCAN)
-        self.report, self.reproduction = root / _REPORT, root / _REPRODUCE
+        self.report, self.reproduction = root / _REPORT, root / _REPRODUCE  # pages with their pictures
 
     def search(self, task: str) -> Path:
-        """The folder of a task's search: shards of records and their manifest."""
         return self.searches / task
 
     def matrix(self, task: str) -> Path:
@@ -70,7 +56,6 @@ class RunFolder:
         return self.matrices / task
 
     def policy(self, name: str) -> Path:
-        """A trained policy's folder."""
         return self.root / name
 
     def training(self, policy: str) -> Path:
@@ -82,11 +67,9 @@ class RunFolder:
         return HealFolder(self.nest / f"{budget:g}", self.nest)
 
     def evaluation(self, split: str) -> Path:
-        """What evaluations on a split left."""
         return self.root / _EVALUATE / split
 
     def summary(self, split: str) -> Path:
-        """The comparison of all methods on a split."""
         return self.evaluation(split) / SUMMARY_FILE
 
     def answers(self, split: str) -> Path:
@@ -98,48 +81,33 @@ class RunFolder:
         return self.root / _HARNESS / split / name
 
     def harness_summaries(self) -> list[Path]:
-        """The harness's comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_HARNESS}/*/*/{SUMMARY_FILE}"))
 
     def policies(self) -> list[Path]:
-        """The policies that are there, sorted."""
         return [path.parent for path in sorted(self.root.glob(f"*/{CONFIG_FILE}"))]
 
     def metrics(self) -> list[Path]:
-        """The trainings' metrics that are there, sorted."""
         return sorted(self.root.glob(f"{_TRAIN}/*/{METRICS_FILE}"))
 
     def summaries(self) -> list[Path]:
-        """The evaluations' comparisons that are there, sorted."""
         return sorted(self.root.glob(f"{_EVALUATE}/*/{SUMMARY_FILE}"))
 
 
 class HealFolder:
-    """What a healing leaves beside its policy; those of a nest keep together what they have in common.
-
-    Attributes:
-        settings: what was asked for.
-        teacher: what the base says of each prompt.
-        choice: the KL of every route tried.
-        asked: keys of whatever may be a question in a file of prompts.
-        report: what it came to.
-    """
+    """What a healing leaves beside its policy; those of a nest keep together what they have in `common`."""
 
     def __init__(self, root: Path, common: Path | None = None):
         self.root, common = root, common or root
-        self.settings, self.report = root / "settings.json", root / "heal.json"
-        self.teacher, self.choice, self.asked = common / "teacher", common / "choice.json", common / "asked.json"
+        self.settings, self.report = root / "settings.json", root / "heal.json"  # what was asked for, and what it came to
+        self.teacher = common / "teacher"  # what the base says of each prompt
+        self.choice = common / "choice.json"  # the KL of every route tried
+        self.asked = common / "asked.json"  # keys of whatever may be a question in a file of prompts
 
 
 class ScanFolder:
-    """What a scan leaves in a run folder.
-
-    Attributes:
-        settings: what the scan was asked for.
-        result, map: winners, random spans and costs; and every candidate with what it scored.
-        best: routes of the last round, the best first, for `--paths`.
-    """
+    """What a scan leaves in a run folder."""
 
     def __init__(self, root: Path):
-        self.root = root
-        self.settings, self.result, self.map, self.best = root / "settings.json", root / "scan.json", root / "map.csv", root / "best.txt"
+        self.root, self.settings = root, root / "settings.json"
+        self.result, self.map = root / "scan.json", root / "map.csv"  # what was found; and every candidate with what it scored
+        self.best = root / "best.txt"  # routes of the last round, the best first, for `--paths`

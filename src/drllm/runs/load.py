@@ -21,31 +21,19 @@ from drllm.runs.summary import Summary
 
 @dataclass(frozen=True)
 class Run:
-    """Attributes:
-    folder: the run folder.
-    jobs: the entries of `run.json`, oldest first.
-    manifests: the search manifest of each task.
-    records: the search records of each task.
-    epochs: the training metrics of each method, one mapping an epoch.
-    summaries: the evaluation summary of each split.
-    questions: rows of its answers by (split, method, task).
-    policies: the configuration of each saved policy, by its name in the run.
-    recommendation: which policy a retrofit says to deploy; None where none was asked.
-    scan, map: what a scan found, and every candidate of it; None and empty without one.
-    scan_is_unfinished: whether one was begun.
-    """
+    """What stands in a run folder."""
 
     folder: Path
-    jobs: list[dict[str, Any]]
-    manifests: dict[str, Manifest]
-    records: dict[str, list[RouteRecord]]
-    epochs: dict[str, list[dict[str, Any]]]
-    summaries: dict[str, Summary]
-    questions: dict[tuple[str, str, str], list[dict[str, Any]]]
-    policies: dict[str, dict[str, Any]]
+    jobs: list[dict[str, Any]]  # the entries of `run.json`, oldest first
+    manifests: dict[str, Manifest]  # of the search of each task
+    records: dict[str, list[RouteRecord]]  # of each searched task
+    epochs: dict[str, list[dict[str, Any]]]  # the training metrics of each method, one mapping an epoch
+    summaries: dict[str, Summary]  # of each evaluated split
+    questions: dict[tuple[str, str, str], list[dict[str, Any]]]  # rows of their answers by (split, method, task)
+    policies: dict[str, dict[str, Any]]  # the configuration of each saved policy, by its name in the run
     recommendation: Recommendation | None = None
     scan: ScanResult | None = None
-    map: Sequence[Cell] = ()
+    map: Sequence[Cell] = ()  # every candidate of the scan
     scan_is_unfinished: bool = False
 
 

@@ -1,6 +1,6 @@
 """The manifest of a task folder: all that determines its records, so that none made otherwise get in among them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from drllm.core.text import type_name
 from drllm.runs.layout import MANIFEST_FILE, RunFolder
 from drllm.runs.store import Asked, Conditions
 from drllm.runs.stored import Stored
+from drllm.tasks import LoadedTask, drop_overlaps, load_task
 from drllm.tasks.base import Kind, Task, get_task, own_task
 
 MANIFEST_KEYS = {"task", "data", "model", "fingerprint", "config", "questions", "ids"}  # what other jobs read
@@ -21,47 +22,31 @@ _MISSING = object()
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Stored):
-    """All that determines the records of one task folder.
-
-    Attributes:
-        task: its name; kind: of a user's own task, "choice" or "math".
-        source, data: what its questions were read from, in words, and the file or folder given for them.
-        model, fingerprint: id of the base, and digest of its weights.
-        dtype, device, threads: how it was computed; threads where they can flip a verdict.
-        config: the `SearchConfig`, as JSON.
-        prompt_format: "raw" or "chat"; prompts, reader: the wording that letters and boxed answers were asked for in, and whose verdict
-            was the reward; empty for other rewards.
-        conditions, counts: under which its verdicts stand in the store, and which of a row's is the reward.
-        questions, ids: digest of the questions, and their names in the order of the shards.
-        asked, splits: digest and split of each of them.
-        skipped: by name, why a question was left out.
-        paths: the routes evaluated instead of a search, as text; a later call may add to them.
-        control: the blind baseline's routes, as text.
-    """
+    """All that determines the records of one task folder."""
 
     OPTIONAL: ClassVar = ("kind", "prompts", "reader")
     task: str = ""
-    kind: Kind | None = None
-    source: str = ""
-    data: str | None = None
-    model: str = ""
-    fingerprint: str = ""
+    kind: Kind | None = None  # of a user's own task
+    source: str = ""  # what its questions were read from, in words
+    data: str | None = None  # the file or folder given for them
+    model: str = ""  # id of the base
+    fingerprint: str = ""  # digest of its weights
     dtype: str = ""
     device: str = ""
-    threads: int | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    prompt_format: str = ""
-    prompts: str = ""
-    reader: str = ""
-    conditions: dict[str, str] = field(default_factory=dict)
-    counts: str = ""
-    questions: str = ""
-    ids: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    paths: list[str] | None = None
-    control: list[str] = field(default_factory=list)
+    threads: int | None = None  # where they can flip a verdict
+    config: dict[str, Any] = field(default_factory=dict)  # the `SearchConfig`, as JSON
+    prompt_format: str = ""  # "raw" or "chat"
+    prompts: str = ""  # the wording that letters and boxed answers were asked for in
+    reader: str = ""  # whose verdict on those was the reward
+    conditions: dict[str, str] = field(default_factory=dict)  # under which its verdicts stand in the store
+    counts: str = ""  # which of a row's verdicts is the reward
+    questions: str = ""  # digest of the questions
+    ids: list[str] = field(default_factory=list)  # their names, in the order of the shards
+    asked: list[str] = field(default_factory=list)  # digest of each
+    splits: list[str] = field(default_factory=list)  # split of each
+    skipped: dict[str, str] = field(default_factory=dict)  # by name, why a question was left out
+    paths: list[str] | None = None  # the routes evaluated instead of a search; a later call may add to them
+    control: list[str] = field(default_factory=list)  # the blind baseline's routes
 
     @property
     def as_task(self) -> Task:
@@ -153,6 +138,29 @@ def path_manifests(run: Path) -> dict[Path, Manifest]:
 
 def _manifests(folder: Path) -> dict[Path, Manifest]:
     return {path.parent: read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST_FILE}"))}
+
+
+def load_unseen(run: Path, read_from: Mapping[str, str | Path | None], split: str = "") -> dict[str, LoadedTask]:
+    """Tasks by name, read where this says, without what any task of the run was searched or healed on, wherever that was read from, and
+    without questions that stand in a file of prompts that a healing was given.
+
+    For `split` test, a task that the run learned nothing from is asked on its validation part where upstream keeps its test part secret.
+    """
+    searched: dict[str, LoadedTask] = {}
+    for folder, manifest in (search_manifests(run) | path_manifests(run)).items():
+        searched[f"{manifest.task} as read for {folder.parent.name}"] = load_task(manifest.task, data_of(folder, manifest.data))
+    healing = RunFolder(run).healing
+    files = [file for file in (healing.asked, RunFolder(run).nested(1).asked) if file.is_file()]
+    keys = {key for file in files for key in read_json(file, "heal again", list)}
+    if healing.settings.is_file():
+        asked = read_json(healing.settings, "heal again", dict)
+        searched |= {f"{name} as read for healing": load_task(name, data_of(run, asked["data"])) for name in asked["tasks"]}
+    learned = {one.task.name for one in searched.values()}
+    found = {name: load_task(name, data) for name, data in read_from.items()}
+    if split == "test":
+        found |= {name: one.with_public_test() for name, one in found.items() if name not in learned}
+    loaded = drop_overlaps(found | searched, searched, keys)
+    return {name: loaded[name] for name in read_from}
 
 
 def _is_manifest(values: Any) -> bool:

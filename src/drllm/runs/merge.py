@@ -1,7 +1,4 @@
-"""What a user does with finished runs: merge them, and show or export some of the rows of their stores. No torch.
-
-A merge is the union of rows. What a search chose is copied beside them, of a task that one run alone has.
-"""
+"""What a user does with finished runs: merge them, and show or export some of the rows of their stores. No torch."""
 
 import json
 from collections.abc import Mapping, Sequence

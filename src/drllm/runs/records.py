@@ -1,9 +1,4 @@
-"""What a search chose: one `RouteRecord` a question, whose verdicts lie in the run's store.
-
-A record's own shard, in the folder of its task, holds the routes in the order in which they were asked, those of the blind baseline, the
-one kept, and the checks. What each route answered is looked up (`drllm.runs.store`). Nothing that depends on the time or the machine is
-inside, so the same search writes the same bytes.
-"""
+"""What a search chose: one `RouteRecord` a question, whose verdicts lie in the run's store; the same search writes the same bytes."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,28 +44,17 @@ class Check:
 
 @dataclass(frozen=True)
 class RouteRecord:
-    """One question and its routes.
-
-    Attributes:
-        asked: the question, with its task, split and digest.
-        conditions, counts: under which its routes were asked, and which verdict of the store is the reward.
-        seed: the search's.
-        chosen: the route kept, or None when no route was right.
-        routes: every route asked, in the order told, the base first.
-        verdicts: of these and of the baseline's routes.
-        control_routes: the blind baseline: random routes drawn without looking at the question, in the order tried. Empty when none was.
-        checks: routes verified again under other conditions.
-    """
+    """One question and its routes."""
 
     asked: Asked
-    conditions: Conditions
-    counts: str
-    seed: int
-    chosen: Route | None
-    routes: tuple[Route, ...]
-    verdicts: Mapping[Route, Verdict] = field(repr=False)
-    control_routes: tuple[Route, ...] = ()
-    checks: tuple[Check, ...] = ()
+    conditions: Conditions  # under which its routes were asked
+    counts: str  # which verdict of the store is the reward
+    seed: int  # the search's
+    chosen: Route | None  # the route kept; None when no route was right
+    routes: tuple[Route, ...]  # every route asked, in the order told, the base first
+    verdicts: Mapping[Route, Verdict] = field(repr=False)  # of these and of the baseline's routes
+    control_routes: tuple[Route, ...] = ()  # the blind baseline: random routes drawn without looking at the question, in the order tried
+    checks: tuple[Check, ...] = ()  # routes verified again under other conditions
 
     def __post_init__(self) -> None:
         if not self.routes:
@@ -104,7 +88,6 @@ class RouteRecord:
 
     @property
     def base_correct(self) -> bool:
-        """The base route's verdict."""
         return self.verdicts[self.routes[0]].correct
 
     @property
@@ -123,11 +106,6 @@ class RouteRecord:
         return tuple(self.verdicts[route].margin for route in self.routes)
 
     @property
-    def control_correct(self) -> tuple[bool, ...]:
-        """Of `control_routes`."""
-        return tuple(self.verdicts[route].correct for route in self.control_routes)
-
-    @property
     def kept(self) -> bool:
         """Some route was right, so the record can teach one (section 4: paths that preserve or improve the verdict)."""
         return self.chosen is not None
@@ -144,7 +122,9 @@ class RouteRecord:
         All of them count, as many as the search had simulations: a search that stops at its first right route has not had fewer chances,
         and a baseline cut to that length would lose to a search that is no better than chance.
         """
-        return not self.base_correct and any(self.control_correct) if self.control_routes else None
+        if not self.control_routes:
+            return None
+        return not self.base_correct and any(self.verdicts[route].correct for route in self.control_routes)
 
     @property
     def broken(self) -> bool:

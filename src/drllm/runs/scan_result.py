@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, NamedTuple
 
 from drllm.core.errors import ArtifactError, first_line
@@ -15,50 +15,37 @@ AGAIN = "delete it and run the scan again, which resumes"
 WINNER, RANDOM, CLAIMED = "winner", "random", "claimed"
 LEAD = "winners minus random"  # the group of that mean
 ELSEWHERE, CLAIM_LEAD = "elsewhere", "claimed minus elsewhere"  # means beside a claim: the same change at other blocks
-_COLUMNS = ("kind", "first", "last", "route", "passes", "questions", "score", "accuracy")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One candidate on the map.
+    """One candidate on the map; its fields are the columns of the file."""
 
-    Attributes:
-        kind, first, last: "loop", "damped" or "skip", and its blocks.
-        questions: how many it answered before the race left it behind.
-        score, accuracy: its mean score (0 to 1) and its share of right answers, minus the base's, on those.
-    """
-
-    kind: str
-    first: int
+    kind: str  # "loop", "damped" or "skip"
+    first: int  # its blocks
     last: int
     route: str
     passes: int
-    questions: int
-    score: float
-    accuracy: float
+    questions: int  # how many it answered before the race left it behind
+    score: float  # its mean score (0 to 1) minus the base's, on those
+    accuracy: float  # its share of right answers minus the base's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Stored):
-    """Share of right answers minus the base's on the same questions, with its paired 95 % interval; fractions.
+    """Share of right answers minus the base's on the same questions, with its paired 95 % interval; fractions."""
 
-    Attributes:
-        n: questions.
-        better, worse: how many only the route, or only the base, has right; None for a mean over several routes.
-        p: McNemar's exact p of those.
-    """
-
-    n: int
+    n: int  # questions
     mean: float
     low: float
     high: float
-    better: int | None = None
-    worse: int | None = None
-    p: float | None = None
+    better: int | None = None  # how many only the route has right; None for a mean over several routes
+    worse: int | None = None  # how many only the base has right
+    p: float | None = None  # McNemar's exact p of those
 
 
 class Said(NamedTuple):
-    """What somebody says of a route: as of `Measured`."""
+    """What somebody says of a route: as of a `Measured`."""
 
     gain: float | None = None
     source: str = ""
@@ -66,44 +53,30 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Stored):
-    """One route beside the base, or the mean over several routes.
-
-    Attributes:
-        group: "winner" of the race, "random" span, or "claimed" by somebody.
-        kind, first, last, route, passes: as of a `Cell`; kind is empty for a route of another form, route for a mean.
-        raced: on the questions that chose the winners; None for what was not measured on them.
-        fresh: on questions that chose nothing; None without those.
-        gain, source: points that somebody says it gains, and where that is said; None and empty where neither was told.
-    """
+    """One route beside the base, or the mean over several routes."""
 
     OPTIONAL: ClassVar = ("raced", "fresh", "gain", "source")
     ONES: ClassVar = {"raced": Difference, "fresh": Difference}
-    group: str
-    kind: str = ""
+    group: str  # "winner" of the race, "random" span, or "claimed" by somebody
+    kind: str = ""  # as of a `Cell`; empty for a route of another form
     first: int = -1
     last: int = -1
-    route: str = ""
+    route: str = ""  # empty for a mean
     passes: float = 0
-    raced: Difference | None = None
-    fresh: Difference | None = None
-    gain: float | None = None
-    source: str = ""
+    raced: Difference | None = None  # on the questions that chose the winners, where it was measured on them
+    fresh: Difference | None = None  # on questions that chose nothing, where there are some
+    gain: float | None = None  # points that somebody says it gains
+    source: str = ""  # where that is said
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Stored):
-    """Plain forwards (one forward of one question by the base).
-
-    Attributes:
-        race: of the race.
-        full: what every candidate on every question of the last round would have cost.
-        random, fresh: of the random spans on the raced questions, and of all that was measured again.
-    """
+    """Plain forwards (one forward of one question by the base)."""
 
     race: float
-    full: float
-    random: float
-    fresh: float
+    full: float  # what every candidate on every question of the last round would have cost
+    random: float  # of the random spans on the raced questions
+    fresh: float  # of all that was measured again
 
     @property
     def share(self) -> float:
@@ -112,28 +85,12 @@ class Cost(Stored):
 
     @property
     def total(self) -> float:
-        """Of the whole scan."""
         return self.race + self.random + self.fresh
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult(Stored):
-    """What a scan found.
-
-    Attributes:
-        model, fingerprint, dtype, n_layers: the base.
-        kinds, strength: what was done with the spans.
-        tasks, sources: where the questions are from.
-        split, fresh_split: of the questions that chose, and of those that chose nothing.
-        sizes: questions that a candidate had answered after each round.
-        candidates: how many ran in each round.
-        cost: in plain forwards.
-        rows: winners, random spans and claimed routes.
-        means: over the winners, over the random spans, of the first minus the second; and for each claim, whose route they bear, over the
-            same change at other blocks, and of the claim minus that.
-        chance: what winners seem to gain where they were chosen if no candidate differs from the base; None without a race.
-        notes: what a reader of the map should know of the model.
-    """
+    """What a scan found."""
 
     OPTIONAL: ClassVar = ("chance",)
     PARTS: ClassVar = {"rows": Measured, "means": Measured}
@@ -142,22 +99,23 @@ class ScanResult(Stored):
     fingerprint: str
     dtype: str
     n_layers: int
-    kinds: list[str]
+    kinds: list[str]  # what was done with the spans
     strength: float
     tasks: list[str]
-    sources: dict[str, str]
-    split: str
-    fresh_split: str
-    sizes: list[int]
-    candidates: list[int]
+    sources: dict[str, str]  # by task, where the questions are from
+    split: str  # of the questions that chose
+    fresh_split: str  # of those that chose nothing
+    sizes: list[int]  # questions that a candidate had answered after each round
+    candidates: list[int]  # how many ran in each round
     cost: Cost
-    rows: list[Measured]
+    rows: list[Measured]  # winners, random spans and claimed routes
+    # Over the winners, over the random spans, of the first minus the second; for each claim, whose route they bear, over the same change at
+    # other blocks, and of the claim minus that.
     means: list[Measured]
-    chance: Difference | None = None
-    notes: list[str] = field(default_factory=list)
+    chance: Difference | None = None  # what winners seem to gain where they were chosen if no candidate differs from the base
+    notes: list[str] = field(default_factory=list)  # what a reader of the map should know of the model
 
     def in_group(self, group: str) -> list[Measured]:
-        """The rows of one group."""
         return [row for row in self.rows if row.group == group]
 
     def mean_of(self, group: str, route: str = "") -> Measured | None:
@@ -169,9 +127,9 @@ def write_scan(folder: ScanFolder, result: ScanResult, cells: Sequence[Cell]) ->
     """Write the map, then the result: where there is a result, the map is whole."""
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
-    lines.writerow(_COLUMNS)
+    lines.writerow([one.name for one in fields(Cell)])
     for cell in cells:
-        lines.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in (getattr(cell, name) for name in _COLUMNS)])
+        lines.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in vars(cell).values()])
     write_text(folder.map, buffer.getvalue())
     write_json(folder.result, result.to_json())
 

@@ -1,8 +1,4 @@
-"""An append-only table: Parquet files in one folder, each whole or absent, never changed. No torch.
-
-A shard's name follows from what stands in it, or from what asked for it, so the same work leaves the same files. What a process wrote is
-read back by any other; a shard of the same name is the same shard.
-"""
+"""An append-only table: Parquet files in one folder, each whole or absent, never changed; equal work leaves equal files. No torch."""
 
 from __future__ import annotations
 
@@ -30,7 +26,6 @@ class Shards:
         self._whole: pa.Table | None = None
 
     def path(self, name: str) -> Path:
-        """Where a shard lies, or would."""
         return self.folder / f"{name}.parquet"
 
     def has(self, name: str) -> bool:
@@ -58,7 +53,6 @@ class Shards:
 
 
 def encode(table: pa.Table) -> bytes:
-    """The bytes of a shard."""
     about = {_VERSION: str(SCHEMA_VERSION), _DIGEST: content_digest(table)}
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(about), sink, compression="zstd", write_page_checksum=True)

@@ -1,7 +1,4 @@
-"""The stages of a long call: each runs once, is known again by all that determines it, and says how long it took. No torch.
-
-A stage that was killed runs again, and its seconds are those of all attempts at it.
-"""
+"""The stages of a long call, and other finished work, each remembered under a key of all that determines it. No torch."""
 
 from __future__ import annotations
 
@@ -12,22 +9,61 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drllm.core.digest import short_digest
-from drllm.core.files import TEMPORARY_SUFFIX, write_json
+from drllm.core.digest import json_digest, short_digest
+from drllm.core.errors import ArtifactError
+from drllm.core.files import TEMPORARY_SUFFIX, read_json, write_json
 from drllm.core.progress import say
 from drllm.policies.card import CARD_FILE
 from drllm.runs.layout import RunFolder
-from drllm.runs.memo import Memo, key_of, read_kept
 
 BEAT = 5.0  # seconds between two notes; at most so many of an attempt that is killed are lost
+
+
+def key_of(value: Any) -> str:
+    """Names a JSON value, whatever the order of its keys."""
+    return json_digest(value, sort_keys=True)
+
+
+def read_kept(path: Path, key: str, advice: str, member: str = "key") -> dict[str, Any] | None:
+    """The content of a JSON file whose `member` is this key, else None; `ArtifactError`, which ends in the advice, for a corrupt one."""
+    found = read_json(path, advice, dict) if path.is_file() else {}
+    return found if found.get(member) == key else None
+
+
+class Memo:
+    """Several pieces of finished work in one file, by name: `{name: {"key": ..., ...}}`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __contains__(self, name: str) -> bool:
+        """Whether work of this name was ever kept, under whichever key."""
+        return name in self._read()
+
+    def find(self, name: str, key: str) -> dict[str, Any] | None:
+        """What was kept under this name and key, else None; `ArtifactError` for a corrupt file."""
+        entry = self._read().get(name)
+        return entry if entry is not None and entry.get("key") == key else None
+
+    def keep(self, name: str, key: str, **entry: Any) -> None:
+        """Write what work of this name gave, in place of what it gave before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self._read() | {name: {"key": key, **entry}})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        if not self.path.is_file():
+            return {}
+        advice = "delete it, finished work is found again"
+        found = read_json(self.path, advice, dict)
+        if not all(isinstance(entry, dict) for entry in found.values()):
+            raise ArtifactError(f"{self.path} is not a list of finished work by name: {advice}")
+        return found
 
 
 class Stages:
     """Which stages are done: a key of all that determines each, digests of its files, and its result.
 
-    Attributes:
-        skipped: names of those that an earlier call had done.
-        took: seconds of each; those that were done already as they took then.
+    A stage that was killed runs again, and its seconds are those of all attempts at it.
     """
 
     def __init__(self, run: RunFolder, steps: Sequence[Sequence[str]], start: Any = None):
@@ -35,8 +71,8 @@ class Stages:
         self.steps = {name: f"[{index} of {len(steps)}] {name}" for index, names in enumerate(steps, 1) for name in names}
         self.root, self.memo, self.under_way = run.root, Memo(run.finished), run.under_way
         self.key = key_of(start)
-        self.skipped: list[str] = []
-        self.took: dict[str, float] = {}
+        self.skipped: list[str] = []  # names of stages that an earlier call had done
+        self.took: dict[str, float] = {}  # seconds of each; those that were done already as they took then
 
     def then(self, name: str, config: Any, folders: Sequence[Path], work: Callable[[], Any]) -> Any:
         """As `once`, of a stage that the ones before determine, too: a change makes everything after it run again."""

@@ -1,10 +1,4 @@
-"""The verdicts of a run folder: what each question answers along each route, once, whoever asked. No torch.
-
-A verdict depends on the weights, the question, the reward, the wording of the prompt and the route; in 16 bits also on how it was computed
-(`Conditions.settings`). So these are its key, and a search, a scan, a comparison or a training that asks again under equal conditions is
-answered from here. Which of several verdicts of a row counts (by either metric, or either reader of a generated answer) is for the reader
-of a row to say: all are stored.
-"""
+"""The verdicts of a run folder: what each question answers along each route under which conditions, once, whoever asked. No torch."""
 
 from __future__ import annotations
 
@@ -34,52 +28,32 @@ DECIDED = pa.schema([("policy", _TEXT), *_CONDITIONS, *_QUESTION, ("route", _TEX
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one question answers along one route.
+    """What one question answers along one route."""
 
-    Attributes:
-        correct: the verdict that counts as the reward.
-        margin: the gold choice's score under the metric that counts minus the best other's, in nats (a character for acc_norm); nan for
-            generated answers. Rounded to float32, as it is stored.
-        acc, acc_norm, margin_acc, margin_acc_norm: by raw and by character-normalised log-likelihood; None and nan for generated answers.
-        text: of generated answers, up to where the verdict was settled; not stored.
-        f1: of answers out of a passage: SQuAD's F1, 0 to 1.
-        broken: the logits were NaN or infinite; every verdict is then wrong and every margin nan.
-        strict, lenient: of a generated letter or boxed answer, by either reader; None for others.
-        form: how that answer came: "asked", "unclosed", "other"; "" where it does not apply.
-        n_new: tokens generated; 0 where they are not counted.
-    """
-
-    correct: bool
-    margin: float = math.nan
-    acc: bool | None = None
-    acc_norm: bool | None = None
-    text: str | None = None
-    margin_acc: float = math.nan
-    margin_acc_norm: float = math.nan
-    f1: float = math.nan
-    broken: bool = False
-    strict: bool | None = None
-    lenient: bool | None = None
-    form: str = ""
-    n_new: int = 0
+    correct: bool  # the verdict that counts as the reward
+    margin: float = math.nan  # of the gold choice under the metric that counts; nan for generated answers, else as `margin_acc`
+    acc: bool | None = None  # by raw log-likelihood; None for generated answers
+    acc_norm: bool | None = None  # by log-likelihood a character
+    text: str | None = None  # of generated answers, up to where the verdict was settled; not stored
+    margin_acc: float = math.nan  # the gold choice's score minus the best other's, in nats, rounded to float32, as it is stored
+    margin_acc_norm: float = math.nan  # in nats a character
+    f1: float = math.nan  # of answers out of a passage: SQuAD's F1, 0 to 1
+    broken: bool = False  # the logits were NaN or infinite; every verdict is then wrong and every margin nan
+    strict: bool | None = None  # of a generated letter or boxed answer, by the strict reader; None for others
+    lenient: bool | None = None  # by the lenient one
+    form: str = ""  # how that answer came: "asked", "unclosed", "other"; "" where it does not apply
+    n_new: int = 0  # tokens generated; 0 where they are not counted
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a verdict depends on beside question and route.
+    """All that a verdict depends on beside question and route."""
 
-    Attributes:
-        weights, dtype: digest and type of the base's weights.
-        reward: by name, "auto" resolved.
-        prompts: name of the wording, resolved; "" for the reward's only one.
-        settings: how it was computed, in words: what can flip a verdict by rounding, and how long an answer may be.
-    """
-
-    weights: str
-    dtype: str
-    reward: str
-    prompts: str = ""
-    settings: str = ""
+    weights: str  # digest of the base's weights
+    dtype: str  # their type
+    reward: str  # by name, "auto" resolved
+    prompts: str = ""  # name of the wording, resolved; "" for the reward's only one
+    settings: str = ""  # how it was computed, in words: what can flip a verdict by rounding, and how long an answer may be
 
 
 class Asked(NamedTuple):
@@ -148,7 +122,6 @@ class Decided:
         return json_digest([policy, asdict(conditions), list(questions)])
 
     def write(self, policy: str, conditions: Conditions, rows: Sequence[tuple[Asked, Route]]) -> None:
-        """Append a shard."""
         about = {"policy": policy} | asdict(conditions)
         name = self.name(policy, conditions, [asked.question for asked, _ in rows])
         self.shards.write(name, [about | asked._asdict() | {"route": str(route)} for asked, route in rows])

@@ -14,17 +14,11 @@ from drllm.core.files import read_json
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One JSON object.
+    """One JSON object."""
 
-    Attributes:
-        OPTIONAL: fields that an object has in its file only if they are given.
-        PARTS: fields that are lists of objects, and of what kind.
-        ONES: fields that are one object, and of what kind.
-    """
-
-    OPTIONAL: ClassVar[tuple[str, ...]] = ()
-    PARTS: ClassVar[Mapping[str, type[Stored]]] = {}
-    ONES: ClassVar[Mapping[str, type[Stored]]] = {}
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # fields that an object has in its file only if they are given
+    PARTS: ClassVar[Mapping[str, type[Stored]]] = {}  # fields that are lists of objects, and of what kind
+    ONES: ClassVar[Mapping[str, type[Stored]]] = {}  # fields that are one object, and of what kind
 
     @classmethod
     def of(cls, values: Any, source: object = "the file") -> Self:
@@ -50,7 +44,6 @@ class Stored:
         return cls.of(read_json(path, advice, dict), path) if path.is_file() else None
 
     def changed(self, **changes: Any) -> Self:
-        """With other values, which it then has."""
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:

@@ -20,36 +20,25 @@ POOLED = "all"  # the name under which a summary pools its tasks
 
 @dataclass(frozen=True)
 class SummaryRow(Stored):
-    """A method on one task, or on all tasks pooled (task "all").
-
-    Attributes:
-        n: questions.
-        accuracy, wilson_low, wilson_high: share of right answers with its 95 % Wilson interval.
-        mean_passes, n_layers: block passes a prompt, and those of the base.
-        distinct_routes: routes with their passes that differ.
-        identity_share: share of prompts on the base's route; None where the method decides no route.
-        difference, difference_low, difference_high: accuracy minus the base's with its paired 95 % bootstrap interval, as fractions.
-        mcnemar_p: McNemar's exact p of the changed verdicts.
-        better, worse: questions only this method, or only the base, is right on.
-    """
+    """A method on one task, or on all tasks pooled (task "all")."""
 
     OPTIONAL: ClassVar = ("difference", "difference_low", "difference_high", "mcnemar_p", "better", "worse")  # the base has none
     method: str
     task: str
-    n: int
-    accuracy: float
+    n: int  # questions
+    accuracy: float  # share of right answers, with its 95 % Wilson interval
     wilson_low: float
     wilson_high: float
-    mean_passes: float
-    n_layers: int
-    distinct_routes: int | None = None
-    identity_share: float | None = None
-    difference: float = math.nan
+    mean_passes: float  # block passes a prompt
+    n_layers: int  # those of the base
+    distinct_routes: int | None = None  # routes with their passes that differ
+    identity_share: float | None = None  # share of prompts on the base's route; None where the method decides no route
+    difference: float = math.nan  # accuracy minus the base's, a fraction, with its paired 95 % bootstrap interval
     difference_low: float = math.nan
     difference_high: float = math.nan
-    mcnemar_p: float = math.nan
-    better: int = -1
-    worse: int = -1
+    mcnemar_p: float = math.nan  # McNemar's exact p of the changed verdicts
+    better: int = -1  # questions only this method is right on
+    worse: int = -1  # questions only the base is right on
 
     @property
     def change(self) -> str:
@@ -64,30 +53,20 @@ class SummaryRow(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Stored):
-    """The comparison of one split: `evaluate/<split>/summary.json`.
-
-    Attributes:
-        split: its name, with "-first-<limit>" behind it if there was a limit.
-        reference: the method that the others are compared with.
-        model, fingerprint: id of the base, and digest of its weights.
-        rows: each method on each task, and on all tasks pooled if there are several.
-        dropped: by task, how many questions were left out, and why.
-        sources, data, texts: by task, what its questions were read from in words, the file given for them, and a digest of their texts.
-        policies: digests of the policies by name.
-    """
+    """The comparison of one split: `evaluate/<split>/summary.json`."""
 
     PARTS: ClassVar = {"rows": SummaryRow}
-    split: str
-    reference: str
-    model: str
-    fingerprint: str = ""
+    split: str  # with "-first-<limit>" behind it if there was a limit
+    reference: str  # the method that the others are compared with
+    model: str  # id of the base
+    fingerprint: str = ""  # digest of its weights
     tasks: list[str]
-    rows: list[SummaryRow]
-    dropped: dict[str, dict[str, int]] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    data: dict[str, str | None] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    policies: dict[str, str] = field(default_factory=dict)
+    rows: list[SummaryRow]  # each method on each task, and on all tasks pooled if there are several
+    dropped: dict[str, dict[str, int]] = field(default_factory=dict)  # by task, how many questions were left out, and why
+    sources: dict[str, str] = field(default_factory=dict)  # by task, what its questions were read from, in words
+    data: dict[str, str | None] = field(default_factory=dict)  # by task, the file given for them
+    texts: dict[str, str] = field(default_factory=dict)  # by task, a digest of their texts
+    policies: dict[str, str] = field(default_factory=dict)  # digests by name
 
     @property
     def pooled(self) -> list[SummaryRow]:
@@ -100,9 +79,7 @@ def rows_of(
 ) -> list[SummaryRow]:
     """The rows of a summary: each method on each task, and on all tasks pooled when there are several.
 
-    Args:
-        verdicts: by (method, task); each method's and the base's are of the same questions in the same order.
-        config: how often the paired bootstrap draws, in which questions are drawn within their task, and its seed.
+    `verdicts` of each method and the base are of the same questions in the same order; `config` says how the paired bootstrap draws.
     """
     rows = []
     for method in methods:

@@ -19,6 +19,7 @@ from drllm.core.route import Route
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, Measured, Said
 from drllm.scanning.measure import difference, measured
 from drllm.scanning.spans import Candidate, described, elsewhere
+from drllm.searching.cost import listed_cost
 
 N_ELSEWHERE = 5  # other places of a claimed change, at most
 _SPAN = re.compile(r"(?:blocks? )?(\d+)(?: ?(?:-|to) ?(\d+))? (twice|skipped)")
@@ -68,6 +69,10 @@ class Claim:
         """All that is measured, the claim first."""
         return [self.one.route, *self.others]
 
+    def forwards(self, n_questions: int) -> float:
+        """Plain forwards of so many questions along the base and these."""
+        return n_questions * listed_cost(len(self.one.route), self.routes)
+
 
 def claim(route: Route, config: ScanConfig) -> Claim:
     """The claim with its other places, which depend on the route and the seed alone."""
@@ -80,9 +85,7 @@ def claim(route: Route, config: ScanConfig) -> Claim:
 def compared(found: Claim, verdicts_QR: np.ndarray, tasks: Sequence[str], config: ScanConfig) -> tuple[list[Measured], list[Measured]]:
     """The claim's row; and the mean over the other places, and the claim minus that mean, question by question.
 
-    Args:
-        verdicts_QR: on new questions, the base first, then `found.routes`.
-        tasks: of the questions.
+    `verdicts_QR`: on new questions, the base first, then `found.routes`; `tasks`: of the questions.
     """
     rows = measured(CLAIMED, [found.one], {(CLAIMED, True): verdicts_QR[:, :2]}, {True: tasks}, config)
     if not found.others:

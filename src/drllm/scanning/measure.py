@@ -17,7 +17,6 @@ Tasks = Mapping[bool, Sequence[str]]  # of the questions that chose (False), and
 
 
 def measured(group: str, chosen: Sequence[Candidate], verdicts: Verdicts, tasks: Tasks, config: ScanConfig) -> list[Measured]:
-    """A row a candidate of one group."""
     rows = []
     for place, one in enumerate(chosen, 1):
         found = {
@@ -53,9 +52,7 @@ def by_chance(verdicts_QR: np.ndarray, margins_QR: np.ndarray, kinds: Sequence[s
     Each question's differences to the base keep their size, and a coin gives their sign, the same for all candidates; then the winners are
     named anew, as the race names them. It is of the last round's candidates alone, so the curse of the whole race is larger, if anything.
 
-    Args:
-        verdicts_QR, margins_QR: of the last round, the base first.
-        kinds: of its candidates.
+    `verdicts_QR`, `margins_QR`: of the last round, the base first; `kinds`: of its candidates.
     """
     found_QR = scores(verdicts_QR, margins_QR)
     score_QC, right_QC = found_QR[:, 1:] - found_QR[:, :1], verdicts_QR[:, 1:].astype(float) - verdicts_QR[:, :1]

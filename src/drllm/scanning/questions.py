@@ -24,17 +24,16 @@ Asked = list[tuple[str, Example]]  # (task, question), tasks in turns
 def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanConfig) -> tuple[Asked, Asked]:
     """The questions that choose, and those that choose nothing: of each task the first of the split that the model can be asked.
 
-    Raises:
-        InputError: fewer questions than the race needs, or none left for measuring again.
+    `InputError` where there are fewer than the race needs, or none is left for measuring again.
     """
-    streams = {name: _usable(routed, task, config.split, config) for name, task in loaded.items()}
-    raced = {name: list(islice(streams[name], n)) for name, n in _shares(list(loaded), config.questions).items()}
+    streams, raced = {name: _usable(routed, task, config.split, config) for name, task in loaded.items()}, {}
     for name, n in _shares(list(loaded), config.questions).items():
-        if len(raced[name]) < n:
+        if len(found := list(islice(streams[name], n))) < n:
             raise InputError(
-                f"{name} has {len(raced[name])} questions in split {config.split} that this model can be asked, the race needs {n} of its "
+                f"{name} has {len(found)} questions in split {config.split} that this model can be asked, the race needs {n} of its "
                 f"{config.questions} there: lower --questions, or give more with --data"
             )
+        raced[name] = found
     if not config.fresh:
         return _in_turns(raced), []
     if config.fresh_split != config.split:
@@ -56,9 +55,6 @@ def least_sure_first(tasks: Sequence[str], margins_Q: np.ndarray) -> list[int]:
 
     Where the base is sure, most routes change nothing. The others decide what a span does, so few of them tell more than few of all
     (docs/decisions/2026-11-28-scan.md). A question without a margin stands where it stood among its like, behind the others.
-
-    Args:
-        tasks: of each question.
     """
     distance = np.where(np.isfinite(margins_Q), np.abs(margins_Q), np.inf)
     ranked = sorted(range(len(tasks)), key=lambda place: distance[place])

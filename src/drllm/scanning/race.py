@@ -1,8 +1,6 @@
 """The race of a scan: all candidates on a few questions, the better of them on twice as many, and so on. No torch, no model.
 
-Successive halving (Karnin, Koren and Somekh 2013) by paired differences: every candidate of a round has answered the same questions as the
-base, so what makes a question easy or hard falls out. Each kind of candidate races by itself.
-
+Successive halving (Karnin, Koren and Somekh 2013) by paired differences to the base, each kind of candidate by itself.
 Shapes: Q questions, C candidates, R routes: the base, then candidates.
 """
 
@@ -20,20 +18,13 @@ Ask = Callable[[list[int], int, int], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Standing:
-    """How a race ended.
+    """How a race ended."""
 
-    Attributes:
-        n_C: questions that each candidate answered, 0 where it was not in the race.
-        score_C, accuracy_C: its mean score and its mean verdict, minus the base's, on those; nan where it was not in the race.
-        last: candidates of the last round.
-        verdicts_QR, margins_QR: what those answered to all questions, the base first.
-    """
-
-    n_C: np.ndarray
-    score_C: np.ndarray
-    accuracy_C: np.ndarray
-    last: list[int]
-    verdicts_QR: np.ndarray
+    n_C: np.ndarray  # questions that each candidate answered
+    score_C: np.ndarray  # its mean score minus the base's, on those
+    accuracy_C: np.ndarray  # its mean verdict minus the base's
+    last: list[int]  # candidates of the last round
+    verdicts_QR: np.ndarray  # what those answered to all questions, the base first
     margins_QR: np.ndarray
 
     @property
@@ -88,13 +79,9 @@ def scores(verdicts_QR: np.ndarray, margins_QR: np.ndarray) -> np.ndarray:
 
 
 def race(kinds: Sequence[str], sizes: Sequence[int], n_kept: int, ask: Ask) -> Standing:
-    """Race candidates through the rounds of a schedule.
+    """Race candidates, by their `kinds`, through the rounds of a `schedule`; of equal candidates the first goes on.
 
-    Args:
-        kinds: of each candidate; those of one kind race against one another. Of equal candidates the first goes on.
-        sizes: of `schedule`.
-        n_kept: candidates of each kind that reach the last round at least, where there are so many.
-        ask: answers the new questions of each round.
+    `n_kept` candidates of each kind reach the last round at least, where there are so many; `ask` answers the new questions of each round.
     """
     n_C = np.zeros(len(kinds), dtype=int)
     score_C, accuracy_C = np.full(len(kinds), math.nan), np.full(len(kinds), math.nan)

@@ -20,12 +20,11 @@ from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, Said, ScanResult, read_scan, write_scan
-from drllm.scanning.claims import claim, compared
-from drllm.scanning.cost import again_guess, claim_cost, race_guess
+from drllm.scanning.claims import Claim, claim, compared
 from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Questions, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
+from drllm.scanning.spans import Candidate, candidates, forwards_a_question, stages_of, twins
 from drllm.scoring.asking import asking
 from drllm.tasks import load_task
 
@@ -51,11 +50,8 @@ def scan(
 
     Args:
         routed: the model; its policy is not used.
-        tasks: task names.
-        config: every option that shapes the result; default `ScanConfig()`.
         out: the run folder; all goes to `out/scan/`: `scan.json`, `map.csv`, and `best.txt`, a list for `drllm search --paths`.
         data: as of `drllm.search`.
-        resources: executor, threads, memory; default `Resources()`.
         claimed: routes that somebody says help, and what is said of them; measured on the same new questions as the winners.
 
     Raises:
@@ -127,18 +123,18 @@ class _Scan:
         self.cost = Cost(race=0, full=self._forwards(self.pool, len(self.raced)), random=0, fresh=0)
 
     def run(self, claimed: Mapping[Route, Said]) -> ScanResult:
-        """All of it; the result is written, too."""
-        if self.raced:
-            self._order()
+        said = {**self._claimed_before(), **claimed}
+        claims = [claim(route, self.config) for route in said]
+        for name, forwards in stages_of(self.n_layers, len(self.raced), len(self.fresh), claims, self.config).items():
+            say(f"scan: about {forwards:,.0f} plain forwards for {name}")
         standing = self._race() if self.raced else None
         winners = [] if standing is None else self._winners(standing)
-        if standing is not None:
-            self._write_best(standing)
         whole = candidates(self.n_layers, self.config.kinds, self.config.strength)  # random spans of the winners' kinds and lengths
         rivals = twins(winners, whole, self.config.seed) if self.fresh and winners else []
         rows, by_group = self._measure(standing, winners, rivals)
-        for part, beside in self._claims({**self._claimed_before(), **claimed}):
-            rows, by_group = [*rows, *part], [*by_group, *beside]
+        for one in claims:
+            part, beside = self._claim(one)
+            rows, by_group = rows + [row.changed(**said[one.one.route]._asdict()) for row in part], by_group + beside
         say(f"scan: in all {self.cost.total:,.0f} plain forwards")
         result = self._result(rows, by_group, standing)
         write_scan(self.folder, result, self._cells(standing))
@@ -157,16 +153,7 @@ class _Scan:
         self.cost = self.cost.changed(race=self._forwards([], len(self.raced)))
 
     def _race(self) -> Standing:
-        kinds = [one.kind for one in self.pool]
-        counts = self._counts()
-        guess = race_guess(self.n_layers, self.pool, len(self.raced), self.config)
-        rounds = ", then ".join(f"{count} spans on {size} questions" for count, size in zip(counts, self.sizes, strict=True))
-        say(f"scan: {rounds}")
-        whole = f"; to ask every span every question takes {self.cost.full:,.0f}" if len(self.sizes) > 1 else ""
-        say(f"scan: about {guess:,.0f} plain forwards{whole}")
-        if self.fresh:
-            again = again_guess(self.n_layers, self.pool, len(self.raced), len(self.fresh), self.config)
-            say(f"scan: measuring the winners again: about {again:,.0f} more, on {len(self.fresh)} questions")
+        self._order()
         number = 0
 
         def ask(alive: list[int], start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,14 +165,11 @@ class _Scan:
             asked = self.raced[start:stop]
             return self.questions.ask([one.route for one in chosen], asked, self.config.split, f"scan: round {number}")
 
-        standing = race(kinds, self.sizes, self.config.winners, ask)
+        standing = race([one.kind for one in self.pool], self.sizes, self.config.winners, ask)
         share = f", {self.cost.share:.0%} of asking every span every question" if len(self.sizes) > 1 else ""
         say(f"scan: the race cost {self.cost.race:,.0f} plain forwards{share}")
+        self._write_best(standing)
         return standing
-
-    def _counts(self) -> list[int]:
-        """Candidates in each round."""
-        return by_round([one.kind for one in self.pool], len(self.sizes), self.config.winners)
 
     def _winners(self, standing: Standing) -> list[Candidate]:
         """The best of all, then the best of each kind that is not among them."""
@@ -207,18 +191,10 @@ class _Scan:
         rows = read_scan(self.folder).in_group(CLAIMED)
         return {Route.parse(row.route, self.n_layers): Said(row.gain, row.source) for row in rows}
 
-    def _claims(self, said: Mapping[Route, Said]) -> Iterator[tuple[list[Measured], list[Measured]]]:
-        """Each claim's rows and means."""
-        claims = [claim(route, self.config) for route in said]
-        if claims:
-            guess = sum(claim_cost(self.n_layers, one, len(self.fresh)) for one in claims)
-            places = ", ".join(f"{one.one.route} and {len(one.others)} other places" for one in claims)
-            say(f"scan: about {guess:,.0f} plain forwards for what is claimed, on {len(self.fresh)} questions: {places}")
-        for one in claims:
-            self.cost = self.cost.changed(fresh=self.cost.fresh + claim_cost(self.n_layers, one, len(self.fresh)))
-            found, _ = self.questions.ask(one.routes, self.fresh, self.config.fresh_split, "scan: claims")
-            rows, beside = compared(one, found, [task for task, _ in self.fresh], self.config)
-            yield [row.changed(**said[one.one.route]._asdict()) for row in rows], beside
+    def _claim(self, one: Claim) -> tuple[list[Measured], list[Measured]]:
+        self.cost = self.cost.changed(fresh=self.cost.fresh + one.forwards(len(self.fresh)))
+        found, _ = self.questions.ask(one.routes, self.fresh, self.config.fresh_split, "scan: claims")
+        return compared(one, found, [task for task, _ in self.fresh], self.config)
 
     def _measure(
         self, standing: Standing | None, winners: list[Candidate], rivals: list[Candidate]
@@ -262,7 +238,7 @@ class _Scan:
             split=config.split,
             fresh_split=config.fresh_split,
             sizes=self.sizes,
-            candidates=self._counts() if self.sizes else [],
+            candidates=by_round([one.kind for one in self.pool], len(self.sizes), config.winners) if self.sizes else [],
             cost=self.cost,
             rows=rows,
             means=by_group,

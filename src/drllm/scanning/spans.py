@@ -1,4 +1,4 @@
-"""Candidates of a scan: every span of blocks, run once more, run once more at part strength, or skipped. No torch."""
+"""Candidates of a scan: every span of blocks, run once more, run once more at part strength, or skipped; and what they cost. No torch."""
 
 from __future__ import annotations
 
@@ -6,36 +6,33 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from drllm.core.config import ScanConfig
 from drllm.core.route import Route
 from drllm.core.span import in_place
-from drllm.scanning.race import shares
+from drllm.scanning.race import by_round, schedule, shares
 from drllm.searching.cost import listed_cost
+
+if TYPE_CHECKING:
+    from drllm.scanning.claims import Claim
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One span of blocks and what is done with it.
+    """One span of blocks and what is done with it."""
 
-    Attributes:
-        kind: "loop" (run once more), "damped" (once more at part strength) or "skip".
-        first, last: its blocks, both of them in it.
-        route: the base's route with that change.
-    """
-
-    kind: str
+    kind: str  # "loop" (run once more), "damped" (once more at part strength) or "skip"
     first: int
-    last: int
-    route: Route
+    last: int  # in the span, too
+    route: Route  # the base's with that change
 
     @property
     def length(self) -> int:
-        """Blocks of its span."""
         return self.last - self.first + 1
 
 
 def candidate(kind: str, first: int, last: int, n_layers: int, strength: float) -> Candidate:
-    """What `kind` makes of blocks `first` to `last`."""
     full = Route.full(n_layers)
     if kind == "skip":
         return Candidate(kind, first, last, full.edit(first, *[0] * (last + 1 - first)))
@@ -130,11 +127,26 @@ def rounds_cost(n_layers: int, pool: Sequence[Candidate], n_rounds: int, n_kept:
 
 
 def race_cost(sizes: Sequence[int], each: Sequence[float]) -> float:
-    """Plain forwards of a race.
-
-    Args:
-        sizes: questions after each round, of `drllm.scanning.race.schedule`.
-        each: what a question costs in each round, of `rounds_cost`; further rounds are passed over.
-    """
+    """Plain forwards of a race: `sizes` are questions after each round, `each` what one costs in it; of more rounds the first count."""
     new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
     return sum(n * cost for n, cost in zip(new, each, strict=False))
+
+
+def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim], config: ScanConfig) -> dict[str, float]:
+    """About how many plain forwards each stage of a scan takes, by its name."""
+    found = {}
+    if n_raced:
+        pool = candidates(n_layers, config.kinds, config.strength, config.max_span)
+        sizes = schedule(n_raced, config.first_questions)
+        counts = by_round([one.kind for one in pool], len(sizes), config.winners)
+        rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, sizes, strict=True))
+        raced = race_cost(sizes, rounds_cost(n_layers, pool, len(sizes), config.winners))
+        found[f"the race: candidates on questions by round: {rounds}"] = n_raced + raced  # the base on every question comes first
+        if n_fresh:
+            n = config.winners + len(config.kinds) - 1
+            drawn = random.Random(0).sample(pool, min(2 * n, len(pool)))  # winners and random spans; these on the raced questions, too
+            again = n_fresh * forwards_a_question(n_layers, drawn) + n_raced * forwards_a_question(n_layers, drawn[:n])
+            found[f"winners and random spans on {n_fresh} new questions"] = again
+    for one in claims if n_fresh else ():
+        found[f"{one.one.route} as claimed and at {len(one.others)} other places, on {n_fresh} questions"] = one.forwards(n_fresh)
+    return found

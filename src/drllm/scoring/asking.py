@@ -1,16 +1,8 @@
-"""The one way of asking: `Bench.ensure(questions, routes)` looks verdicts up in the run's store, computes what is missing, and keeps it.
-
-Questions are asked in groups, each of which ends in one shard that is whole or absent: what is killed loses the groups under way. Groups go
-to workers where there are some, else to this process (`scoring/replica.py`), and several are under way at once, so that steps are full
-(`scoring/inquiries.py`).
-
-What a verdict is depends on the question, the route and the store's conditions alone (`scoring/prefixes.py`); generated answers round by
-what is decoded together, so of those one group is asked at a time.
-"""
+"""The one way of asking: `Bench.ensure(questions, routes)` looks verdicts up in the run's store, computes what is missing, and keeps it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,21 +12,17 @@ from typing import Any
 
 from drllm.core.config import Resources
 from drllm.core.digest import json_digest
-from drllm.core.progress import Progress, say
+from drllm.core.progress import Progress
 from drllm.core.route import Route
-from drllm.model.executors import opened, settled
-from drllm.model.pool import Base, Work, work_on
-from drllm.model.process_pool import Processes
+from drllm.model.pool import Base, Processes, Work, opened, settled, torch_threads, work_on
 from drllm.model.routed import RoutedModel
-from drllm.model.threads import torch_threads
 from drllm.policies.policy import RouteSource
 from drllm.runs.layout import RunFolder
 from drllm.runs.store import Asked, Conditions, Decided, Store, Verdict
 from drllm.scoring.base import Question
 from drllm.scoring.generated import DECODED_ANSWERS
-from drllm.scoring.jobs import Deciding, Listed
+from drllm.scoring.inquiries import Job, Listed, Replica, Ticket, Wanted, memory_in_one_line
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.replica import Job, Replica, Ticket, Wanted, memory_in_one_line
 from drllm.scoring.route_prediction import decide_routes, decision_key
 from drllm.scoring.scorer import Scorer, asked_how
 from drllm.tasks import Task
@@ -62,6 +50,7 @@ class Ask:
         return self.scorer.reader or "correct"
 
 
+IsWanted = Callable[[Job], bool]
 Verdicts = list[dict[Route, Verdict]]  # of each question of an `Ask`
 
 
@@ -69,15 +58,14 @@ Verdicts = list[dict[Route, Verdict]]  # of each question of an `Ask`
 class Bench:
     """A model, the run folder whose store it asks for, and where questions are asked.
 
-    Attributes:
-        resources: of `drllm.model.executors.settled`.
-        place: of `opened`; None: this process.
+    They are asked in groups, each of which ends in one shard that is whole or absent: what is killed loses the groups under way. Several
+    are under way at once, so that steps are full; but generated answers round by what is decoded together, so of those one group is.
     """
 
     routed: RoutedModel
     run: Path
-    resources: Resources
-    place: Processes | None = None
+    resources: Resources  # of `drllm.model.pool.settled`
+    place: Processes | None = None  # of `opened`; None: this process
 
     @cached_property
     def weights(self) -> str:
@@ -86,29 +74,24 @@ class Bench:
 
     @cached_property
     def store(self) -> Store:
-        """The run's verdicts."""
         store = Store(RunFolder(self.run).verdicts)
         store.shards.clear_partials()
         return store
 
     @cached_property
     def decided(self) -> Decided:
-        """The run's decisions."""
-        return Decided(RunFolder(self.run).decided)
-
-    @property
-    def device(self) -> str:
-        """The kind of device that asks."""
-        return self.routed.device.type
+        decided = Decided(RunFolder(self.run).decided)
+        decided.shards.clear_partials()
+        return decided
 
     @property
     def rounds_by_threads(self) -> bool:
         """Whether threads can flip a verdict: matrix products of 16-bit types on the CPU round by how they are shared out."""
-        return self.device == "cpu" and self.routed.model.dtype.itemsize == 2
+        return self.routed.device.type == "cpu" and self.routed.model.dtype.itemsize == 2
 
     def conditions(self, scorer: Scorer) -> Conditions:
         """All that this scorer's verdicts depend on beside question and route."""
-        words = [self.device, f"{scorer.max_step_tokens} tokens a step"]
+        words = [self.routed.device.type, f"{scorer.max_step_tokens} tokens a step"]
         words += [f"{self.resources.threads} threads"] if self.rounds_by_threads else []
         words += ["packed choices"] if scorer.packed else []
         if not isinstance(scorer, LoglikScorer):
@@ -120,29 +103,26 @@ class Bench:
         """The verdict of every question along each of its routes: looked up, or computed and kept."""
         jobs: list[Job] = []
         tickets: list[Ticket] = []
-        n_questions = n_done = 0
         for ask in asks:
-            known = self.known(ask)
-            names: dict[int, str] = {}
-            conditions, n_questions = self.conditions(ask.scorer), n_questions + len(ask.questions)
-            for index, places in enumerate(_units(ask)):
-                left = [_missing(ask.questions[place], ask.routes[place], known) for place in places]
-                if not any(left):
-                    n_done += len(places)
-                    continue
-                group = [
-                    Wanted(ask.split, ask.questions[place].example, routes) for place, routes in zip(places, left, strict=True) if routes
-                ]
-                n_done += len(places) - len(group)
-                pairs = [(ask.questions[place].digest, list(map(str, routes))) for place, routes in zip(places, left, strict=True)]
-                names[index] = json_digest([vars(conditions), pairs])
-                tickets.append(Ticket(len(jobs), index, group, max(ask.questions[place].n_tokens for place in places)))
+            known, conditions, names = self.known(ask), self.conditions(ask.scorer), dict[int, str]()
+            for index, unit in enumerate(_units(ask)):
+                left = [(one, tuple(route for route in dict.fromkeys(routes) if route not in known[one.digest])) for one, routes in unit]
+                if group := [Wanted(ask.split, question.example, routes) for question, routes in left if routes]:
+                    names[index] = json_digest([vars(conditions), [(question.digest, list(map(str, routes))) for question, routes in left]])
+                    tickets.append(Ticket(len(jobs), index, group, max(question.n_tokens for question, _ in unit)))
             if names:
                 most = max(len(set(routes)) for routes in ask.routes)
                 made = (ask.task, ask.config, ask.scorer.packed, ask.scorer.shares_across_groups)
                 jobs.append(Listed(*made, self.store.shards.folder, conditions, names, most))
-        self.do(jobs, tickets, label, n_questions, n_done)
-        return [_picked(ask, self.known(ask)) for ask in asks]
+        n_questions = sum(len(ask.questions) for ask in asks)
+        self.do(jobs, tickets, label, n_questions, n_questions - sum(len(ticket.group) for ticket in tickets))
+        found = []
+        for ask in asks:
+            known = self.known(ask)
+            found.append(
+                [{route: known[one.digest][route] for route in routes} for one, routes in zip(ask.questions, ask.routes, strict=True)]
+            )
+        return found
 
     def known(self, ask: Ask) -> dict[str, dict[Route, Verdict]]:
         """What the store holds of these questions, by digest and route."""
@@ -157,14 +137,18 @@ class Bench:
             key: policy for key, policy in zip(keys, policies, strict=True) if key and policy is not None and known[key].keys() < {*digests}
         }
         if open_:
-            parts = range(0, len(digests), DECIDED_TOGETHER)
-            groups = {index: ask.questions[at : at + DECIDED_TOGETHER] for index, at in enumerate(parts)}
-            left = {index: group for index, group in groups.items() if any(one.digest not in known[key] for one in group for key in open_)}
-            asked = {index: [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group] for index, group in left.items()}
-            made = (ask.task, ask.config, ask.scorer.packed, ask.scorer.shares_across_groups)
-            job = Deciding(*made, self.decided.shards.folder, conditions, open_, asked)
-            tickets = [Ticket(0, index, [Wanted(ask.split, one.example) for one in group]) for index, group in left.items()]
-            self.do([job], tickets, label, len(digests), len(digests) - sum(map(len, left.values())))
+            with Progress(label, len(digests)) as progress, memory_in_one_line():
+                for at in range(0, len(digests), DECIDED_TOGETHER):
+                    group = ask.questions[at : at + DECIDED_TOGETHER]
+                    if all(one.digest in known[key] for one in group for key in open_):
+                        progress.resume(len(group))
+                        continue
+                    asked = [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group]
+                    prompts = [one.context_ids for one in group]
+                    told = decide_routes(self.routed, list(open_.values()), prompts, ask.scorer.max_step_tokens)
+                    for key, routes in zip(open_, told, strict=True):
+                        self.decided.write(key, conditions, list(zip(asked, routes, strict=True)))
+                    progress.advance(len(group))
             known |= {key: self.decided.find(key, conditions, digests) for key in open_}
         prompts = [question.context_ids for question in ask.questions]
         unkept = [None if key else policy for key, policy in zip(keys, policies, strict=True)]
@@ -178,56 +162,39 @@ class Bench:
         return [([one[route] for one, route in zip(found, mine, strict=True)], mine) for mine in routes]
 
     def do(
-        self,
-        jobs: Sequence[Job],
-        tickets: Sequence[Ticket],
-        label: str,
-        n_questions: int,
-        n_done: int,
-        notes: Sequence[str] = (),
-        is_wanted: Callable[[Job], bool] = lambda job: True,
+        self, jobs: Sequence[Job], tickets: Sequence[Ticket], label: str, n_questions: int, n_done: int, wanted: IsWanted = lambda job: True
     ) -> None:
         """Do groups of some jobs, here or by workers, with one bar over the questions of all.
 
-        `is_wanted` is asked before a group is begun. Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica
+        `wanted` is asked before a group is begun. Raises `DrllmError` for a group that kills its workers, `ArtifactError` for a replica
         that is not the model of this process.
         """
         if not tickets:
-            for note in notes:
-                say(note)
             return
         # The longest first: what does not fit memory shows at once, and towards the end no worker is left with a long one.
         if not jobs[0].in_order:
             tickets = sorted(tickets, key=lambda ticket: -ticket.n_tokens)
         with Progress(label, n_questions) as progress:
-            for note in notes:
-                progress.print(note)
             progress.resume(n_done)
             if self.place is None:
-                self._do_here(jobs, tickets, progress, is_wanted)
+                self._do_here(jobs, tickets, progress, wanted)
             else:
-                self._do_there(self.place, jobs, tickets, progress, is_wanted)
-                for store in (self.store, self.decided):
-                    store.shards.clear_partials()  # what a worker that was killed left half written
+                self._do_there(self.place, jobs, tickets, progress, wanted)
+                self.store.shards.clear_partials()  # what a worker that was killed left half written
 
-    def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]) -> None:
+    def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: IsWanted) -> None:
         for number, job in enumerate(jobs):
             replica = Replica(self.routed, jobs, self.resources)  # the states that its scorer keeps go with it
             groups = {ticket.index: ticket.group for ticket in tickets if ticket.job == number}
             wanted = takewhile(lambda _, job=job: is_wanted(job), groups.items())
             with memory_in_one_line():
-                for index in job.do(replica, wanted, lambda judged: progress.tell(str(judged))):
+                for index in job.do(replica, wanted, progress.tell):
                     progress.advance(len(groups[index]))
 
-    def _do_there(
-        self, place: Processes, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: Callable[[Job], bool]
-    ) -> None:
+    def _do_there(self, place: Processes, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: IsWanted) -> None:
         def describe(_: int, ticket: Ticket) -> str:
             names = ", ".join(wanted.example.id for wanted in ticket.group[:3])
             return f"{jobs[ticket.job].task.name}: group {ticket.index} ({names}, ...)"
-
-        def is_done(number: int) -> bool:
-            return jobs[tickets[number].job].is_done(tickets[number].index)
 
         enough = set[int]()
 
@@ -240,34 +207,24 @@ class Bench:
         together = any(job.shares_across_groups for job in jobs)
         most = max(len(ticket.group) for ticket in tickets)
         at_once = max(1, 2 * max(job.at_once(self.resources) for job in jobs) // most) if together else 1
-        work = Work(is_done, describe, progress.print, at_once, wanted)
+        work = Work(lambda number: jobs[tickets[number].job].is_done(tickets[number].index), describe, at_once, wanted)
         given = (Base.of(self.routed), list(jobs), self.resources)
         for number in work_on(place, Replica, given, list(enumerate(tickets)), self.resources, work):
             progress.advance(len(tickets[number].group))
 
 
-def _units(ask: Ask) -> Iterator[list[int]]:
-    """Places of the questions of each shard, whatever of it is known: as many questions as have `UNIT` evaluations, one at least."""
-    unit: list[int] = []
+def _units(ask: Ask) -> Iterator[list[tuple[Question, Sequence[Route]]]]:
+    """Questions and routes of each shard, whatever of it is known: as many questions as have `UNIT` evaluations, one at least."""
+    unit: list[tuple[Question, Sequence[Route]]] = []
     size = 0
-    for place, routes in enumerate(ask.routes):
+    for question, routes in zip(ask.questions, ask.routes, strict=True):
         if unit and size + len(routes) > UNIT:
             yield unit
             unit, size = [], 0
-        unit.append(place)
+        unit.append((question, routes))
         size += len(routes)
     if unit:
         yield unit
-
-
-def _missing(question: Question, routes: Sequence[Route], known: Mapping[str, Mapping[Route, Verdict]]) -> tuple[Route, ...]:
-    there = known[question.digest]
-    return tuple(route for route in dict.fromkeys(routes) if route not in there)
-
-
-def _picked(ask: Ask, known: Mapping[str, Mapping[Route, Verdict]]) -> Verdicts:
-    found = [known[question.digest] for question in ask.questions]
-    return [{route: there[route] for route in routes} for there, routes in zip(found, ask.routes, strict=True)]
 
 
 @contextmanager
@@ -280,4 +237,4 @@ def asking(routed: RoutedModel, run: Path, resources: Resources, scanning: bool 
 
 def asking_here(routed: RoutedModel, run: Path) -> Bench:
     """A bench in this process, with torch's threads as they are."""
-    return Bench(routed, run, replace(settled(routed, Resources(executor="local")), executor="local"))
+    return Bench(routed, run, settled(routed, Resources(executor="local")))

@@ -16,8 +16,7 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
 from drllm.runs.store import Verdict
-from drllm.scoring.prefixes import PrefixRunner, padded_width
-from drllm.scoring.trie import Node
+from drllm.scoring.prefixes import Node, PrefixRunner, padded_width
 from drllm.tasks import Example, Task
 
 
@@ -34,12 +33,10 @@ class Question:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of its sequences together."""
         return sum(map(len, self.sequences))
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """All of it that a verdict depends on."""
         choices = [token for sequence in self.sequences for token in getattr(sequence, "targets", ())]  # packed or not
         # Letters were once normalised by their choices' texts: verdicts of then are others.
         letters = (self.n_chars,) if self.task.lists_options and self.n_chars else ()
@@ -53,10 +50,9 @@ class Question:
 
 
 class ModelScorer(ABC):
-    """Scores questions of one model under routes.
+    """Scores questions of one model under routes; what paths of a question share is kept between calls, up to `cache_bytes`.
 
-    `load` a group of questions, then `score` pairs of (index, route); what paths of a question share is kept between calls, up to
-    `cache_bytes`. Or, for work without waiting: `open` questions, `submit` evaluations, `collect` what is finished, `close`.
+    `load` questions, then `score` pairs of (index, route). Or, without waiting: `open`, `submit`, `collect` what is finished, `close`.
     """
 
     packed = False  # whether the choices of a question share a sequence
@@ -68,12 +64,12 @@ class ModelScorer(ABC):
             raise InputError("scoring questions needs a tokenizer: wrap the model with one")
         self.routed, self.max_step_tokens = routed, max_step_tokens
         self.runner = PrefixRunner(routed, max_step_tokens, cache_bytes, keep_keys_values)
-        self._questions: dict[int, tuple[Question, list[Node]]] = {}  # with the root of each of its sequences' tries
+        self.opened: dict[int, tuple[Question, list[Node]]] = {}  # with the root of each of its sequences' tries
         self._n_opened = 0
 
     def load(self, questions: Sequence[Question]) -> None:
         """Make `questions` the group whose indices `score` takes, dropping the one before."""
-        self.close(list(self._questions))
+        self.close(list(self.opened))
         self._n_opened = 0
         self.open(questions)
 
@@ -84,15 +80,13 @@ class ModelScorer(ABC):
         self._n_opened += len(questions)
         roots = iter(self._roots([(question, sequence) for question in questions for sequence in question.sequences]))
         for handle, question in zip(handles, questions, strict=True):
-            self._questions[handle] = (question, [next(roots) for _ in question.sequences])
+            self.opened[handle] = (question, [next(roots) for _ in question.sequences])
         return handles
 
     def _roots(self, asked: Sequence[tuple[Question, Any]]) -> list[Node]:
-        """The root of each sequence's trie, those of one width opened together."""
         return self.runner.open_all([sequence for _, sequence in asked], self._inputs, self._filler, self._width)
 
     def _width(self, sequence: Any) -> int:
-        """Tokens that a sequence is padded to."""
         return padded_width(sequence)
 
     @abstractmethod
@@ -102,7 +96,7 @@ class ModelScorer(ABC):
     def close(self, handles: Iterable[int]) -> None:
         """Forget questions, none of which may have an evaluation under way."""
         for handle in handles:
-            self.runner.close(self._questions.pop(handle)[1])
+            self.runner.close(self.opened.pop(handle)[1])
 
     @abstractmethod
     def submit(self, handle: int, route: Route) -> None:

@@ -1,33 +1,28 @@
-"""Rewards of generated answers: the paper's letter, a boxed answer or a number, one out of a passage; mixed routes in a batch.
-
-Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from
-those of its path. Pending answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
-
-In float32 the tokens that all prompts of a task begin with run once a path (`beginnings.py`), and steps are not filled up.
-
-Shapes: B sequences, W width of the left-padded prompts, V vocabulary.
-"""
+"""Rewards of generated answers: the paper's letter, a boxed answer or a number, one out of a passage. Shapes: B sequences, V vocabulary."""
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drllm.core.route import Route
-from drllm.model.cache import PrefilledCache
+from drllm.model.cache import PrefilledCache, new_slots
+from drllm.model.families import has_hidden_window
 from drllm.model.generation import GreedyChoice
 from drllm.model.prompts import CHAT, RAW, check_context, encode_prompts
 from drllm.model.routed import RoutedModel
+from drllm.model.transformers_private import is_plain
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
-from drllm.scoring.beginnings import can_begin_alike, common_beginning
+from drllm.scoring.packing import sample_token
+from drllm.scoring.prefixes import Node, PrefixRunner, padded_width
 from drllm.scoring.route_prediction import prompt_inputs
-from drllm.scoring.trie import Node
 from drllm.tasks import Example, Task, f1_score
 from drllm.tasks.grading import BOX
 from drllm.tasks.wording import wording_of
@@ -39,6 +34,11 @@ FIRST_ANSWERS = 8  # last prompt tokens that go through the output head together
 TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 DECODED_ANSWERS = 256  # answers decoded together
 COMPACT_BELOW = 0.75  # share of answers still running below which the others leave the batch
+
+FEWEST = 8  # tokens, below which nothing is won
+OPENINGS = ("What", "a", "17", "\\frac", "$x$", '"')  # of questions and passages that share no beginning
+# Positions that depend on how long the whole sequence is: what ran before would have run otherwise.
+LENGTH_ROPES = ("dynamic", "longrope")
 
 
 @dataclass(eq=False)
@@ -55,7 +55,14 @@ class Answer:
 
 
 class GeneratedScorer(ModelScorer):
-    """Generates each answer under its route and grades the text."""
+    """Generates each answer under its route and grades the text.
+
+    Prompts run through `PrefixRunner`, which keeps each application's keys and values; an answer's cache is put together from those of its
+    path. Answers are then decoded together, greedily, and leave the batch when no further token can change the verdict.
+
+    In float32 the tokens that all prompts of a task begin with (system prompt, template, instruction) run once a path, and steps are not
+    filled up. What comes of it is that of the whole prompt up to rounding, which in 16 bits flips verdicts.
+    """
 
     _filler = (0,)
     shares_across_groups = False  # decoding rounds by the batch in bfloat16, so what is decoded together must be fixed
@@ -79,7 +86,7 @@ class GeneratedScorer(ModelScorer):
         super().__init__(routed, max_step_tokens, cache_bytes, keep_keys_values=True)
         self.runner.fills = routed.model.dtype != torch.float32
         self._beginnings: dict[tuple[str, bool], tuple[int, ...]] = {}  # by task, and whether a passage comes first
-        self._stems: dict[tuple[int, ...], Node] = {}  # by their tokens, while questions are open
+        self.stems: dict[tuple[int, ...], Node] = {}  # by their tokens, while questions are open
         self.reward, self.to_the_end = reward, to_the_end
         has_template = bool(routed.tokenizer.chat_template)
         named = prompts, routed.base_id, routed.config.model_type, has_template
@@ -103,10 +110,7 @@ class GeneratedScorer(ModelScorer):
         return list(self.routed.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def question(self, task: Task, example: Example) -> Question:
-        """Tokenise an example's prompt: a chat message, or text for a model or a wording without a chat template.
-
-        `number` and `exact` are text always.
-        """
+        """Tokenise an example's prompt: a chat message, or text for a model or a wording without a template, for a number or a passage."""
         ids, kind = self._encode(task, example), (task.name, bool(example.context))
         check_context(len(ids), self.max_new_tokens, self.routed.config)
         if kind not in self._beginnings:
@@ -134,26 +138,25 @@ class GeneratedScorer(ModelScorer):
             by_beginning[question.context_ids[: question.n_shared] if self._shares else ()].append(place)
         roots: dict[int, Node] = {}
         for tokens, places in by_beginning.items():
-            if tokens and tokens not in self._stems:
-                self._stems[tokens] = self.runner.open_stem(tokens, self._inputs, self._filler)
+            if tokens and tokens not in self.stems:
+                self.stems[tokens] = self.runner.open_stem(tokens, self._inputs, self._filler)
             own = [asked[place][1][len(tokens) :] for place in places]
-            found = self.runner.open_all(own, self._inputs, self._filler, self._width, self._stems.get(tokens))
+            found = self.runner.open_all(own, self._inputs, self._filler, self._width, self.stems.get(tokens))
             roots |= zip(places, found, strict=True)
         return [roots[place] for place in range(len(asked))]
 
     @cached_property
     def _shares(self) -> bool:
-        """Whether what prompts begin with runs before the rest."""
         return can_begin_alike(self.routed)
 
     def submit(self, handle: int, route: Route) -> None:
-        self._queue.append(Answer(handle, route, self._questions[handle][0]))
+        self._queue.append(Answer(handle, route, self.opened[handle][0]))
 
     def close(self, handles: Iterable[int]) -> None:
         super().close(handles)
-        if not self._questions:
-            self.runner.close(self._stems.values())
-            self._stems.clear()
+        if not self.opened:
+            self.runner.close(self.stems.values())
+            self.stems.clear()
 
     @torch.no_grad()
     def collect(self) -> list[tuple[int, Route, Verdict]]:
@@ -164,24 +167,22 @@ class GeneratedScorer(ModelScorer):
         return [(answer.handle, answer.route, self.verdict(answer)) for answer in together]
 
     def verdict(self, answer: Answer) -> Verdict:
-        """Of an answer that is done."""
         example, n_new = answer.question.example, len(answer.tokens) if self.to_the_end else 0
+        f1 = float("nan")
+        if self.reward == "exact":
+            f1 = 0.0 if answer.broken else f1_score(answer.text, example.choices)
         if answer.broken:
             read = None if self.wording is None else False
-            f1 = 0.0 if self.reward == "exact" else float("nan")
             return Verdict(False, text=answer.text, f1=f1, strict=read, lenient=read, broken=True)
-        opens_box = self.wording is not None and self.wording.opens_box
-        reading = answer.question.task.read(example, answer.text, self.reward, opens_box)
+        reading = answer.question.task.read(example, answer.text, self.reward, self.wording is not None and self.wording.opens_box)
         if self.wording is None:
-            f1 = f1_score(answer.text, example.choices) if self.reward == "exact" else float("nan")
             return Verdict(reading.strict, text=answer.text, f1=f1, n_new=n_new)
         right = reading.strict if self.reader == "strict" else reading.lenient
         return Verdict(right, text=answer.text, strict=reading.strict, lenient=reading.lenient, form=reading.form, n_new=n_new)
 
     def _answer(self, answers: list[Answer]) -> None:
-        """Prefill and decode some answers together."""
         for index, answer in enumerate(answers):
-            self.runner.submit(self._questions[answer.handle][1][0], answer.route, index)
+            self.runner.submit(self.opened[answer.handle][1][0], answer.route, index)
         nodes: Any = dict(self.runner.ends(len(answers)))
         states = [nodes[index].state[-1] for index in range(len(answers))]
         for start in range(0, len(answers), FIRST_ANSWERS):
@@ -195,7 +196,6 @@ class GeneratedScorer(ModelScorer):
             self.runner.release(node)
 
     def _decode(self, answers: list[Answer], nodes: Sequence[Node]) -> None:
-        """Greedy steps of all answers, from the keys and values of their paths, given by the last node of each."""
         width, routes = max(node.bucket.n_before + node.bucket.width for node in nodes), [answer.route for answer in answers]
         lines = [[pair for node in last.line for pair in node.keys_values] for last in nodes]
         cache = PrefilledCache(self.routed.config, self.routed.n_layers, routes, lines, width, self.routed.device)
@@ -237,3 +237,34 @@ class GeneratedScorer(ModelScorer):
     def _is_settled(self, answer: Answer) -> bool:
         """Whether no continuation can change the verdict; never where half of a character stands at the end, which may become any."""
         return not self.to_the_end and not answer.text.endswith("\ufffd") and answer.question.task.settled(answer.text, self.reward)
+
+
+def common_beginning(encode: Callable[[Example], tuple[int, ...]], example: Example) -> tuple[int, ...]:
+    """The tokens with which prompts like this example's begin, whatever they ask; none where they are fewer than `FEWEST`."""
+    others = [replace(example, question=text, context=text if example.context else "") for text in OPENINGS]
+    columns = zip(*(encode(other) for other in others), strict=False)
+    shared = tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    return shared if len(shared) >= FEWEST else ()
+
+
+@torch.no_grad()
+def can_begin_alike(routed: RoutedModel) -> bool:
+    """Whether prompts may run behind a beginning that ran before: asked of the base model itself, with pads between."""
+    if routed.model.dtype != torch.float32 or not all(map(is_plain, new_slots(routed.config, routed.n_layers))):
+        return False  # slots of a sliding window keep no whole beginning
+    ropes = {getattr(module, "rope_type", None) for module in routed.model.modules()}
+    if has_hidden_window(routed.config) or ropes.intersection(LENGTH_ROPES):
+        return False
+    n_vocab = routed.model.get_input_embeddings().num_embeddings
+    tokens = [sample_token(seed, n_vocab) for seed in range(13)]
+    runner, inputs = PrefixRunner(routed, 1, 2**30, keep_keys_values=True, fills=False), partial(prompt_inputs, routed)
+    try:
+        stem = runner.open_stem(tokens[:8], inputs, (0,))
+        roots = [*runner.open_all([tokens], inputs, (0,), padded_width), *runner.open_all([tokens[8:]], inputs, (0,), padded_width, stem)]
+        for tag, root in enumerate(roots):
+            runner.submit(root, Route.full(routed.n_layers), tag)
+        ended: Any = dict(runner.ends(len(roots)))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # the family's forward does not take a mask of another width than its tokens
+    whole, behind = (ended[tag].state[-1] for tag in range(2))
+    return bool(((whole - behind).abs() <= 1e-3 * whole.std()).all())

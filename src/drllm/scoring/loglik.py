@@ -1,33 +1,29 @@
-"""Log-likelihood of each choice under a route, for many questions and routes at once.
+"""Log-likelihood of each choice under a route. Shapes: B sequences, T tokens, D hidden size, V vocabulary, N scored tokens."""
 
-A question is one packed sequence (or one a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps
-of a fixed number of tokens, so that a verdict depends on the question and the route alone.
-
-Shapes: B sequences, W width, D hidden size, V vocabulary, N scored tokens.
-"""
-
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from drllm.core.errors import InputError
 from drllm.core.route import Route
 from drllm.model.cache import new_slots
+from drllm.model.families import has_hidden_window
 from drllm.model.prompts import check_context
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import is_window
 from drllm.runs.store import Verdict
 from drllm.scoring.base import ModelScorer, Question
-from drllm.scoring.beginnings import has_hidden_window
 from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch, pack_choices, sample_token, separate_choices
-from drllm.scoring.trie import Node
-from drllm.scoring.verdict import loglik_verdict
+from drllm.scoring.prefixes import Node
 from drllm.tasks import Example, Task
 
+GIB = 2**30
 HEAD_TOKENS = 128  # scored tokens that go through the output head together
 MIN_PENDING = 64  # evaluations under way at once, however small the memory
 SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache
@@ -35,17 +31,19 @@ SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor'
 
 @dataclass
 class _Pending:
-    """One evaluation; complete when it has the log-probability of each scored token, by (sequence, index)."""
-
     handle: int
     route: Route
     question: Question
     n_missing: int
-    logprobs: dict[tuple[int, int], float] = field(default_factory=dict)
+    logprobs: dict[tuple[int, int], float] = field(default_factory=dict)  # of each scored token, by (sequence, index)
 
 
 class LoglikScorer(ModelScorer):
-    """Scores by the log-likelihood of each choice. Whether choices are `packed` is settled once, by comparing both ways on an example."""
+    """Scores by the log-likelihood of each choice. Whether choices are `packed` is settled once, by comparing both ways on an example.
+
+    A question is one packed sequence (or one a choice) that runs through `PrefixRunner`; only scored tokens reach the output head, in steps
+    of a fixed number of tokens, so that a verdict depends on the question and the route alone.
+    """
 
     reward = "loglik"
     prompt_format = "raw"
@@ -77,7 +75,6 @@ class LoglikScorer(ModelScorer):
         return max(MIN_PENDING, self.runner.cache_bytes // (4 * self._bytes_a_state))
 
     def right_answer(self, question: Question) -> list[int]:
-        """Token ids of the right choice."""
         scored = [pair for sequence in question.sequences for pair in zip(sequence.targets, sequence.choices, strict=True)]
         return [target for target, choice in scored if choice == question.example.answer]
 
@@ -109,7 +106,7 @@ class LoglikScorer(ModelScorer):
         return make_batch(sequences, self.packed, dtype, self.routed.device, width).inputs
 
     def submit(self, handle: int, route: Route) -> None:
-        question, tries = self._questions[handle]
+        question, tries = self.opened[handle]
         evaluation = self._n_submitted
         self._n_submitted += 1
         self._pending[evaluation] = _Pending(handle, route, question, sum(len(sequence.targets) for sequence in question.sequences))
@@ -139,7 +136,6 @@ class LoglikScorer(ModelScorer):
             self.runner.release(node)
 
     def _run_head(self, n_tokens: int) -> None:
-        """Run the output head on the first `n_tokens` waiting tokens, padded to the fixed number of a step."""
         step, self._head = self._head[:n_tokens], self._head[n_tokens:]
         states = [state for *_, state in step]
         logits_NV = self.runner.finish(torch.stack(states + [states[-1]] * (HEAD_TOKENS - len(step))))
@@ -164,15 +160,32 @@ class LoglikScorer(ModelScorer):
         self._finished.append((pending.handle, pending.route, loglik_verdict(sums, question, self.metric)))
 
 
-def can_pack(routed: RoutedModel) -> bool:
-    """Whether this family gives packed choices the log-likelihoods that separate sequences have.
+def loglik_verdict(logliks: Sequence[float], question: Any, metric: str) -> Verdict:
+    """The verdicts of lm-evaluation-harness: argmax of the log-likelihoods (`acc`) and of those a character (`acc_norm`).
 
-    Asked of the base model itself: families differ in whether they take explicit positions and a ready 4-D mask, and sliding windows
-    cannot follow a tree. A wrong mask is off by whole nats, bf16 by tenths.
+    Of equal choices the first one wins there. Here they lie at different places of a sequence and may round apart, so they share one value.
     """
-    if not routed.takes_position_ids or any(is_window(slot) for slot in new_slots(routed.config, routed.n_layers)):
-        return False
-    if has_hidden_window(routed.config):
+    if not all(math.isfinite(total) for total in logliks):
+        return Verdict(False, acc=False, acc_norm=False, broken=True)
+    gold, choices = question.example.answer, question.example.choices
+    logliks = [logliks[choices.index(choice)] for choice in choices]
+    per_char = [total / max(n_chars, 1) for total, n_chars in zip(logliks, question.n_chars, strict=True)]
+    margins, verdicts = {}, {}
+    for name, scores in (("acc", logliks), ("acc_norm", per_char)):
+        verdicts[name] = scores.index(max(scores)) == gold
+        margins[name] = scores[gold] - max(score for choice, score in enumerate(scores) if choice != gold)
+    margins = {name: float(np.float32(margin)) for name, margin in margins.items()}  # what is looked up later is what was computed
+    metric = "acc" if question.task.only_acc else metric
+    return Verdict(verdicts[metric], margins[metric], verdicts["acc"], verdicts["acc_norm"], None, margins["acc"], margins["acc_norm"])
+
+
+def can_pack(routed: RoutedModel) -> bool:
+    """Whether this family gives packed choices the log-likelihoods that separate sequences have: asked of the base model itself.
+
+    Families differ in whether they take explicit positions and a ready 4-D mask. A wrong mask is off by whole nats, bf16 by tenths.
+    """
+    windows = has_hidden_window(routed.config) or any(map(is_window, new_slots(routed.config, routed.n_layers)))
+    if windows or not routed.takes_position_ids:
         return False
     n_vocab = routed.model.get_input_embeddings().num_embeddings
     context = [sample_token(seed, n_vocab) for seed in range(12)]
@@ -206,10 +219,7 @@ def base_logliks(routed: RoutedModel, sequences: Sequence[PackedPrompt], packed:
 
 @contextmanager
 def head_at(model: Any, flat_indices: Tensor) -> Iterator[None]:
-    """While active, the output head sees only the given tokens of the flattened batch, as one sequence: logits (1, N, V).
-
-    The head is a fifth of a small model's cost, and only scored tokens need it; what a family does after it (caps, scales) still applies.
-    """
+    """While active, the head, a fifth of a small model's cost, sees the given tokens of the flattened batch alone: logits (1, N, V)."""
 
     def gather(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x_BTD = args[0]

@@ -1,7 +1,4 @@
-"""A question as packed prompts: the context once, then every choice as a branch that sees the context and itself only.
-
-Shapes: B sequences, T tokens.
-"""
+"""A question as packed prompts: the context once, then every choice as a branch that sees the context and itself. B sequences, T tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,10 +25,9 @@ class PackedPrompt:
 
 
 def encode_choice(tokenizer: Any, context: str, continuation: str, add_bos: bool) -> tuple[list[int], list[int]]:
-    """(context ids, continuation ids) as lm-evaluation-harness makes them.
+    """(context ids, continuation ids) as lm-evaluation-harness makes them: the second is what the whole pair has beyond the first.
 
-    The context is tokenised alone, so it is the same for every choice and the continuation cannot reach a policy through it; the
-    continuation is what the pair, tokenised whole, has beyond that many tokens.
+    The context is tokenised alone, so it is the same for every choice and the continuation cannot reach a policy through it.
     """
     whole = tokenizer(context + continuation, add_special_tokens=add_bos)["input_ids"]
     head = tokenizer(context.rstrip(), add_special_tokens=add_bos)["input_ids"]
@@ -69,13 +65,9 @@ def separate_choices(pairs: Sequence[tuple[list[int], list[int]]]) -> list[Packe
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right, ready for one model step. S tokens of each may have run before: T are left.
+    """Sequences padded on the right, ready for one model step."""
 
-    `inputs` are what the model's forward takes: input_ids (B, T), attention_mask (B, S + T) or, packed, (B, 1, T, S + T) additive, and,
-    packed only, position_ids (B, T).
-    """
-
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor]  # input_ids (B, T), attention_mask (B, T) or, packed, (B, 1, T, T) additive, and then position_ids (B, T)
     prompt_mask: Tensor  # (B, T)
     scored: Tensor  # (N,) indices into the flattened (B * T) tokens
     targets: Tensor  # (N,)

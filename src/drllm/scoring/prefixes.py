@@ -1,25 +1,14 @@
 """Run many (sequence, route) pairs through the blocks; every prefix that paths of a sequence share is computed once.
 
-The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie: a node is one application of a block
-to its parent's states, or the end of a span that has a strength. Nodes wait at their block. A sweep goes through the blocks in order and
-runs what waits there: sequences of any question and depth together, in steps of one fixed shape. A step that is not full may wait for the
-next sweep.
-
-Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently when
-the batch size changes, but not at another place in a batch of the same size. So neither the other sequences, nor the order, nor what was
-evicted from memory can flip a verdict (`tests/scoring/test_prefixes.py`). Mixtures of experts are the exception: an expert's batch holds
-whatever tokens of the step were sent to it, so the last bits may differ.
-
-Sequences may begin with tokens that all of them share: a stem, a trie of its own. Each of its nodes runs once a path, whatever the number
-of sequences; their own tokens run behind its keys and values.
-
 Shapes: W width (tokens of a sequence, padded), R sequences of a step, B sequences of a bucket, D hidden size.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,24 +16,128 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from drllm.core.route import Route
-from drllm.core.span import block_span
+from drllm.core.span import Span, block_span
+from drllm.model.blocks import SEQUENCE_ARGUMENTS, pick_sequences
 from drllm.model.cache import PassSlots, new_slots
 from drllm.model.routed import RoutedModel
 from drllm.model.transformers_private import fill, keys_values
 from drllm.policies.constant import RoutePolicy
-from drllm.scoring.trie import Bucket, Node, bytes_of, child_of, gather
 
+Inputs = Callable[[list[Any], int], dict[str, Tensor]]  # what the model's forward takes of sequences padded to one width
 WIDTH_STEP = 8  # sequences are padded to a multiple of this many tokens: wider classes fill steps better, narrower ones waste less
 MIN_FILL = 0.5  # share of a step's sequences below which it waits for the next sweep
 
 
 def padded_width(sequence: Any) -> int:
-    """Tokens that a sequence is padded to."""
     return -len(sequence) // WIDTH_STEP * -WIDTH_STEP
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Node:
+    """One application of a block, or the end of a span of a strength below 1. The root holds a sequence's embeddings: it is its trie.
+
+    The blocks of such a span are nodes like any others, which the same span at full strength shares; behind the last of them comes a node
+    that takes the states back towards those before the span.
+    """
+
+    bucket: Bucket
+    index: int  # of the sequence in its bucket
+    parent: Node | None = None
+    span: Span = Span(-1, -1)
+    before: Node | None = None  # where a span of a strength below 1 ends: the node before it
+    stem: Node | None = None  # of the same path, in the trie of the tokens that run before the sequence's own: it attends to those, too
+    children: dict[Span, Node] = field(default_factory=dict)
+    state: Tensor | None = None  # (W, D), the states after it; None before it ran and after it was evicted
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()  # what the block's attention cached, (heads, W, head size); only when asked for
+    dependents: list[Node] = field(default_factory=list)  # nodes made from this one that are still to run
+    tags: list[Hashable] = field(default_factory=list)  # evaluations that end here
+    pins: int = 0  # ended evaluations whose results are still being read
+
+    @property
+    def is_held(self) -> bool:
+        """Whether anything of it is in memory."""
+        return self.state is not None or bool(self.keys_values)
+
+    @property
+    def is_stood_on(self) -> bool:
+        """Whether anything of a path that goes on from it is in memory."""
+        return any(child.is_held for child in self.children.values())
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """The nodes whose states it is made from."""
+        stem = None if self.before is not None else self.stem  # where a span ends nothing is attended to
+        return tuple(node for node in (self.parent, self.before, stem) if node is not None)
+
+    @property
+    def line(self) -> list[Node]:
+        """The nodes of this path, the root left out, first block first."""
+        nodes, node = [], self
+        while node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes[::-1]
+
+
+@dataclass(eq=False)
+class Bucket:
+    """Sequences of one width, with the arguments that the base model passes to each block for them."""
+
+    n_sequences: int
+    width: int
+    n_before: int = 0  # tokens before theirs, which run as a stem
+    is_stem: bool = False
+    arguments: list[dict[str, Any]] = field(default_factory=list)  # a block: name -> value for all B sequences
+
+
+def child_of(parent: Node, span: Span, before: Node | None = None) -> Node:
+    """The node behind another on a path, made where there is none yet."""
+    if (child := parent.children.get(span)) is None:
+        stem = parent.stem and child_of(parent.stem, span, before and before.stem)
+        child = parent.children[span] = Node(parent.bucket, parent.index, parent, span, before, stem)
+    return child
+
+
+def gather(block: int, nodes: Sequence[Node]) -> dict[str, Any]:
+    """A block's arguments for the sequences of some nodes, which lie bucket by bucket."""
+    parts = [(bucket, [node.index for node in group]) for bucket, group in itertools.groupby(nodes, key=lambda node: node.bucket)]
+    picks = [(torch.tensor(indices), bucket.n_sequences) for bucket, indices in parts]
+    return {
+        name: value if name not in SEQUENCE_ARGUMENTS else _pick([bucket.arguments[block][name] for bucket, _ in parts], picks)
+        for name, value in parts[0][0].arguments[block].items()
+    }
+
+
+def _pick(values: list[Any], picks: list[tuple[Tensor, int]]) -> Any:
+    """One argument with an entry a sequence, given for each bucket, for some of each; what they share is the same in every bucket."""
+    first = values[0]
+    if isinstance(first, tuple):
+        return tuple(_pick(list(parts), picks) for parts in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _pick([value[key] for value in values], picks) for key in first}
+    if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != picks[0][1]:
+        return pick_sequences(first, *picks[0])
+    return torch.cat([pick_sequences(value, indices, n_sequences) for value, (indices, n_sequences) in zip(values, picks, strict=True)])
+
+
+def bytes_of(node: Node) -> int:
+    tensors = [node.state, *(part for pair in node.keys_values for part in pair)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
 
 
 class PrefixRunner:
     """Applies blocks to sequences along their paths.
+
+    The states after k blocks of a path depend on those k blocks alone, so a sequence's paths form a trie. Nodes wait at their block. A
+    sweep goes through the blocks in order and runs what waits there: sequences of any question and depth together, in steps of one fixed
+    shape. A step that is not full may wait for the next sweep.
+
+    Fixed shapes are what makes a verdict depend on the question and the route alone: a matrix product in bfloat16 can round differently
+    when the batch size changes, but not at another place in a batch of the same size. So neither the other sequences, nor the order, nor
+    what was evicted from memory can flip a verdict. Mixtures of experts are the exception: an expert's batch holds whatever tokens of the
+    step were sent to it, so the last bits may differ.
+
+    Sequences may begin with tokens that all of them share: a stem, a trie of its own, each of whose nodes runs once a path.
 
     Args:
         routed: the model; its policy is not used.
@@ -93,24 +186,18 @@ class PrefixRunner:
         self.routed.decoder_forward(cache, **inputs)
         return roots
 
-    def open_stem(self, tokens: Sequence[int], inputs: Callable[[list[Any], int], dict[str, Tensor]], filler: Any) -> Node:
+    def open_stem(self, tokens: Sequence[int], inputs: Inputs, filler: Any) -> Node:
         """The root of the tokens that sequences to come begin with; `close` forgets it, after those."""
         [stem] = self.open_all([tokens], inputs, filler, len)
         stem.bucket.is_stem = True
         return stem
 
     def open_all(
-        self,
-        sequences: Sequence[Any],
-        inputs: Callable[[list[Any], int], dict[str, Tensor]],
-        filler: Any,
-        width_of: Callable[[Any], int],
-        stem: Node | None = None,
+        self, sequences: Sequence[Any], inputs: Inputs, filler: Any, width_of: Callable[[Any], int], stem: Node | None = None
     ) -> list[Node]:
         """The root of each sequence's trie, those of one width opened together; behind a stem, their own tokens alone are given.
 
-        `inputs` is what the model's forward takes of sequences padded to one width. A short filler stands behind them: it makes every
-        family build an explicit mask. With and without one, attention can round differently.
+        A short filler stands behind them: it makes every family build an explicit mask. Without one attention can round differently.
         """
         by_width: dict[int, list[int]] = defaultdict(list)
         for place, sequence in enumerate(sequences):
@@ -156,7 +243,6 @@ class PrefixRunner:
             self._wait_if_ready(node)
 
     def _wait_if_ready(self, node: Node) -> None:
-        """Let a node wait at its block once the states that it is made from are there."""
         if all(source.state is not None for source in node.sources):
             self._waiting[node.span.last].append(node)
 
@@ -167,7 +253,6 @@ class PrefixRunner:
 
     @property
     def n_waiting(self) -> int:
-        """Applications that could run now."""
         return sum(map(len, self._waiting))
 
     def sweep(self, force: bool = False) -> list[tuple[Hashable, Node]]:
@@ -272,7 +357,6 @@ class PrefixRunner:
             self._inner[id(node)] = node
 
     def _keep(self, node: Node) -> None:
-        """Do not evict the node for now."""
         self._leaves.pop(id(node), None)
         self._inner.pop(id(node), None)
 

@@ -1,19 +1,19 @@
 """Prompts through the model without answering them: one forward of each, no output head; the routes that a policy decides for them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from drllm.core.route import Route, Visit
-from drllm.core.span import in_place
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.codebook import pool_prompt
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import Decider, Policy, RouteSource
 from drllm.policies.saved import content_digest
+from drllm.policies.timed import WrappedSource
 from drllm.scoring.packing import split_steps
 
 Prompts = Sequence[Sequence[int]]  # token ids
@@ -40,10 +40,7 @@ def prompt_steps(
 def read_prompts(
     routed: RoutedModel, prompts: Prompts, blocks: Sequence[int], max_step_tokens: int, advance: Callable[[int], None] = lambda n: None
 ) -> dict[int, Tensor]:
-    """What a codebook would read of each prompt before each of `blocks`: (N, 2 D) float32 by block.
-
-    Only the blocks before the last of them run. `advance` is told how many prompts are done.
-    """
+    """What a codebook would read of each prompt before each of `blocks`: (N, 2 D) float32 by block. `advance` is told of prompts done."""
     n_run = max(blocks)
     source = RoutePolicy(Route([1] * n_run + [0] * (routed.n_layers - n_run)))
     found = {block: torch.zeros((len(prompts), 2 * routed.hidden_size)) for block in blocks}
@@ -61,71 +58,41 @@ def read_prompts(
 
 @torch.no_grad()
 def decide_routes(routed: RoutedModel, policies: Sequence[RouteSource | None], prompts: Prompts, max_step_tokens: int) -> list[list[Route]]:
-    """One route a prompt, by each policy; None is the base model.
-
-    A policy decides from what it may read of each prompt under its own route, as in `RoutedModel.generate`. Policies share a forward of
-    the base as long as they follow it, and it ends where the last of them has its routes.
-    """
-    found: list[list[Route] | None] = []
+    """One route a prompt, by each policy, from what it may read under its own route, as in `RoutedModel.generate`; None is the base."""
+    found = []
     for policy in policies:
-        found.append([Route.full(routed.n_layers)] * len(prompts) if policy is None else policy.routes_for(prompts))
-    reading = [place for place, routes in enumerate(found) if routes is None]
-    told: dict[int, dict[int, Route]] = {place: {} for place in reading}  # by policy and prompt
-    for members, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True) if reading else ():
-        asked = {place: policy for place in reading if (policy := policies[place]) is not None}
-        together = _Together(routed.n_layers, asked)
-        cache = routed.new_cache(together, inputs["attention_mask"], input_ids=inputs["input_ids"])
+        routes = [Route.full(routed.n_layers)] * len(prompts) if policy is None else policy.routes_for(prompts)
+        found.append(_routes_from_states(routed, policy, prompts, max_step_tokens) if routes is None else routes)
+    return found
+
+
+def _routes_from_states(routed: RoutedModel, policy: Any, prompts: Prompts, max_step_tokens: int) -> list[Route]:
+    found: dict[int, Route] = {}
+    for members, inputs in prompt_steps(routed, prompts, max_step_tokens, by_length=True):
+        source = _UntilDecided(policy)
+        cache = routed.new_cache(source, inputs["attention_mask"], input_ids=inputs["input_ids"])
         routed.decoder_forward(cache, **inputs)
-        for place, policy in asked.items():
-            routes = together.routes_of[place]
-            if routes is None:  # it left the base: under its own route
-                cache = routed.new_cache(policy, inputs["attention_mask"], input_ids=inputs["input_ids"])
-                routed.decoder_forward(cache, **inputs)
-                routes = cache.routes
-            told[place] |= dict(zip(members, routes, strict=True))
-    return [routes if routes is not None else [told[place][one] for one in range(len(prompts))] for place, routes in enumerate(found)]
+        found |= zip(members, source.decider.routes or cache.routes, strict=True)
+    return [found[index] for index in range(len(prompts))]
 
 
-class _Together(RouteSource):
-    """Follows the base, and asks several policies on the way, until each has its routes or has left the base.
-
-    Attributes:
-        routes_of: of each policy, after the forward; None of one that has left the base before its routes were known.
-    """
-
-    name = "together"
-
-    def __init__(self, n_layers: int, policies: Mapping[int, RouteSource]):
-        self.n_layers, self.policies = n_layers, policies
-        self.routes_of: dict[int, list[Route] | None] = dict.fromkeys(policies)
+class _UntilDecided(WrappedSource):
+    """Decides as the policy inside, until its routes are known: then no further block runs."""
 
     def start(self, prompt_mask_BT: Tensor) -> Decider:
-        return _TogetherDecider(self, {place: policy.start(prompt_mask_BT) for place, policy in self.policies.items()})
+        self.decider = self.source.start(prompt_mask_BT)
+        return _Stopping(self.decider)
 
 
-class _TogetherDecider(Decider):
-    def __init__(self, source: _Together, asked: dict[int, Decider]):
-        self._source, self._asked = source, asked
+class _Stopping(Decider):
+    def __init__(self, decider: Decider):
+        self._decider = decider
 
-    def decide(self, block: int, x_BTD: Tensor) -> Tensor:
-        for place, decider in list(self._asked.items()):
-            follows = _follows_base(block, decider.decide(block, x_BTD))
-            if decider.routes is None and follows and block == self._source.n_layers - 1:
-                self._source.routes_of[place] = [Route.full(self._source.n_layers)] * len(x_BTD)
-            elif decider.routes is not None:
-                self._source.routes_of[place] = decider.routes
-            if decider.routes is not None or not follows:
-                del self._asked[place]
-        return torch.full((len(x_BTD),), int(bool(self._asked)))  # once all are settled, no further block runs
-
-
-def _follows_base(block: int, decided: Tensor | Sequence[Visit]) -> bool:
-    """Whether every sequence runs the block once."""
-    return bool((decided == 1).all()) if isinstance(decided, Tensor) else all(visit == in_place(block, 1) for visit in decided)
+    def decide(self, block: int, x_BTD: Tensor) -> Tensor | list[Visit]:
+        decided = self._decider.decide(block, x_BTD)
+        return decided if self._decider.routes is None else torch.zeros(len(x_BTD), dtype=torch.long)
 
 
 def decision_key(policy: RouteSource | None) -> str:
     """Under which a policy's decisions are known; "" where it needs no forward to decide."""
-    if not isinstance(policy, Policy) or policy.routes_for([]) is not None:
-        return ""
-    return content_digest(policy)
+    return content_digest(policy) if isinstance(policy, Policy) and policy.routes_for([]) is None else ""

@@ -17,11 +17,7 @@ Scorer = LoglikScorer | GeneratedScorer
 
 
 def scorer_of(routed: RoutedModel, task: Task, config: EvaluateConfig | SearchConfig | ScanConfig, cache_bytes: int = 2**30) -> Scorer:
-    """The scorer of a task's reward; `auto` is log-likelihood for multiple choice, for mathematics a boxed answer or a number,
-    for answers out of passages an exact match.
-
-    It keeps up to `cache_bytes` of states for paths to come.
-    """
+    """The scorer of a task's reward, `auto` that of its kind; it keeps up to `cache_bytes` of states for paths to come."""
     name = task.reward_named(config.reward)
     if not task.is_judged_by(name):
         raise InputError(f"task {task.name!r} is a {task.kind} task, which reward {name!r} cannot judge: use --reward auto")

@@ -1,9 +1,4 @@
-"""The edits a search makes: skip a run of 1 to `max_skip_run` executed blocks, repeat one executed block, or run a span again. No torch.
-
-So every block is edited at most once, no edit is a no-op and the edits form a graph without cycles. An edit is one number, its code:
-`kind * L + start` with kind 0 for a repeat of block `start`, kind k for a skip of the k blocks from there, and the kinds behind the longest
-skip for loops of a span that begins there, the shortest first.
-"""
+"""The edits a search makes: skip a run of 1 to `max_skip_run` executed blocks, repeat one executed block, or run a span again. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +13,11 @@ from drllm.core.route import Action, Route
 
 @dataclass(frozen=True, slots=True)
 class EditSpace:
-    """The edits over `n_layers` blocks; a path has 1 to `max_passes_ratio * n_layers` passes, a loop 2 to `max_loop_span` blocks."""
+    """The edits over `n_layers` blocks; a path has 1 to `max_passes_ratio * n_layers` passes, a loop 2 to `max_loop_span` blocks.
+
+    Every block is edited at most once, so edits form a graph without cycles. One is a number, its code, `kind * L + start`: kind 0 repeats
+    block `start`, kind k skips the k blocks from there, and the kinds behind the longest skip loop a span from there, the shortest first.
+    """
 
     n_layers: int
     max_skip_run: int
@@ -31,7 +30,6 @@ class EditSpace:
 
     @classmethod
     def of(cls, n_layers: int, config: SearchConfig) -> EditSpace:
-        """The edits of a search."""
         return cls(n_layers, config.max_skip_run, config.max_passes_ratio, config.max_loop_span)
 
     @property
@@ -51,7 +49,6 @@ class EditSpace:
 
     @property
     def max_passes(self) -> int:
-        """The longest path."""
         return math.floor(self.max_passes_ratio * self.n_layers + 1e-9)
 
     def apply(self, route: Route, code: int) -> Route | None:

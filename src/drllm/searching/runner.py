@@ -1,9 +1,4 @@
-"""Search the questions of each task and write a shard of records a group; the same call resumes.
-
-Everything that determines the records is settled first and written as the manifest of the task folder; then groups are searched, in this
-process task by task, or by workers all together, in any order, each ending in one atomic shard. Given routes are asked instead of a search:
-a dense (question x route) matrix, of which the folder says which questions and routes, and the store what they answer.
-"""
+"""Search the questions of each task, a shard of records a group, or ask them all along given routes; the same call resumes."""
 
 import functools
 from collections import Counter
@@ -17,23 +12,21 @@ from drllm.core.errors import ArtifactError, InputError
 from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.runs.alone import alone_in
-from drllm.runs.kept import kept_in
+from drllm.runs.labels import kept_in
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import Manifest, check_manifest, computed_otherwise, read_manifest
-from drllm.runs.provenance import running
-from drllm.runs.records import RouteRecord, read_shard, shard_indices, shard_path
+from drllm.runs.provenance import alone_in, running
+from drllm.runs.records import RECORD_SPLITS, RouteRecord, read_shard, shard_indices, shard_path
 from drllm.runs.store import Asked
 from drllm.scoring.asking import Ask, Bench, asking
 from drllm.scoring.base import Question
-from drllm.scoring.replica import Ticket, Wanted
+from drllm.scoring.inquiries import Ticket, Wanted
 from drllm.scoring.scorer import askable, asked_how, questions_digest, said_left_out, scorer_of
 from drllm.searching.edits import random_routes
 from drllm.searching.worker import Searching, question_seed
 from drllm.tasks import LoadedTask, load_task
 
 N_PROBED = 4  # questions, the base's logits on all of which must be broken for the model to be to blame
-MATRIX_SPLITS = ("fit", "tune", "calibrate")
 
 
 def search(
@@ -51,13 +44,11 @@ def search(
 
     Args:
         routed: the model; its policy is not used.
-        tasks: task names; or tasks as they were loaded, such as with some of their questions only.
-        config: every option that shapes the records; default `SearchConfig()`.
+        tasks: names; or tasks as they were loaded, such as with some of their questions only.
         out: the run folder; records go to `out/search/<task>/`, verdicts to `out/verdicts/`.
         data: a JSON-lines file, or a folder of them, to read the questions from instead of the data package or the Hub.
         routes: ask every question along these instead of searching: a dense (question x route) matrix, the base route first. Another call
             with other routes adds them.
-        resources: executor, threads, memory; default `Resources()`.
         finished_in_any_type: a task that is searched to its end is taken as it is, also where that was done in another float type.
 
     Raises:
@@ -113,10 +104,10 @@ def read_routes(path: str | Path) -> list[Route]:
 
 def check_splits(splits: Sequence[str], with_routes: bool) -> None:
     """Refuse splits whose answers may not be read; given routes may be evaluated on more of them than may be searched."""
-    allowed = MATRIX_SPLITS if with_routes else ("fit",)
+    allowed = RECORD_SPLITS if with_routes else ("fit",)
     for split in splits:
         if split not in allowed:
-            hint = "only fit may be searched" if split in MATRIX_SPLITS else f"choose from {', '.join(MATRIX_SPLITS)}"
+            hint = "only fit may be searched" if split in RECORD_SPLITS else f"choose from {', '.join(RECORD_SPLITS)}"
             raise InputError(f"split {split!r} cannot be used here: {hint}; a search learns from the answers it reads")
     if not splits:
         raise InputError("no split given: leave --splits out, or name one")
@@ -161,7 +152,7 @@ class _Prepared:
             model=routed.base_id,
             fingerprint=conditions.weights,
             dtype=conditions.dtype,
-            device=bench.device,
+            device=bench.routed.device.type,
             threads=bench.resources.threads if bench.rounds_by_threads else None,
             config=to_dict(replace(config, prompts=prompts) if prompts else config),
             prompt_format=scorer.prompt_format,
@@ -178,7 +169,6 @@ class _Prepared:
         return cls(loaded, config, scorer, questions, splits, skipped, manifest)
 
     def counts(self, n_resumed: int) -> dict[str, Any]:
-        """What `run.json` says of it."""
         found = {"source": self.loaded.source, "questions": len(self.questions), "skipped": len(self.skipped)}
         return found | {"dropped": dict(self.loaded.dropped), "resumed_groups": n_resumed}
 
@@ -263,7 +253,9 @@ def _search(bench: Bench, prepared: dict[str, _Prepared], finished_in_any_type: 
         return not job.config.keep or not kept_in(job.folder, job.config, read).is_enough
 
     label = f"search {next(iter(prepared)) if len(prepared) == 1 else f'{len(prepared)} tasks'}"
-    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, notes, is_wanted)
+    for note in notes:
+        say(note)
+    bench.do(jobs, tickets, label, sum(len(task.questions) for task in prepared.values()), n_done, is_wanted)
     for name, task in prepared.items():
         if task.config.keep:
             kept = kept_in(RunFolder(bench.run).search(name).resolve(), task.config, read)

@@ -1,11 +1,4 @@
-"""Algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB over the routes of one question, as an ask / tell object. No torch.
-
-A node is a route and the root is the base route; edits (`drllm.searching.edits`), drawn at random, lead from node to node. A route reached
-by two orders of edits is one node with several parents and is evaluated once.
-
-Departure from the paper: with about 3 L edits at every node, 50 simulations never leave the root's children. So a node holds at most
-`widening * sqrt(visits)` children (progressive widening, Coulom 2007) and the search goes deeper under the best of them.
-"""
+"""Algorithm 1 of arXiv 2510.12773: Monte Carlo tree search by UCB over the routes of one question, as an ask / tell object. No torch."""
 
 from __future__ import annotations
 
@@ -44,19 +37,17 @@ class Node:
 
 
 class RouteTree:
-    """The search tree of one question.
+    """The search tree of one question: a node is a route, the root the base's; edits (`drllm.searching.edits`) lead from node to node.
 
-    `ask()` gives the next route, the base route first, or None when there is nothing left to do; `tell()` answers it. The two strictly
-    alternate. It ends when the budget is spent, the tree exhausted, or an early stop met.
+    `ask()` gives the next route, the base's first, or None at the end; `tell()` answers it, and the two strictly alternate. It ends when
+    the budget is spent, the tree exhausted, or an early stop met. A route that two orders of edits reach is one node and is asked once.
+
+    Departure from the paper: with about 3 L edits at every node, 50 simulations never leave the root's children. So a node holds at most
+    `widening * sqrt(visits)` children (progressive widening, Coulom 2007) and the search goes deeper under the best of them.
 
     Simulations are counted as the authors' code counts them: the base's is one, and so is each step that meets a known route or draws the
     edit "repeat no times", a quarter of all; such a step is told the verdict that is known. With `counted` "distinct" only edited routes
-    count, each once: the base comes on top, so 50 simulations are at most 51 evaluations.
-
-    Args:
-        n_layers: L, at least 1.
-        config: every option of the search.
-        seed: of the tree's own random choices; the same seed and verdicts give the same routes.
+    count, each once: the base comes on top, so 50 simulations are at most 51 evaluations. The same seed and verdicts give the same routes.
     """
 
     def __init__(self, n_layers: int, config: SearchConfig, seed: int):
@@ -65,13 +56,13 @@ class RouteTree:
         self._space = EditSpace.of(n_layers, config)
         self._config = config
         self._counts_all = config.counted == "all"
-        self._n_met = 0  # simulations without a new route
+        self.n_met = 0  # simulations without a new route
         # With all counted, the codes from the space's own on repeat a block no times.
         self._n_codes = self._space.n_codes + (n_layers if self._counts_all else 0)
         self._random = random.Random(seed)
-        self._root = Node(Route.full(n_layers), self._n_codes)
-        self._nodes = {self._root.route: self._root}
-        self._line: list[Node] = []  # root to the node asked last
+        self.root = Node(Route.full(n_layers), self._n_codes)
+        self.nodes = {self.root.route: self.root}
+        self.line: list[Node] = []  # root to the node asked last
         self._verdicts: dict[Route, bool] = {}
 
     def ask(self) -> Route | None:
@@ -79,12 +70,12 @@ class RouteTree:
         if self._asked is not None:
             raise RuntimeError("ask() came twice in a row: tell() the last route's verdict first")
         if not self.evaluated:
-            self._line = [self._root]
+            self.line = [self.root]
         elif self._has_budget() and not self._stopped():
-            self._line = self._descend()
+            self.line = self._descend()
         else:
-            self._line = []
-        self._asked = self._line[-1].route if self._line else None
+            self.line = []
+        self._asked = self.line[-1].route if self.line else None
         return self._asked
 
     def tell(self, route: Route, correct: bool, margin: float = math.nan) -> None:
@@ -96,7 +87,7 @@ class RouteTree:
         self.evaluated.append(Evaluation(route, bool(correct), float(margin)))
         self._asked = None
         self._verdicts[route] = bool(correct)
-        self._book(self._line, bool(correct))
+        self._book(self.line, bool(correct))
 
     @property
     def chosen(self) -> Route | None:
@@ -116,7 +107,7 @@ class RouteTree:
 
     def _has_budget(self) -> bool:
         """Whether another simulation may be made."""
-        made = len(self.evaluated) + self._n_met if self._counts_all else len(self.evaluated) - 1
+        made = len(self.evaluated) + self.n_met if self._counts_all else len(self.evaluated) - 1
         return made < self._config.n_simulations
 
     def _stopped(self) -> bool:
@@ -128,8 +119,8 @@ class RouteTree:
 
     def _descend(self) -> list[Node]:
         """Select down to a node that may grow and give it a new child: the line from the root to that child; empty when exhausted."""
-        while not self._root.done:
-            line = [self._root]
+        while not self.root.done:
+            line = [self.root]
             while not line[-1].done:
                 if (child := self._grow(line)) is not None:
                     return [*line, child]
@@ -148,12 +139,12 @@ class RouteTree:
         while (len(node.children) < room or all(child.done for child in node.children)) and self._has_budget():
             if (route := self._draw(node)) is None:
                 return None
-            if (known := self._nodes.get(route)) is None:
-                self._nodes[route] = child = Node(route, self._n_codes)
+            if (known := self.nodes.get(route)) is None:
+                self.nodes[route] = child = Node(route, self._n_codes)
                 node.children.append(child)
                 return child
             if self._counts_all:
-                self._n_met += 1
+                self.n_met += 1
                 self._book(list(dict.fromkeys([*line, known])), self._verdicts[route])
             if known is not node:
                 node.children.append(known)

@@ -1,8 +1,4 @@
-"""The promise that needs no answer key: a policy's greedy answers differ from the base's on at most a share of prompts like these.
-
-Whether an answer differs is one verdict a prompt, on prompts that chose nothing, so the test is the exact binomial one. Operating points
-are tested in an order fixed beforehand, the surest first, up to the first that fails, as in `drllm.stats.promise`.
-"""
+"""The promise that needs no answer key: greedy answers differ from the base's on at most a share of prompts; an exact binomial test."""
 
 from __future__ import annotations
 
@@ -22,19 +18,14 @@ class Agreement(Promise):
     """With probability 1 - delta over calibration sets, answers differ on at most a share epsilon of prompts.
 
     Whatever is judged by these answers alone is then at most epsilon below the base, so it is a promise, too. epsilon 0 asks for the
-    smallest share that the prompts bear, of the first point.
-
-    Attributes:
-        tokens: of the answers that are compared, at most.
-        longest: of the prompts, in tokens: longer ones keep every block. Each stands among them once, however often it was asked.
+    smallest share that the prompts bear, of the first point. Each prompt stands among them once, however often it was asked.
     """
 
-    tokens: int = 0
-    longest: int = 0
+    tokens: int = 0  # of the answers that are compared, at most
+    longest: int = 0  # of the prompts, in tokens: longer ones keep every block
 
     @property
     def sentence(self) -> str:
-        """What may be said of the chosen policy."""
         sure, share = f"with {100 * (1 - self.delta):g} % confidence", f"{100 * self.epsilon:g} %"
         where = f"{self.n} {self.split} prompts, which chose nothing"
         if self.point is None:
@@ -51,12 +42,10 @@ class Agreement(Promise):
 
 
 def find_agreement(wanted: Agreement, differs: Sequence[ArrayLike], passes: Sequence[float]) -> Agreement:
-    """Test operating points, the surest first as they are given, and take the cheapest that passed.
+    """Test operating points, the surest first as they are given, up to the first that fails, and take the cheapest that passed.
 
-    Args:
-        wanted: what is to be promised, before any of these verdicts is looked at; epsilon 0: of the first point what it bears.
-        differs: of each point (N,) whether the policy's answer is another than the base's.
-        passes: mean passes of each point.
+    `wanted` is settled before any verdict is looked at; `differs`: of each point (N,) whether its answer is another than the base's;
+    `passes`: its mean passes.
     """
     if not differs or len(differs) != len(passes):
         raise ValueError(f"expected one mean number of passes a point, got {len(passes)} for {len(differs)}")

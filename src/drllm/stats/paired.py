@@ -7,17 +7,17 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 SIGNIFICANT = 0.05
+LEVEL = 0.95  # of every interval
 _BOOTSTRAP_CELLS = 4_000_000  # random indices drawn at once: bounds memory to about 64 MB
 
 
-def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of an accuracy (Wilson 1927): (low, high); (0, 1) without any question."""
-    _check_level(level)
+def wilson(n_right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of an accuracy (Wilson 1927): (low, high); (0, 1) without any question."""
     if not 0 <= n_right <= n:
         raise ValueError(f"expected 0 <= right answers <= questions, got {n_right} of {n}")
     if n == 0:
         return 0.0, 1.0
-    z = float(stats.norm.ppf(0.5 + level / 2))
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
     share = n_right / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -26,18 +26,14 @@ def wilson(n_right: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def paired_bootstrap(
-    ours: ArrayLike, base: ArrayLike, n_resamples: int = 10_000, seed: int = 0, strata: ArrayLike | None = None, level: float = 0.95
+    ours: ArrayLike, base: ArrayLike, n_resamples: int = 10_000, seed: int = 0, strata: ArrayLike | None = None
 ) -> tuple[float, float, float]:
-    """Mean of ours minus base over the same questions with its percentile bootstrap interval: (difference, low, high).
+    """Mean of ours minus base with its 95 % percentile bootstrap interval: (difference, low, high); the same seed gives the same.
 
     Args:
         ours, base: verdicts (0 / 1) or scores of the same questions in the same order, shape [N].
-        n_resamples: bootstrap resamples.
-        seed: of the resampling; the same seed gives the same interval.
         strata: the task of each question, shape [N]; questions are resampled in pairs within their task, so task sizes stay fixed.
-        level: coverage of the interval.
     """
-    _check_level(level)
     ours, base = _paired(ours, base)
     differences = ours - base
     groups = np.zeros(len(differences)) if strata is None else np.asarray(strata)
@@ -53,7 +49,7 @@ def paired_bootstrap(
         for start in range(0, n_resamples, rows):
             stop = min(start + rows, n_resamples)
             sums[start:stop] += values[rng.integers(0, len(values), (stop - start, len(values)))].sum(axis=1)
-    low, high = np.quantile(sums / len(differences), [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(sums / len(differences), [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     return float(differences.mean()), float(low), float(high)
 
 
@@ -113,8 +109,3 @@ def _paired(ours: ArrayLike, base: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     if a.ndim != 1 or a.shape != b.shape or len(a) == 0:
         raise ValueError(f"expected two equally long one-dimensional arrays of at least one question, got shapes {a.shape} and {b.shape}")
     return a, b
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"expected a level between 0 and 1, got {level}")

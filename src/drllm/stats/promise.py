@@ -1,12 +1,10 @@
 """The promise: a policy is promised to be less than epsilon below the base, or the base is kept.
 
-On questions that served neither training nor tuning, the null hypothesis of each operating point is "its accuracy is at least epsilon below
-the base's". Points are tested in an order fixed beforehand, the one surest to pass by the tune questions first, up to the first that fails
-(fixed-sequence testing, as in Learn then Test, arXiv 2110.01052): the chance that any point passes whose null is true stays delta.
-
-Paired verdicts differ on some questions only, for better or worse. How often they differ is not known, so the test is unconditional: its
-p-value is the largest over all shares of differing verdicts in a confidence set, plus that set's error (Berger and Boos 1994); for each
-share it is computed exactly, not from a normal approximation.
+The null hypothesis of each operating point is "its accuracy is at least epsilon below the base's", on questions that served neither
+training nor tuning. Points are tested in an order fixed beforehand up to the first that fails (fixed-sequence testing, as in Learn then
+Test, arXiv 2110.01052): the chance that any point passes whose null is true stays delta. How often paired verdicts differ is not known, so
+the test is unconditional: its p-value is the largest over all shares of differing verdicts in a confidence set, plus that set's error
+(Berger and Boos 1994), computed exactly.
 """
 
 import bisect
@@ -53,7 +51,6 @@ class Promise:
 
     @property
     def sentence(self) -> str:
-        """What may be said of the chosen policy."""
         return self.told("the base is kept")
 
     def told(self, otherwise: str) -> str:
@@ -125,11 +122,8 @@ def find_promise(
     """Test operating points in an order and choose among those that passed the cheapest, or the best if none saves passes.
 
     Args:
-        wanted: what is to be promised, before anything is tested.
-        base: (N,) the base's verdicts.
-        points: each point's verdicts (N,) on the same questions.
-        passes: mean passes of each point.
-        n_layers: the base's passes.
+        base, points: the base's verdicts (N,), and each point's on the same questions.
+        passes, n_layers: mean passes of each point, and the base's.
         order: of the tests, as places in `points`; it must not depend on these verdicts. Default: as given.
     """
     epsilon, delta = wanted.epsilon, wanted.delta

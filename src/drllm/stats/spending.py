@@ -1,7 +1,4 @@
-"""What is the least that can be lost for so many block passes: by one route, by one for each kind of prompt, or for each prompt.
-
-Shapes: G groups of prompts, N prompts, K routes, the base first.
-"""
+"""The least that can be lost for so many block passes. Shapes: G groups of prompts, N prompts, K routes, the base first."""
 
 from __future__ import annotations
 
@@ -11,11 +8,7 @@ import numpy as np
 def least_loss(losses_GK: np.ndarray, shares_G: np.ndarray, passes_K: np.ndarray, mean_passes: float) -> float:
     """The least mean loss at this mean of passes, where each group takes one route, and one group a mix of two.
 
-    Args:
-        losses_GK: the mean loss of each group along each route; 0 along the base, which stands first.
-        shares_G: of all prompts, that each group has.
-        passes_K: of each route.
-        mean_passes: to be come to; `ValueError` for fewer than the least that any route makes.
+    `losses_GK` is 0 along the base; `shares_G` are of all prompts. `ValueError` for fewer passes than the least that any route makes.
     """
     steps = [(slope, share * saved) for losses, share in zip(losses_GK, shares_G, strict=True) for slope, saved in _steps(losses, passes_K)]
     left, total = float(passes_K[0]) - mean_passes, 0.0

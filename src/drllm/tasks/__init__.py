@@ -6,7 +6,7 @@ No torch, and no model: it imports `core` alone.
 from drllm.tasks.base import LETTERS, TASK_NAMES, Example, Task, get_task, own_task
 from drllm.tasks.files import own_name
 from drllm.tasks.grading import boxed_matches, letter_choice
-from drllm.tasks.passage_answers import f1_score
+from drllm.tasks.readers import f1_score
 from drllm.tasks.sources import load_task
 from drllm.tasks.splits import SPLITS, LoadedTask, drop_overlaps, question_key, split_examples, texts_digest
 

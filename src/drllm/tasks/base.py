@@ -1,8 +1,7 @@
 """Example and Task: how a question becomes a prompt and how an answer is judged. No torch.
 
 Prompts of the `loglik` reward are those of the stock lm-evaluation-harness 0.4, character for character, so that its accuracies and ours
-can be compared. Prompts of the generated rewards (`letter`, `boxed`) come in one of several wordings (`drllm.tasks.wording`), as chat
-messages where the model has a template for them.
+can be compared. Those of the rewards `letter` and `boxed` come in one of several wordings (`drllm.tasks.wording`).
 """
 
 from __future__ import annotations
@@ -15,18 +14,11 @@ from drllm.core.digest import number_of
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.tasks.grading import is_parsed, number_matches, number_settled
-from drllm.tasks.passage_answers import answer_settled, exact_match
-from drllm.tasks.readers import Reading, letter_is_read, read_boxed, read_letter
+from drllm.tasks.readers import Reading, exact_match, letter_is_read, read_boxed, read_letter
 from drllm.tasks.wording import Wording
 
 Kind = Literal["choice", "math", "passage"]
-_KINDS: dict[str, Kind] = {  # that a reward can judge
-    "loglik": "choice",
-    "letter": "choice",
-    "boxed": "math",
-    "number": "math",
-    "exact": "passage",
-}
+_KINDS: dict[str, Kind] = {"loglik": "choice", "letter": "choice", "boxed": "math", "number": "math", "exact": "passage"}  # by reward
 _SECOND_TEMPLATE, _SECOND_LETTERED = "Q: {question}\nA:", "Q: {question}\n{options}\nA:"
 _LETTERED = "{question}\n{options}\nAnswer:"
 _OF_A_SUBJECT = "The following are multiple choice questions (with answers) about {subject}.\n"
@@ -46,14 +38,13 @@ _GRADUATE = "What is the correct answer to this question:{question}\nChoices:\n{
 
 @dataclass(frozen=True)
 class _Listing:
-    """How a prompt lists its options, each filled in with {letter} and {choice}, and what continues the prompt for one."""
+    """How a prompt lists its options, and what continues it for one; {letter} and {choice} are filled in."""
 
     item: str
     between: str
     continuation: str
 
     def text(self, example: Example) -> str:
-        """The options as the prompt shows them."""
         return self.between.join(_filled(self.item, example))
 
 
@@ -68,8 +59,7 @@ _LISTINGS = {  # by the field of a template that stands for the options
 class Example:
     """One question. `choices` is empty for a free answer; `answer` is a 0-based choice index, or the gold answer's text.
 
-    For an answer out of a passage `choices` are the texts that count as right, none where the passage does not answer, and `answer` is the
-    first of them, or "unanswerable".
+    Of an answer out of a passage `choices` are the texts that count as right, if any, and `answer` the first of them, or "unanswerable".
     """
 
     id: str
@@ -114,8 +104,7 @@ class Task:
     def loglik_prompt(self, example: Example) -> tuple[str, list[str]]:
         """Context and continuations (each with its leading space) as in lm-eval 0.4, zero-shot.
 
-        A passage, if the example has one, goes on a line of its own before the question, as lm-eval's SciQ does. Choice texts are kept raw,
-        trailing blanks included: `acc_norm` divides by their length.
+        Choice texts are kept raw, trailing blanks included: `acc_norm` divides by their length.
         """
         question = example.question
         continuations = list(example.choices)
@@ -135,11 +124,10 @@ class Task:
 
     @property
     def lists_options(self) -> bool:
-        """Whether the prompt lists the options, and log-likelihoods are those of their letters (CommonsenseQA, MMLU)."""
+        """Whether log-likelihoods are those of letters (CommonsenseQA, MMLU)."""
         return any(name in self.loglik_template for name in _LISTINGS)
 
     def reworded(self) -> Task:
-        """The same task under a second prompt template, to re-verify verdicts with."""
         return replace(self, loglik_template=_SECOND_LETTERED if self.lists_options else _SECOND_TEMPLATE)
 
     def letter_prompt(self, example: Example, wording: Wording) -> str:
@@ -149,7 +137,6 @@ class Task:
         return wording.asked_for_letter(example.question, choices, example.context.strip())
 
     def right_letter(self, example: Example) -> str:
-        """The letter of the right option, as a letter prompt lists them."""
         return LETTERS[int(self._dealt(example).answer)]
 
     def boxed_prompt(self, example: Example, wording: Wording) -> str:
@@ -170,11 +157,7 @@ class Task:
         return f"{example.context}\n\nQuestion: {example.question}\n\nAnswer:"
 
     def read(self, example: Example, text: str, reward: str, opens_box: bool = False) -> Reading:
-        """What the readers say of a generated answer.
-
-        Reward "letter" (choice tasks), "boxed" or "number" (math tasks), "exact" (answers out of a passage); else InputError. `opens_box`:
-        the prompt has opened the box that the answer goes on with.
-        """
+        """What the readers say of a generated answer; `opens_box`: the prompt has opened the box that it goes on with."""
         if reward == "loglik" or reward not in _KINDS:
             raise InputError(f"reward {reward!r} does not judge generated text, expected 'letter', 'boxed', 'number' or 'exact'")
         if reward == "letter":
@@ -185,12 +168,13 @@ class Task:
         return Reading(right, right)
 
     def settled(self, text: str, reward: str) -> bool:
-        """Whether no continuation of a generated answer can change what is read in it; never for "boxed", where a later box would count."""
-        settled = {"letter": letter_is_read, "number": number_settled, "exact": answer_settled}.get(reward)
-        return settled is not None and settled(text)
+        """Whether no continuation of an answer changes what is read in it; never for "boxed", where a later box would count."""
+        if reward == "exact":  # one line
+            return "\n" in text
+        return letter_is_read(text) if reward == "letter" else reward == "number" and number_settled(text)
 
     def _dealt(self, example: Example) -> Example:
-        """The question as letters show it: the right choice is moved to a place that its text gives, where it would always stand at one."""
+        """The question as letters show it: the right choice at a place that its text gives, where it would always stand at one."""
         if not self.is_shuffled:
             return example
         n = len(example.choices)
@@ -208,7 +192,6 @@ class Task:
 
 
 def _filled(form: str, example: Example) -> list[str]:
-    """A form with each choice and its letter filled in."""
     return [form.replace("{letter}", letter).replace("{choice}", text) for letter, text in zip(LETTERS, example.choices, strict=False)]
 
 
@@ -219,6 +202,7 @@ def _arith(level: int, about: str, solved: str) -> Task:
 
 
 _THREE_NUMBERS = "23 + 41 - 12 = 52, 97 - 52 + 36 = 81, 68 + 76 + 15 = 159, 24 - 71 - 38 = -85"
+_TRUE = "TruthfulQA: one true answer against common errors (MC1)"
 _ALL = (
     Task("arc_easy", "choice", "loglik", "ARC-Easy: grade-school science, 3 to 5 choices"),
     Task("arc_challenge", "choice", "loglik", "ARC-Challenge: harder grade-school science, 3 to 5 choices"),
@@ -230,16 +214,7 @@ _ALL = (
     ),
     Task("commonsenseqa", "choice", "loglik", "CommonsenseQA: everyday concepts, 5 choices", f"Question: {_LETTERED}", hides_test=True),
     Task("mmlu", "choice", "loglik", "MMLU: 57 subjects, 4 choices", _LETTERED, description=_OF_A_SUBJECT),
-    Task(
-        "truthfulqa",
-        "choice",
-        "loglik",
-        "TruthfulQA: one true answer against common errors (MC1)",
-        _TRUTHFUL,
-        only_acc=True,
-        is_shuffled=True,
-        only_measured=True,
-    ),
+    Task("truthfulqa", "choice", "loglik", _TRUE, _TRUTHFUL, only_acc=True, is_shuffled=True, only_measured=True),
     Task("agieval", "choice", "loglik", "AGIEval: seven English exams, 4 or 5 choices", _EXAM, passage_end="", only_measured=True),
     Task("gpqa", "choice", "loglik", "GPQA Diamond: graduate science, 4 choices", _GRADUATE, only_measured=True),
     Task("squadv2", "passage", "exact", "SQuAD v2: an answer out of a passage, or none there", only_measured=True),
@@ -265,7 +240,6 @@ def own_task(name: str, kind: Kind) -> Task:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; InputError with the closest name otherwise."""
     if name in _TASKS:
         return _TASKS[name]
     raise InputError(f"unknown task {name!r}{did_you_mean(name.lower(), TASK_NAMES)}; the tasks are {', '.join(TASK_NAMES)}")

@@ -42,7 +42,7 @@ def kind_of(data: Path) -> Kind:
 
 
 def _looks_like_choices(name: str, value: Any, row: dict[str, Any]) -> bool:
-    """A list of texts by a name close to `choices`, or that holds the answer; or a column of one choice, by a name such as choice_1."""
+    """By name, or since it holds the answer."""
     if not isinstance(value, list) and value is not None:
         return name == "A" or re.fullmatch(r"(?i)(choice|option|candidate|alternative|ending)s?[ _.-]?([0-9]|[a-j])", name) is not None
     if not isinstance(value, list) or len(value) < 2 or name == "answers":  # those of a passage's question
@@ -146,7 +146,6 @@ LEVELLED = "math"  # the folder of questions of all levels, which every dart-k m
 
 
 def _own_folder(folder: Path, task: Task) -> Path:
-    """The task's own folder in a folder of several; that folder itself where there is none."""
     names = (task.name, LEVELLED) if task.level else (task.name,)
     return next((folder / name for name in names if (folder / name).is_dir()), folder)
 
@@ -157,9 +156,7 @@ def serves(folder: Path, task: Task) -> bool:
 
 
 def folder_rows(task: Task, folder: Path, dropped: Counter[str]) -> list[Example]:
-    """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, those that are there, or .csv or .parquet.
-
-    The file's name is the part.
+    """Rows of a folder's train.jsonl, dev.jsonl (or validation.jsonl) and test.jsonl, or .csv or .parquet: the file's name is the part.
 
     A folder of task folders (`<folder>/<task>/train.jsonl`) serves several tasks; levels of DART-Math may lie together in `<folder>/math`.
     """
@@ -218,7 +215,7 @@ def _file_row(task: Task, raw: dict[str, Any], default_id: str, where: str) -> E
     return Example(name, question, choices, answer, task.name, context, part, solution)
 
 
-_PART_NAMES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_PART_NAMES: dict[str, str] = dict.fromkeys(("dev", "valid", "val"), "validation")
 
 
 def _part_of(name: str) -> str:
@@ -252,7 +249,7 @@ def _choices(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ..
 
 
 def _index(choices: list[str], answer: Any, where: str) -> int:
-    """Which choice an answer names: an index, the text of one choice, its letter, or an index written as text, in this order."""
+    """An index, the text of one choice, its letter, or an index written as text, in this order."""
     found = answer
     if isinstance(answer, str):
         places = [place for place, choice in enumerate(choices) if choice.strip() == answer.strip()]
@@ -282,8 +279,5 @@ def _accepted(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, .
     return accepted_answers(answers)
 
 
-_ANSWERS: dict[Kind, Callable[[Task, dict[str, Any], str], tuple[tuple[str, ...], int | str]]] = {
-    "choice": _choices,
-    "math": _free_answer,
-    "passage": _accepted,
-}
+_ANSWERS: dict[Kind, Callable[[Task, dict[str, Any], str], tuple[tuple[str, ...], int | str]]]
+_ANSWERS = {"choice": _choices, "math": _free_answer, "passage": _accepted}

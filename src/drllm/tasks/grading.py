@@ -51,9 +51,8 @@ _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s
 def letter_choice(text: str, n_choices: int) -> int | None:
     r"""0-based index of the option the text chooses, or None when it chooses none or a letter beyond the options.
 
-    Reads, in this order, a leading letter ("B", "B.", "(B)", "B)", "**B**", "Option B", "B is right"), a boxed one ("\boxed{B}"), and one
-    behind "answer" ("Answer: B", "I think the answer is (B)."). Lower case counts alone or before a closing mark ("b", "b)", "(b)"); "the
-    answer is a" is taken for an unfinished sentence.
+    Reads, in this order, a leading letter ("B", "(B)", "**B**", "Option B", "B is right"), a boxed one, and one behind "answer". Lower case
+    counts alone or before a closing mark ("b", "b)", "(b)"); "the answer is a" is taken for an unfinished sentence.
     """
     if match := _LEADING.search(text):
         return _index(match["bracket"] or match["upper"] or match["lower"], n_choices)
@@ -89,7 +88,7 @@ def number_matches(text: str, gold: str) -> bool:
 
 
 def number_settled(text: str) -> bool:
-    """Whether the answer's first word is over, so that nothing to come changes the number it begins with."""
+    """Whether nothing to come changes the number that the answer begins with."""
     return re.search(r"\S\s", text) is not None
 
 
@@ -113,31 +112,30 @@ def box_content(text: str) -> str | None:
 def boxed_matches(text: str, gold: str) -> bool:
     r"""Whether the last \boxed{} of the text equals the gold answer symbolically (math-verify); False without a box, or an unclosed one.
 
-    Runs in a helper process shared by all threads, because math-verify's own time limit needs the main thread and cannot interrupt a single
-    huge integer operation ("9^{9^{9^9}}"). An answer that takes more than 5 CPU seconds (not wall time: a busy machine does not change
-    verdicts) counts as wrong. Raises InputError when math-verify is not installed, DrllmError when the helper dies for another reason.
+    Runs in a helper process shared by all threads: math-verify's own time limit needs the main thread and cannot interrupt a single huge
+    integer operation. An answer that takes more than 5 CPU seconds (a busy machine does not change verdicts) counts as wrong. InputError
+    when math-verify is not installed, DrllmError when the helper dies for another reason.
     """
     content = box_content(text)
     if content is None or not gold.strip():
         return False
-    return _checker(os.getpid()).check(f"{BOX}{{{content[:MAX_BOXED_CHARS]}}}", gold)
+    return checker_of(os.getpid()).check(f"{BOX}{{{content[:MAX_BOXED_CHARS]}}}", gold)
 
 
 def answer_equals(text: str, gold: str) -> bool:
     """As `boxed_matches`, of the last formula or number of a text in any form; or of the whole text, where the gold answer is words."""
     if not gold.strip():
         return False
-    return _plain(text) == _plain(gold) != "" or _checker(os.getpid()).check(text[-MAX_BOXED_CHARS:], gold, boxed=False)
+    return _plain(text) == _plain(gold) != "" or checker_of(os.getpid()).check(text[-MAX_BOXED_CHARS:], gold, boxed=False)
 
 
 def _plain(text: str) -> str:
-    """Words without TeX's marks of text, dollars, blanks and a full stop; in lower case."""
     return re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$\s]", "", text).rstrip(".").casefold()
 
 
 @functools.lru_cache(maxsize=100_000)
 def is_parsed(gold: str) -> bool:
-    """Whether math-verify can read a gold answer, so that an answer can be judged equal to it."""
+    """Whether math-verify can read a gold answer."""
     return boxed_matches(f"{BOX}{{{gold}}}", gold)
 
 
@@ -145,7 +143,7 @@ MAX_BOXED_CHARS = 2000  # of an answer that are looked at
 
 
 @functools.cache
-def _checker(pid: int) -> MathChecker:
+def checker_of(pid: int) -> MathChecker:
     """One helper a process: a forked child must not share its parent's pipes."""
     return MathChecker(pid)
 
@@ -194,7 +192,6 @@ class MathChecker:
         return self.process
 
     def _release(self) -> None:
-        """End the helper, if it still runs, and close its pipes."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()

@@ -19,13 +19,16 @@ class HubUnavailable(Exception):
 
 
 def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
-    """Label of the source and all rows of the task. Raises HubUnavailable, or InputError for rows of an unexpected layout."""
-    repos, config, parts = (_POOL, None, ("train",)) if task.level else _SETS[task.name]
+    """Label of the source and all rows; HubUnavailable, or InputError for rows of an unexpected layout."""
+    repos, config, parts = (_POOL, None, ()) if task.level else _SETS[task.name]
     loaded = [_loaded(repo, config) for repo in repos.split()]
-    tests = [_loaded(_MATH, subject)["test"] for subject in _SUBJECTS] if task.level else []
+    tests = [_loaded(_MATH, subject)["test"] for subject in SUBJECTS] if task.level else []
     label = f"{_POOL}, {_MATH}" if task.level else repos if config is None else f"{repos} {config}"
     try:
-        rows = list(_levelled(task, loaded[0]["train"], tests, dropped) if task.level else _rows(task, loaded, parts))
+        rows = list(_levelled(task, loaded[0]["train"], tests, dropped)) if task.level else []
+        for part in parts:
+            joined = enumerate(row for found in loaded for row in found[part])
+            rows += [LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part) for number, row in joined]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"Hub data set {label} has an unexpected layout ({what}): give --data FILE.jsonl instead") from error
@@ -33,22 +36,14 @@ def hub_rows(task: Task, dropped: Counter[str]) -> tuple[str, list[Example]]:
 
 
 def _loaded(repo: str, config: str | None) -> Any:
-    """A data set by its splits; HubUnavailable with its name."""
     try:
-        return _load(repo, config)
+        datasets = importlib.import_module("datasets")
     except ImportError:
-        raise HubUnavailable("the datasets library is not installed") from None
-    except HubUnavailable as error:
-        raise HubUnavailable(f"{repo} could not be loaded: {error}") from error
-
-
-def _load(repo: str, config: str | None) -> Any:
-    """A data set by its splits; ImportError without the library, HubUnavailable with what it says."""
-    datasets = importlib.import_module("datasets")
+        raise HubUnavailable("the datasets library is not installed: pip install datasets") from None
     try:
         return datasets.load_dataset(repo, config)
     except (*network_errors(), datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        raise HubUnavailable(f"{type(error).__name__}: {first_line(error, 200)}") from error
+        raise HubUnavailable(f"{repo} could not be loaded: {type(error).__name__}: {first_line(error, 200)}") from error
 
 
 def is_on_hub(data: str | Path) -> bool:
@@ -63,27 +58,16 @@ def named_rows(data: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not owner or not name:
         raise InputError(f"--data {data} names no data set: write hub:OWNER/NAME, or hub:OWNER/NAME/CONFIGURATION")
     try:
-        loaded = _load(f"{owner}/{name}", config or None)
-    except ImportError:
-        raise InputError(f"--data {data} needs the datasets library: pip install datasets, or give a file") from None
+        loaded = _loaded(f"{owner}/{name}", config or None)
     except HubUnavailable as error:
-        raise InputError(f"--data {data} could not be loaded ({error}): check its name and the network, or give a file") from error
+        raise InputError(f"--data {data}: {error}; check its name and the network, or give a file") from error
     for split, rows in loaded.items():
         for row in rows:
             yield split, dict(row)
 
 
-def _rows(task: Task, loaded: list[Any], parts: tuple[str, ...]) -> Iterator[Example]:
-    for part in parts:
-        for number, row in enumerate(row for found in loaded for row in found[part]):
-            yield LAYOUTS[task.name](task, row, f"{task.name}-{part}-{number}", part)
-
-
 def _levelled(task: Task, pool: Any, tests: list[Any], dropped: Counter[str]) -> Iterator[Example]:
-    """One level of DART-Math, and as test part that level of MATH's test questions, of which the pool holds none.
-
-    The pool holds some 1.6 million sampled answers to about 7,500 questions of MATH's train part: each question once, its answers unread.
-    """
+    """One level of DART-Math's pool (1.6 million answers to 7,500 train questions of MATH, each once), and of MATH's test questions."""
     seen: set[str] = set()
     for batch in pool.select_columns(["query", "gt_ans", "query_metadata"]).iter(batch_size=10_000):
         for query, gold, metadata in zip(batch["query"], batch["gt_ans"], batch["query_metadata"], strict=True):
@@ -98,9 +82,9 @@ def _levelled(task: Task, pool: Any, tests: list[Any], dropped: Counter[str]) ->
 
 
 _ALL = ("train", "validation", "test")
-_EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
+EXAMS = " ".join(f"hails/agieval-{name}" for name in ["aqua-rat", "logiqa-en", "lsat-ar", "lsat-lr", "lsat-rc", "sat-en", "sat-math"])
 _POOL, _MATH = "hkust-nlp/dart-math-pool-math", "EleutherAI/hendrycks_math"  # a configuration a subject
-_SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
+SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus")
 _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: repositories, configuration, parts with public answers
     "arc_easy": ("allenai/ai2_arc", "ARC-Easy", _ALL),
     "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", _ALL),
@@ -113,7 +97,7 @@ _SETS: dict[str, tuple[str, str | None, tuple[str, ...]]] = {  # on the Hub: rep
     "mmlu": ("cais/mmlu", "all", ("validation", "test")),
     "gsm8k": ("openai/gsm8k", "main", ("train", "test")),
     "truthfulqa": ("truthfulqa/truthful_qa", "multiple_choice", ("validation",)),
-    "agieval": (_EXAMS, None, ("test",)),  # lm-eval's copies; the seven of its English sets whose questions have choices
+    "agieval": (EXAMS, None, ("test",)),  # lm-eval's copies; the seven of its English sets whose questions have choices
     "gpqa": ("Idavidrein/gpqa", "gpqa_diamond", ("train",)),
     "squadv2": ("lighteval/squad_v2", None, ("validation",)),
     "aime24": ("Maxwell-Jia/AIME_2024", None, ("train",)),

@@ -1,7 +1,4 @@
-"""Upstream row layouts that several sources share: (task, row, id for rows that have none, part) -> Example. No torch.
-
-An answer of "" is one that upstream keeps secret.
-"""
+"""Upstream row layouts: (task, row, id for rows that have none, part) -> Example; an answer of "" is kept secret upstream. No torch."""
 
 import re
 from collections import Counter
@@ -11,11 +8,11 @@ from typing import Any
 
 from drllm.core.digest import digest
 from drllm.tasks.base import LETTERS, Example, Task
-from drllm.tasks.passage_answers import UNANSWERABLE
+from drllm.tasks.readers import UNANSWERABLE
 
 
 def lettered(task: Task, row: dict[str, Any], id: str, part: str) -> Example:
-    """ARC, OpenBookQA, CommonsenseQA, with their own ids: choices {"text", "label"}, and an answerKey among the labels ("A".. or "1"..)."""
+    """ARC, OpenBookQA, CommonsenseQA: choices {"text", "label"}, and an answerKey among the labels ("A".. or "1"..)."""
     labels, key = list(row["choices"]["label"]), row["answerKey"].strip()
     answer = labels.index(key) if key else ""
     question = row["question_stem" if task.name == "openbookqa" else "question"]
@@ -107,9 +104,8 @@ def accepted_answers(texts: list[str]) -> tuple[tuple[str, ...], str]:
     return accepted, accepted[0] if accepted else UNANSWERABLE
 
 
-LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]] = dict.fromkeys(
-    ("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered
-)
+LAYOUTS: dict[str, Callable[[Task, dict[str, Any], str, str], Example]]
+LAYOUTS = dict.fromkeys(("arc_easy", "arc_challenge", "openbookqa", "commonsenseqa"), lettered)
 LAYOUTS |= {"piqa": goal, "sciq": distractors, "boolq": yes_or_no, "mmlu": under_subject, "gsm8k": solved}
 LAYOUTS |= {"truthfulqa": true_first, "agieval": exam, "gpqa": four_texts, "squadv2": out_of_passage, "aime24": competition}
 

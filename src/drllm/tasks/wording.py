@@ -11,30 +11,19 @@ Reader = Literal["strict", "lenient"]
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to ask.
-
-    Attributes:
-        name, source, license: of the wording; where its text comes from.
-        letter, boxed: the prompts, with {passage}, {question} and {choices} to fill in; choice, passage: of one of them.
-        new_tokens: of an answer at most, by reward; min_new_tokens: before it may end.
-        reader: whose verdict is the reward, by reward (`drllm.tasks.readers`).
-        is_text: whether the prompt is text also where the model has a chat template; text_end: behind a prompt that is text.
-        opens_box: whether the prompt ends in an open box, which belongs before the answer.
-    """
-
     name: str
-    source: str
+    source: str  # where its text comes from
     license: str
-    letter: str
+    letter: str  # the prompts, with {passage}, {question} and {choices} to fill in
     boxed: str
-    choice: str
+    choice: str  # one of a letter prompt's
     passage: str
-    new_tokens: Mapping[str, int]
-    min_new_tokens: int
-    reader: Mapping[str, Reader]
-    is_text: bool = False
-    text_end: str = ""
-    opens_box: bool = False
+    new_tokens: Mapping[str, int]  # of an answer at most, by reward
+    min_new_tokens: int  # before it may end
+    reader: Mapping[str, Reader]  # whose verdict is the reward, by reward
+    is_text: bool = False  # whether the prompt is text also where the model has a chat template
+    text_end: str = ""  # behind a prompt that is text
+    opens_box: bool = False  # whether the prompt ends in an open box, which belongs before the answer
 
     def asked_for_letter(self, question: str, choices: Mapping[str, str], passage: str = "") -> str:
         """The prompt of a question with choices, given by their letters."""
@@ -43,37 +32,26 @@ class Wording:
         return _filled(self.letter, passage=above, choices=listed, question=question)
 
     def asked_for_box(self, question: str) -> str:
-        """The prompt of a question with a free answer."""
         return _filled(self.boxed, question=question)
 
 
 def _filled(form: str, **fields: str) -> str:
-    """A form with its fields filled in, each once; braces of TeX stay, and what is filled in is not read again."""
+    """Each field once; braces of TeX stay, and what is filled in is not read again."""
     for name, text in fields.items():
         before, field, after = form.partition(f"{{{name}}}")
         form = before + text + after if field else form
     return form
 
 
-def _read() -> dict[str, Wording]:
-    found = tomllib.loads((files("drllm.tasks") / "prompts.toml").read_text(encoding="utf-8"))
-    return {name: Wording(name, **fields) for name, fields in found.items()}
-
-
-WORDINGS = _read()
+_WRITTEN = tomllib.loads((files("drllm.tasks") / "prompts.toml").read_text(encoding="utf-8"))
+WORDINGS = {name: Wording(name, **fields) for name, fields in _WRITTEN.items()}
 
 
 def wording_of(prompts: str, name: str, family: str, has_template: bool) -> Wording:
-    """The wording that a `prompts` option names for a model.
+    """The wording that a `prompts` option names for a model of some name and `model_type`, with or without a chat template.
 
-    `authors` stands for one of theirs: the one for base models where there is no chat template or the name says "base"; for Qwen the one
-    with their second wording of mathematics; the one for instruct models else. Base models of Qwen2.5 have a template all the same: name
-    `base` for them.
-
-    Args:
-        prompts: "authors", or the name of a wording.
-        name: of the model, as it was loaded; family: its `model_type`.
-        has_template: whether its tokenizer has a chat template.
+    `authors` stands for one of theirs: that of base models without a template or named so (base models of Qwen2.5 have a template all the
+    same: name `base` for them), Qwen's with their second wording of mathematics, or that of instruct models.
     """
     if prompts != "authors":
         return WORDINGS[prompts]

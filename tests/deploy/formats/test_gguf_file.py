@@ -17,8 +17,7 @@ from drllm import InputError, Route, RoutedModel, UnsupportedModelError
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
 from drllm.deploy.formats.gguf_file import LARGEST, PERIODS, changed_entries
-from drllm.model.gguf_windows import stated_pattern
-from drllm.model.load import load_base
+from drllm.model.load import load_base, stated_pattern
 
 gguf = pytest.importorskip("gguf", reason="needs gguf (pip install gguf)")
 from gguf_files import write_tiny  # noqa: E402

@@ -17,10 +17,9 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_json
 from drllm.core.route import Route
 from drllm.deploy.formats.folder import Exported, finish, new_folder, slices
-from drllm.model.equal_logits import BUILD_ERRORS, checked_ids, compared, difference_from, inexpressible
+from drllm.model.copies import BUILD_ERRORS, block_list, checked_ids, compared, difference_from, inexpressible, path_config, plain_twin
 from drllm.model.load import hub_or_folder, is_gguf, quiet_loading
 from drllm.model.routed import RoutedModel
-from drllm.model.shortened import block_list, path_config, plain_twin
 from drllm.policies.healed import ADAPTER_CONFIG as CONFIG_FILE
 from drllm.policies.healed import ADAPTER_WEIGHTS as WEIGHTS_FILE
 

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from drllm.core.route import Route
 from drllm.deploy.formats.folder import Exported, finish, new_folder
-from drllm.model.equal_logits import BUILD_ERRORS, difference_from, inexpressible
+from drllm.model.copies import BUILD_ERRORS, block_list, difference_from, inexpressible, path_config
 from drllm.model.load import quiet_loading
 from drllm.model.routed import RoutedModel
-from drllm.model.shortened import block_list, path_config
 from drllm.model.transformers_private import attention_of
 
 CANNOT = "cannot express this route as a plain checkpoint"

@@ -14,9 +14,8 @@ from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.files import write_text
 from drllm.core.route import Route
 from drllm.deploy.formats.folder import IN_MEMORY, Exported, finish, new_folder
-from drllm.model.equal_logits import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
-from drllm.model.gguf_windows import PATTERN_KEY, sliding
-from drllm.model.load import gguf_path, load_base
+from drllm.model.copies import BUILD_ERRORS, INSTEAD, difference_from, inexpressible
+from drllm.model.load import PATTERN_KEY, gguf_path, load_base, sliding
 from drllm.model.routed import RoutedModel
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from drllm.evaluation.harness.lm_eval_private import stock_model
 from drllm.model.generation import refuse_unroutable
 from drllm.model.load import dtype_of
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import is_identity
+from drllm.policies.constant import is_identity
 from drllm.policies.policy import RouteSource
 from drllm.policies.saved import is_policy
 from drllm.policies.timed import TimedPolicy

@@ -24,9 +24,9 @@ from drllm.model.routed import RoutedModel
 from drllm.policies.saved_config import policy_digest
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RESULTS_FILE, ROUTES_FILE, SAMPLES_FILES, SUMMARY_FILE, RunFolder
-from drllm.runs.memo import key_of, read_kept
 from drllm.runs.names import BASE
 from drllm.runs.provenance import running
+from drllm.runs.stages import key_of, read_kept
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -1,4 +1,4 @@
-"""All L routers trained together on cached features: one batched matrix product a layer instead of L small ones.
+"""All L routers trained together on cached features, by the focal loss (arXiv 2510.12773, section 3.2): one product a layer.
 
 Shapes: N records, L blocks, W windows, D hidden size, B records of a batch.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 from drllm.core.config import RoutersConfig
 from drllm.core.errors import InputError
 from drllm.core.route import Action
-from drllm.methods.training.features import Features
-from drllm.methods.training.losses import class_weights, f1_scores, focal_loss, macro_f1, rarity_weights, soft_loss
+from drllm.methods.features import Features
 from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
 
 LARGEST_NORM = 1.0  # of a step's gradient in preset paper: the default of the trainer that the authors use
+MIN_MISS = 1e-8  # 1 - p is kept off 0: the gradient of a power below 1 would be nan there
 
 
 def train_routers(
@@ -30,15 +30,13 @@ def train_routers(
 ) -> Routers:
     """Fit routers to the labels (section 5: AdamW, cosine with warm-up, 25 epochs); same seed, same weights on the same number of threads.
 
-    A step of batch_size records trains every block at once. Class counts come from the training labels alone. Metrics are taken along the
-    label path (teacher forcing) with the weights of the epoch's end, the loss while they change.
+    Class counts come from the training labels alone. Metrics are taken along the label path (teacher forcing) with the weights of the
+    epoch's end, the loss while they change.
 
     Args:
         features: pooled (N, L, W, D), valid (N, W), labels (N, L).
         val_mask_N: true on records that are measured on and never trained on.
-        on_epoch: called with each epoch's metrics: epoch, loss, macro_f1, f1_skip, f1_execute, f1_repeat, accuracy (the share of labels
-            met), mean_passes, and all but the first two with val_ too if records are held back. The F1 of an action in neither
-            labels nor predictions is nan, and macro_f1 leaves it out.
+        on_epoch: called with each epoch's metrics: epoch, loss, those of `measure`, and these with val_ too if records are held back.
         targets: (N, L, C), what to learn instead of the labels: a distribution over actions; the labels then serve the metrics alone.
 
     Raises `InputError` when nothing is left to train on, the features do not fit the routers, or the loss stops being finite.
@@ -80,7 +78,6 @@ def train_routers(
 
 
 def _check(features: Features, router_config: RouterConfig, train_places: Tensor) -> None:
-    """Refuse features of other sizes than the routers', and no record at all."""
     shape, expected = tuple(features.pooled.shape[1:]), (router_config.n_layers, router_config.n_windows, router_config.hidden_size)
     if shape != expected:
         raise InputError(f"features are (blocks, windows, size) {shape} a record, the routers take {expected}: extract them again")
@@ -111,10 +108,55 @@ def warmup_cosine(n_steps: int, n_warmup: int) -> Callable[[int], float]:
 
 @torch.no_grad()
 def measure(routers: Routers, pooled_LNWD: Tensor, valid_NW: Tensor, labels_LN: Tensor, places: Tensor) -> dict[str, float]:
-    """Along the label path: F1 of each action over all blocks, their mean, the share of labels met, and the passes a prompt to be spent."""
+    """Along the label path: F1 of each action over all blocks (nan where it does not occur), their mean, share of labels met, passes."""
     # In small parts: they need little memory and, on one thread, less time than large ones.
     predictions = torch.cat([routers.all_logits(pooled_LNWD[:, part], valid_NW[part]).argmax(-1) for part in places.split(16)], dim=1)
     scores = f1_scores(predictions, labels_LN[:, places], N_ACTIONS)
     named = {f"f1_{action.name.lower()}": scores[action] for action in Action}
     accuracy = float((predictions == labels_LN[:, places]).float().mean())
     return {"macro_f1": macro_f1(scores)} | named | {"accuracy": accuracy, "mean_passes": float(predictions.sum(0).float().mean())}
+
+
+def class_weights(counts_C: Tensor, beta: float) -> Tensor:
+    """alpha_c = ((1 - b) / (1 - b^n_c)) over the mean of the same across classes (Cui et al. 2019).
+
+    A class without examples counts as one with a single one: its weight is finite, and only scales the others, which AdamW does not mind.
+    """
+    counts = counts_C.double().clamp(min=1)
+    weights = (1 - beta) / (1 - beta**counts)
+    return (weights / weights.mean()).float()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha_C: Tensor, gamma: float) -> Tensor:
+    """Mean over (...) labels, of logits (..., C), of -alpha_y (1 - p_y)^gamma log p_y; gamma = 0 is weighted cross-entropy."""
+    log_p = logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0]
+    weight = alpha_C[labels] if gamma == 0 else alpha_C[labels] * (-log_p.expm1()).clamp(min=MIN_MISS) ** gamma
+    return -(weight * log_p).mean()
+
+
+def soft_loss(logits: Tensor, targets: Tensor, alpha_C: Tensor, gamma: float) -> Tensor:
+    """`focal_loss` for targets that are distributions over actions: (..., C), each summing to 1."""
+    log_p = logits.log_softmax(-1)
+    weight = alpha_C if gamma == 0 else alpha_C * (-log_p.expm1()).clamp(min=MIN_MISS) ** gamma
+    return -(targets * weight * log_p).sum(-1).mean()
+
+
+def rarity_weights(shares_C: Tensor) -> Tensor:
+    """One over the square root of each class's share, their mean 1: acts at any number of records, unlike `class_weights` at large ones."""
+    weights = shares_C.double().clamp(min=1e-4).rsqrt()
+    return (weights / weights.mean()).float()
+
+
+def f1_scores(predictions: Tensor, labels: Tensor, n_classes: int) -> list[float]:
+    """F1 of each class; nan for a class that occurs neither in labels nor in predictions."""
+    scores = []
+    for label in range(n_classes):
+        said, true = predictions == label, labels == label
+        total = int(said.sum()) + int(true.sum())
+        scores.append(2 * int((said & true).sum()) / total if total else float("nan"))
+    return scores
+
+
+def macro_f1(scores: list[float]) -> float:
+    present = [score for score in scores if not math.isnan(score)]
+    return sum(present) / len(present) if present else float("nan")

@@ -20,7 +20,7 @@ from drllm.core.files import write_bytes
 from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.routed import RoutedModel
-from drllm.policies.given import GivenRoutes
+from drllm.policies.constant import GivenRoutes
 from drllm.policies.routers import pool, pool_matrix
 from drllm.scoring.route_prediction import prompt_steps
 
@@ -38,14 +38,7 @@ class Features:
 def extract_features(
     routed: RoutedModel, prompts: Sequence[Sequence[int]], labels: Sequence[Route], n_windows: int, max_step_tokens: int
 ) -> Features:
-    """One forward of each prompt's tokens along its label path, in steps of similar length.
-
-    Args:
-        prompts: token ids of each record's prompt, as the policy will see them.
-        labels: each record's route.
-        n_windows: W.
-        max_step_tokens: padded tokens a step.
-    """
+    """One forward of each record's prompt (token ids) along its label path, in steps of similar length, at most so many padded tokens."""
     shape = (len(prompts), routed.n_layers, n_windows, routed.hidden_size)
     pooled = torch.zeros(shape, dtype=torch.bfloat16)
     valid = torch.zeros((len(prompts), n_windows), dtype=torch.bool)
@@ -65,10 +58,7 @@ def extract_features(
 
 
 def kept_tensors(path: Path, key: str, names: Sequence[str], compute: Callable[[], dict[str, Tensor]]) -> list[Tensor]:
-    """Tensors of a file written under this key; computed and written where there is none. `ArtifactError` for a corrupt file.
-
-    `key` names everything they depend on; it is empty where the file's name does.
-    """
+    """Tensors of a file written under this key, which names what they depend on ("": the file's name does); else computed."""
     if path.is_file():
         try:
             with safe_open(path, framework="pt") as file:

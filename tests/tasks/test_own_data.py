@@ -1,9 +1,8 @@
-"""Questions of a user's own: the file names the task, in JSON lines, CSV or Parquet, with answers as people write them."""
-
-from __future__ import annotations
+"""`--data`: questions of a user's own in JSON lines, CSV or Parquet, and folders with train, dev and test, of one task or several."""
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from drllm.core.errors import InputError
-from drllm.tasks import SPLITS, load_task, own_name
+from drllm.tasks import SPLITS, LoadedTask, load_task, own_name
 from drllm.tasks.files import kind_of
 
 CHOICES = ["red", "2", "blue"]
@@ -97,7 +96,6 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path):
 
 
 def test_a_data_set_on_the_hub_is_read_by_its_name(fake_hub, monkeypatch):
-    """Its splits are the parts, its name is the task's; what is missing or broken is one line."""
     rows = [{"question": f"Which {number}?", "options": ["a", "b"], "answer": "B"} for number in range(30)]
     parts = {"train": rows[:20], "validation": rows[20:25], "test": rows[25:], "extra": []}
     fake_hub["some/trivia", None] = parts
@@ -108,7 +106,7 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(fake_hub, monkeypatch):
     assert {split: len(examples) for split, examples in found.examples.items() if split in ("tune", "test")} == {"tune": 5, "test": 5}
     assert {example.answer for example in found.examples["fit"]} == {1}
     assert [example.question for example in load_task("arc_easy", "hub:some/trivia/main").examples["test"]] == ["Main?"]
-    with pytest.raises(InputError, match=r"--data hub:some/gone could not be loaded \(ValueError: no such set\): check its name"):
+    with pytest.raises(InputError, match=r"--data hub:some/gone: some/gone could not be loaded: ValueError: no such set; check its name"):
         load_task("gone", "hub:some/gone")
     with pytest.raises(InputError, match="names no data set: write hub:OWNER/NAME"):
         load_task(own_name("hub:alone"), "hub:alone")
@@ -116,12 +114,11 @@ def test_a_data_set_on_the_hub_is_read_by_its_name(fake_hub, monkeypatch):
     with pytest.raises(InputError, match="hub:some/trivia, train row 4: answer is 'c'"):
         load_task("trivia", "hub:some/trivia")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="needs the datasets library: pip install datasets, or give a file"):
+    with pytest.raises(InputError, match=r"the datasets library is not installed: pip install datasets; .*, or give a file"):
         load_task("trivia", "hub:some/trivia")
 
 
 def test_a_broken_table_is_refused_with_its_line(tmp_path):
-    """A cell too many shifts the others; a column of another name is not there."""
     path = tmp_path / "mine.csv"
     for text, message in {
         "question,A,B,answer\nWhich, if any?,x,y,A\n": "line 2: more cells than the header has columns; put quotes around",
@@ -176,7 +173,6 @@ def test_a_table_with_other_separators_is_refused(tmp_path):
 
 
 def test_an_empty_cell_of_choices_is_no_choices(tmp_path):
-    """As a table with both kinds of rows is saved: a column that holds nothing here."""
     path = lines(tmp_path / "trivia.jsonl", {"question": "2 + 2?", "answer": "4", "choices": None, "options": None})
     assert kind_of(path) == "math"
     assert answers("trivia", path) == {"2 + 2?": "4"}
@@ -195,3 +191,124 @@ def test_columns_of_choices_by_other_names_are_no_free_answers(header, tmp_path)
     (tmp_path / "mine.csv").write_text(header + "\nWhich?" + ",x" * header.count(",") + "\n", encoding="utf-8")
     with pytest.raises(InputError, match=f'line 2: "{name}" looks like choices: give two or more, in a list "choices" or in columns A, B'):
         kind_of(tmp_path / "mine.csv")
+
+
+# --- folders
+
+
+def write(path: Path, names: Iterable[str], **changes: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return lines(path, *({"id": name, "question": f"Question {name}?", "choices": ["x", "y"], "answer": 1, **changes} for name in names))
+
+
+def parts_of(item: LoadedTask) -> dict[str, str]:
+    return {row.id: row.part for split in SPLITS for row in item.examples[split]}
+
+
+def names(prefix: str, n: int = 40) -> list[str]:
+    return [f"{prefix}{number}" for number in range(n)]
+
+
+def test_the_file_is_the_part(tmp_path):
+    """Whatever part a row names itself; so train is searched, dev tuned on and test tested on."""
+    write(tmp_path / "train.jsonl", names("a"))
+    write(tmp_path / "dev.jsonl", names("b"), part="test")
+    write(tmp_path / "test.jsonl", names("c"), part="train")
+    item = load_task("arc_easy", tmp_path)
+    assert item.source == f"folder {tmp_path.name}"
+    parts = {"a": "train", "b": "validation", "c": "test"}
+    assert parts_of(item) == {name: parts[prefix] for prefix in parts for name in names(prefix)}
+    assert {row.id[0] for row in item.examples["fit"] + item.examples["calibrate"]} == {"a"}
+    assert {row.id[0] for row in item.examples["tune"]} == {"b"}
+    assert {row.id[0] for row in item.examples["test"]} == {"c"}
+
+
+@pytest.mark.parametrize("stem", ["dev", "valid", "val", "validation"])
+def test_every_name_of_validation_is_understood(tmp_path, stem):
+    write(tmp_path / f"{stem}.jsonl", names("b", 3))
+    assert set(parts_of(load_task("arc_easy", tmp_path)).values()) == {"validation"}
+
+
+def test_other_files_are_passed_over(tmp_path):
+    write(tmp_path / "train.jsonl", ["a"])
+    write(tmp_path / "train-old.jsonl", ["b"])
+    (tmp_path / "notes.jsonl").write_text("not json", encoding="utf-8")
+    (tmp_path / "test.json").write_text("{}", encoding="utf-8")
+    assert parts_of(load_task("arc_easy", tmp_path)) == {"a": "train"}
+
+
+def test_a_folder_of_task_folders_serves_each_task_its_own(tmp_path):
+    write(tmp_path / "arc_easy" / "train.jsonl", ["easy"])
+    write(tmp_path / "piqa" / "dev.jsonl", ["physical"])
+    write(tmp_path / "train.jsonl", ["any"])
+    assert parts_of(load_task("arc_easy", tmp_path)) == {"easy": "train"}
+    assert parts_of(load_task("piqa", tmp_path)) == {"physical": "validation"}
+    assert parts_of(load_task("openbookqa", tmp_path)) == {"any": "train"}, "a task without a folder of its own"
+    assert load_task("arc_easy", tmp_path).source == f"folder {tmp_path.name}"
+
+
+def test_rows_without_ids_are_told_apart_by_their_file(tmp_path):
+    for stem in ("train", "dev", "test"):
+        write(tmp_path / f"{stem}.jsonl", [stem, f"{stem} too"], id=None)
+    assert set(parts_of(load_task("arc_easy", tmp_path))) == {f"{stem}-{line}" for stem in ("train", "dev", "test") for line in (1, 2)}
+
+
+def test_one_id_in_two_files_is_refused(tmp_path):
+    write(tmp_path / "train.jsonl", ["a", "b"])
+    write(tmp_path / "test.jsonl", ["c", "b"], question="Another one?")
+    with pytest.raises(InputError, match=r"id 'b' stands in two files; give each question its own id") as caught:
+        load_task("arc_easy", tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_one_question_in_two_files_stays_where_it_is_searched(tmp_path):
+    write(tmp_path / "train.jsonl", ["a"], question="Why?")
+    write(tmp_path / "test.jsonl", ["b"], question=" why? ")
+    item = load_task("arc_easy", tmp_path)
+    assert parts_of(item) == {"a": "train"}
+    assert item.dropped == {"test": 1}
+
+
+def test_levels_may_lie_together_in_a_folder_of_mathematics(tmp_path):
+    (tmp_path / "math").mkdir()
+    for stem in ("train", "test"):
+        rows = [{"id": f"{stem}{level}", "question": f"{stem} {level}?", "answer": "1", "level": level} for level in (1, 3)]
+        lines(tmp_path / "math" / f"{stem}.jsonl", *rows)
+    item = load_task("dart-1", tmp_path)
+    assert (parts_of(item), item.dropped) == ({"train1": "train", "test1": "test"}, {"other level": 2})
+    (tmp_path / "dart-1").mkdir()
+    (tmp_path / "dart-1" / "train.jsonl").write_text(json.dumps({"question": "own?", "answer": "1"}) + "\n", encoding="utf-8")
+    assert parts_of(load_task("dart-1", tmp_path)) == {"train-1": "train"}
+
+
+@pytest.mark.parametrize("stray", [[], ["questions.jsonl"], ["README.md"]])
+def test_a_folder_without_such_files_says_what_it_should_hold(tmp_path, stray):
+    for name in stray:
+        write(tmp_path / name, ["a"])
+    with pytest.raises(InputError, match=r"no train\.jsonl, dev\.jsonl or test\.jsonl; --data expects") as caught:
+        load_task("arc_easy", tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "arc_easy").mkdir()
+    with pytest.raises(InputError, match=rf"{tmp_path.name}.arc_easy: no train\.jsonl"):
+        load_task("arc_easy", tmp_path)
+
+
+@pytest.mark.parametrize("last", ['{"question": "Q?", "choices": ["x", "y"]}', "[]", "not json", ""])
+def test_a_bad_file_among_good_ones_is_named(tmp_path, last):
+    write(tmp_path / "train.jsonl", ["a"])
+    (tmp_path / "test.jsonl").write_text(f"{last}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"test\.jsonl(, line 1)?: "):
+        load_task("arc_easy", tmp_path)
+
+
+def test_a_file_of_which_nothing_is_left_says_so_for_itself(tmp_path):
+    write(tmp_path / "dev.jsonl", ["a", "b"], answer=None)
+    write(tmp_path / "train.jsonl", ["c"])
+    with pytest.raises(InputError, match=r"dev\.jsonl: no questions for arc_easy \(left out: 2 empty answer\)"):
+        load_task("arc_easy", tmp_path)
+    good = write(tmp_path / "good.jsonl", ["d"]).read_text(encoding="utf-8")
+    bad = (tmp_path / "dev.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "dev.jsonl").write_text(bad + good, encoding="utf-8")
+    write(tmp_path / "train.jsonl", ["c"], answer=None)
+    with pytest.raises(InputError, match=r"train\.jsonl: no questions for arc_easy \(left out: 1 empty answer\)"):
+        load_task("arc_easy", tmp_path)
