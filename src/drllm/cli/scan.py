@@ -27,9 +27,8 @@ def run(job: Job) -> Lines:
     routed = job.load(model)
     claimed = read_claims(job.arguments.claimed, routed.n_layers)
     if job.arguments.dry_run:
-        from drllm.scanning.claims import claim
+        from drllm.scanning.claims import claim, stages_of
         from drllm.scanning.questions import choose
-        from drllm.scanning.spans import stages_of
         from drllm.tasks import load_task
 
         raced, fresh = choose(routed, {name: load_task(name, job.data) for name in tasks}, config)

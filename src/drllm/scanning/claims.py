@@ -18,7 +18,8 @@ from drllm.core.progress import say
 from drllm.core.route import Route
 from drllm.runs.scan_result import CLAIM_LEAD, CLAIMED, ELSEWHERE, Measured, Said
 from drllm.scanning.measure import difference, measured
-from drllm.scanning.spans import Candidate, described, elsewhere
+from drllm.scanning.race import by_round, schedule
+from drllm.scanning.spans import Candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost
 from drllm.searching.cost import listed_cost
 
 N_ELSEWHERE = 5  # other places of a claimed change, at most
@@ -95,3 +96,23 @@ def compared(found: Claim, verdicts_QR: np.ndarray, tasks: Sequence[str], config
     about = {"route": str(found.one.route), "passes": passes}
     beside = Measured(group=ELSEWHERE, **about, fresh=difference(mean_Q, base_Q, tasks, config))
     return rows, [beside, Measured(group=CLAIM_LEAD, **about, fresh=difference(ours_Q, mean_Q, tasks, config))]
+
+
+def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim], config: ScanConfig) -> dict[str, float]:
+    """About how many plain forwards each stage of a scan takes, by its name."""
+    found = {}
+    if n_raced:
+        pool = candidates(n_layers, config.kinds, config.strength, config.max_span)
+        sizes = schedule(n_raced, config.first_questions)
+        counts = by_round([one.kind for one in pool], len(sizes), config.winners)
+        rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, sizes, strict=True))
+        raced = race_cost(sizes, rounds_cost(n_layers, pool, len(sizes), config.winners))
+        found[f"the race: candidates on questions by round: {rounds}"] = n_raced + raced  # the base on every question comes first
+        if n_fresh:
+            n = config.winners + len(config.kinds) - 1
+            drawn = random.Random(0).sample(pool, min(2 * n, len(pool)))  # winners and random spans; these on the raced questions, too
+            again = n_fresh * forwards_a_question(n_layers, drawn) + n_raced * forwards_a_question(n_layers, drawn[:n])
+            found[f"winners and random spans on {n_fresh} new questions"] = again
+    for one in claims if n_fresh else ():
+        found[f"{one.one.route} as claimed and at {len(one.others)} other places, on {n_fresh} questions"] = one.forwards(n_fresh)
+    return found

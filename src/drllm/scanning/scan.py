@@ -20,11 +20,11 @@ from drllm.runs.layout import RunFolder, ScanFolder
 from drllm.runs.manifest import differences
 from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, Said, ScanResult, read_scan, write_scan
-from drllm.scanning.claims import Claim, claim, compared
+from drllm.scanning.claims import Claim, claim, compared, stages_of
 from drllm.scanning.measure import by_chance, means, measured
 from drllm.scanning.questions import Asked, Questions, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, forwards_a_question, stages_of, twins
+from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
 from drllm.scoring.asking import asking
 from drllm.tasks import load_task
 

@@ -6,16 +6,11 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from drllm.core.config import ScanConfig
 from drllm.core.route import Route
 from drllm.core.span import in_place
-from drllm.scanning.race import by_round, schedule, shares
+from drllm.scanning.race import shares
 from drllm.searching.cost import listed_cost
-
-if TYPE_CHECKING:
-    from drllm.scanning.claims import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +125,3 @@ def race_cost(sizes: Sequence[int], each: Sequence[float]) -> float:
     """Plain forwards of a race: `sizes` are questions after each round, `each` what one costs in it; of more rounds the first count."""
     new = [stop - start for start, stop in itertools.pairwise([0, *sizes])]
     return sum(n * cost for n, cost in zip(new, each, strict=False))
-
-
-def stages_of(n_layers: int, n_raced: int, n_fresh: int, claims: Sequence[Claim], config: ScanConfig) -> dict[str, float]:
-    """About how many plain forwards each stage of a scan takes, by its name."""
-    found = {}
-    if n_raced:
-        pool = candidates(n_layers, config.kinds, config.strength, config.max_span)
-        sizes = schedule(n_raced, config.first_questions)
-        counts = by_round([one.kind for one in pool], len(sizes), config.winners)
-        rounds = ", ".join(f"{count} on {size}" for count, size in zip(counts, sizes, strict=True))
-        raced = race_cost(sizes, rounds_cost(n_layers, pool, len(sizes), config.winners))
-        found[f"the race: candidates on questions by round: {rounds}"] = n_raced + raced  # the base on every question comes first
-        if n_fresh:
-            n = config.winners + len(config.kinds) - 1
-            drawn = random.Random(0).sample(pool, min(2 * n, len(pool)))  # winners and random spans; these on the raced questions, too
-            again = n_fresh * forwards_a_question(n_layers, drawn) + n_raced * forwards_a_question(n_layers, drawn[:n])
-            found[f"winners and random spans on {n_fresh} new questions"] = again
-    for one in claims if n_fresh else ():
-        found[f"{one.one.route} as claimed and at {len(one.others)} other places, on {n_fresh} questions"] = one.forwards(n_fresh)
-    return found
