@@ -38,16 +38,16 @@ POLICIES = (
 )
 COLUMNS = ("vs base, points", "vs base, mean over tasks", "passes", "prompt seconds, ratio (tune)")
 HEAD = (
-    "| policy | right answers against the base, points | each task counting alike | blocks run | seconds | MB in bfloat16 |",
+    "| policy | right answers against the base, points | mean over tasks | blocks run | seconds | MB in bfloat16 |",
     "|---|---|---|---|---|---|",
 )
 WEIGHTS = {SMALL: (28_312_896, 3_540_096), LARGER: (233_375_232, 46_797_824)}  # outside the blocks, and of a block
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
-    "Questions that chose nothing, paired 95 % intervals, first seed. Seconds: a short prompt on one processor thread, deciding included, "
+    "Questions that chose nothing, paired 95 % intervals (rows 2 to 4: the first of three seeds). Seconds: a short prompt on one processor thread, deciding included, "
     "of the base's (row 1: exported, in transformers; vLLM not measured); the base has {sizes} MB. All of row 2's gain is {second}, of row "
-    "3's {third}. Row 1 lies in [examples](examples/README.md), promised to lose less than {promised} points there; on tasks it never saw "
+    "3's {third}. Row 1 lies in [examples](examples/README.md), tested there to lose less than {promised} points; on tasks it never saw "
     "it loses ({elsewhere}; the base only guesses CommonsenseQA: [heal](docs/heal.md))."
 )
 

@@ -280,7 +280,12 @@ def test_a_dry_run_says_what_rows_are_taken_for(folders, tmp_path: Path, capsys)
     assert "mine: 100 questions with free answers, judged by " in printed
     assert "mine: every answer is a single letter: are the choices missing?" in printed
     (tmp_path / "mine.csv").write_text("question,answer\n" + "\n".join(f"What is {n}?,NO" for n in range(100)) + "\n")
-    assert "single letter" not in run(capsys, *typed)[1], "letters that stand side by side in the alphabet are a word"
+    printed = run(capsys, *typed)[1]
+    assert "single letter" not in printed, "letters that stand side by side in the alphabet are a word"
+    assert "mine: every answer is 'NO': is that the answer key?" in printed
+    choices = "\n".join(f"What is {n}?,{n},{n + 1},B" for n in range(100))
+    (tmp_path / "mine.csv").write_text(f"question,A,B,answer\n{choices}\n")
+    assert "mine: every answer is B: is that the answer key?" in run(capsys, *typed[:-1])[1], "in the retrofit itself, too"
 
 
 def test_an_export_for_peft_is_refused_before_a_model_loads_where_there_is_no_peft(tmp_path: Path, capsys, monkeypatch):

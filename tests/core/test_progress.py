@@ -152,7 +152,7 @@ work("shown")
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_library_call_is_silent_unless_the_caller_asks(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": f"{SRC}:{Path(__file__).parents[1] / 'support'}", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", LIBRARY, str(tmp_path)], env=environment, capture_output=True, text=True, check=False)

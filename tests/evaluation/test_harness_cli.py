@@ -87,6 +87,7 @@ def stock_cli(place, monkeypatch):
         logger.handlers[:], logger.propagate = handlers, propagate
 
 
+@pytest.mark.slow
 def test_both_command_lines_give_the_same_numbers(place, stock_cli, capsys):
     tasks = "drllm_arc_easy,drllm_mmlu"
     assert cli(place, "--methods", "static,routers", "--tasks", tasks, "--batch-size", "4") == 0

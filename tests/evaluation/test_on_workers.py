@@ -81,7 +81,7 @@ def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed,
     assert gone(replicas())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, data, single, tmp_path):
     folder, killed = tmp_path / "search" / TASK, []
 
@@ -192,8 +192,8 @@ class Mortal(asking.Replica):
         return super().work(jobs)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("replica", [Mortal], indirect=True)
+@pytest.mark.slow
 def test_a_worker_killed_while_it_answers_loses_nothing(saved, data, compared, trained, tmp_path, monkeypatch, replica):
     monkeypatch.setenv("DRLLM_TEST_DIED", str(tmp_path / "died"))
     evaluate(saved, METHODS, [TASK], trained, EVALUATE, data, resources=TWO)
@@ -211,8 +211,8 @@ class Deadly(asking.Replica):
         return super().work(groups)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("replica", [Deadly], indirect=True)
+@pytest.mark.slow
 def test_a_group_that_kills_its_workers_is_named_and_the_others_are_kept(saved, data, tmp_path, replica):
     with pytest.raises(DrllmError, match=rf"{TASK}: group \d+ \(q.*\) ended {pool.MAX_DEATHS} workers") as caught:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
@@ -233,15 +233,15 @@ class Full(asking.Replica):
         return super().work(groups)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("replica", [Full], indirect=True)
+@pytest.mark.slow
 def test_a_full_disk_of_a_worker_reaches_the_driver_as_such(saved, data, tmp_path, replica):
     with pytest.raises(OSError, match="No space left on device") as error:
         search(saved, [TASK], SEARCH, tmp_path, data, resources=TWO)
     assert (type(error.value), error.value.filename) == (OSError, "/shared/shard")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_other_weights_on_the_workers_are_refused(saved, data, tmp_path):
     """The driver's weights were changed after loading: what workers load is another model."""
     other = RoutedModel.wrap(saved.base_id, dtype=torch.float32)
@@ -277,7 +277,7 @@ class Twice:
             (self.out / f"{index}-{os.getpid()}-{routed.model.dtype}").touch()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_over(saved, tmp_path):
     one, other = Resources(executor="processes", workers=1), RoutedModel.wrap(saved.base_id, dtype=torch.bfloat16)
     work = pool.Work(lambda index: bool(list(tmp_path.glob(f"{index}-*"))), lambda index, job: "a job")

@@ -143,7 +143,7 @@ def test_answers_are_those_of_the_merged_model(run, tmp_path):
     assert texts[0] == texts[3] != texts[2]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_workers_have_its_adapter(run, tmp_path):
     base = runs.model()
     base.model.save_pretrained(tmp_path / "base")

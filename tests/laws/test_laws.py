@@ -103,7 +103,7 @@ def test_without_a_route_it_is_the_base_bit_for_bit(name):
     assert [out.token_ids for out in greedy(routed, ids, mask, None, 5)] == stock[:, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("name", families.sampled(others="long"))
+@pytest.mark.parametrize("name", families.sampled())
 @given(route=any_route(), n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_cached_steps_equal_the_uncached_path(name, route, n_prompt, n_step):
@@ -128,7 +128,7 @@ def test_forward_of_hard_routes(name):
             assert_close(routed(ids, routes=route).logits, reference_logits(untouched, route.spans, ids))
 
 
-@pytest.mark.parametrize("name", families.sampled(others="long"))
+@pytest.mark.parametrize("name", families.sampled())
 def test_a_mixed_left_padded_batch_generates_what_each_row_does_alone(name):
     untouched, routed = base_and_routed(name)
     ids, mask = prompts(LENGTHS)
@@ -167,7 +167,7 @@ def test_position_ids_go_through_unchanged():
         assert (shifted - got).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", families.sampled(others="long"))
+@pytest.mark.parametrize("name", families.sampled())
 def test_unwrap_restores_the_model(name):
     base = families.build(name, seed=3)
     _, blocks = find_blocks(base)

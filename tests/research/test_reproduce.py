@@ -230,6 +230,7 @@ def kept_bytes(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in folder_bytes(folder).items() if not name.endswith("/run.json")}
 
 
+@pytest.mark.slow
 def test_again_nothing_is_done_twice(bench, tiny):
     """Policies are trained as often as before, and seconds, which no second clock would find again, stand on the page as they were."""
     before, n_trainings = kept_bytes(bench.folder), trainings(bench.setup.out)
@@ -600,6 +601,7 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
     return made, page
 
 
+@pytest.mark.slow
 def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice):
     made, page = read_twice
     files = {(method, task): answers_of(made, "tune-first-16")[method, task] for method in ("base", "routers") for task in made.setup.tasks}

@@ -264,7 +264,7 @@ def test_what_a_reader_of_the_map_should_know_of_the_family_is_noted(data, tmp_p
     assert "blocks of doge scale the states they are given, so a loop scales them once more" in result.notes
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed_write_the_bytes_of_one_process(data, tmp_path):
     """Two tasks, which the workers take from one queue."""
     runs.model().unwrap().save_pretrained(tmp_path / "model")

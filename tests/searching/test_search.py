@@ -78,6 +78,7 @@ def test_search_records_every_evaluation(run, tiny, fit, plain):
     assert any(record.improved for record in records.values())
 
 
+@pytest.mark.slow
 def test_the_control_is_the_same_for_every_question_and_judged_like_the_search(run, fit, plain):
     expected = tuple(random_routes(L, SEARCH.n_simulations, SEARCH, question_seed(0, TASK, "control")))
     assert len(set(expected)) == SEARCH.n_simulations
@@ -225,6 +226,7 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path):
 # --- loops
 
 
+@pytest.mark.slow
 def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(tiny, data, fit, plain, tmp_path):
     config = options(max_loop_span=2, limit=16, n_simulations=30, early_stop=False)
     whole = search(tiny, [TASK], config, tmp_path / "whole", data)

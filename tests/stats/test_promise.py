@@ -51,7 +51,7 @@ def test_a_policy_just_too_bad_passes_no_more_often_than_promised(n, changed):
     assert passed <= 73
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_sequence_of_points_passes_a_bad_one_no_more_often_than_promised(no_power):
     """A good point that passes, then six bad ones, each by itself: testing all of them would break the promise."""
     rng = np.random.default_rng(2)

@@ -36,11 +36,13 @@ def run(job: Job) -> Lines:
         yield from _dry_run(job, model, tasks, configs)
         return
     from drllm.reporting.drawing import need_extras
-    from drllm.retrofitting.dry_run import loaded_tasks, questions_of
+    from drllm.retrofitting.dry_run import doubtful, loaded_tasks, questions_of
     from drllm.retrofitting.sizes import check_questions
 
     need_extras()  # an hour of search must not end in a missing package
-    check_questions(questions_of(loaded_tasks(tasks, job.data)))  # before a model loads
+    loaded = loaded_tasks(tasks, job.data)
+    check_questions(questions_of(loaded))  # before a model loads
+    yield from doubtful(loaded)
     from drllm.reporting.recommendation import panel
     from drllm.reporting.summary_table import render
     from drllm.retrofitting.recommend import recommend

@@ -41,8 +41,18 @@ def read_as(loaded: Mapping[str, LoadedTask], reward: str) -> Iterator[str]:
         n_choices = sorted({len(example.choices) for example in examples if example.choices})
         some = f"{n_choices[0]}{f' to {n_choices[-1]}' if len(n_choices) > 1 else ''} choices" if n_choices else "free answers"
         yield f"{name}: {len(examples):,} questions with {some}, judged by {one.task.reward_named(reward)}"
-        if not n_choices and all(len(str(example.answer)) == 1 and str(example.answer) in LETTERS for example in examples):
+    yield from doubtful(loaded)
+
+
+def doubtful(loaded: Mapping[str, LoadedTask]) -> Iterator[str]:
+    """What an answer key hardly means: letters without choices, or one answer to every question."""
+    for name, one in loaded.items():
+        answers = [(example.answer, len(example.choices)) for rows in one.examples.values() for example in rows]
+        if all(not n and len(str(answer)) == 1 and str(answer) in LETTERS for answer, n in answers):
             yield f"{name}: every answer is a single letter: are the choices missing?"
+        elif len(answers) > 1 and len({answer for answer, _ in answers}) == 1:
+            (answer, n), *_ = answers
+            yield f"{name}: every answer is {LETTERS[int(answer)] if n else repr(answer)}: is that the answer key?"
 
 
 def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) -> Iterator[str]:

@@ -108,7 +108,7 @@ def sizes_of(n_layers: int, plain_ms: float, asked: RetrofitConfig, available: M
     if not fitting:
         minutes = math.ceil(10 * min(costs.values()) * plain_ms / 60_000 / SHORT_SCAN) / 10
         found = f"--minutes {asked.minutes:g} is too short here, where the base takes {plain_ms / 1000:.2g} s a question"
-        raise InputError(f"{found}: give at least {minutes:g}, or a smaller model")
+        raise InputError(f"{found}: give at least {minutes:g}, shorter questions, or a smaller model")
     (span, scanned), most = fitting[0], {split: max(of[split] for of in available.values()) for split in SPLITS}
 
     def share(part: float, cost: float, *splits: str) -> int:

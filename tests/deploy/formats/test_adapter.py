@@ -70,6 +70,7 @@ torch.save((model(input_ids=ids).logits, generated, sum(unique.values())), sys.a
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_another_process_loads_it_by_the_folder_alone(checkpoint, tmp_path, capsys):
     """The Hub's layout: the adapter names its base. No weight is copied; the checkpoint of the same route computes the same."""
     out, plain = tmp_path / "out", tmp_path / "plain"
