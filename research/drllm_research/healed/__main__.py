@@ -35,7 +35,7 @@ def measure(given: argparse.Namespace) -> None:
     routed, run = RoutedModel.wrap(given.model, dtype=given.dtype), RunFolder(given.run)
     with alone_in(run.root, "healed"), torch_threads(given.threads):
         trainer = Trainer(routed, Stages(run, []), run, list(map(RunFolder, given.healing)), given.data, given.steps, given.texts)
-        measured = Measured(trainer, trainer.rows([how for how in given.rounded.split(",") if how]), given)
+        measured = Measured(trainer, trainer.rows(*([one for one in of.split(",") if one] for of in (given.rounded, given.shares))), given)
         (right, near), clock = measured.all(), measured.clock()
     figures = []
     for row in measured.rows:
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="of the trainings; 0: as many as the first healing was given")
     parser.add_argument("--shots", type=int, default=4, help="solved questions before each question of that row")
     parser.add_argument("--rounded", default="q4_0,3,2", help="q4_0, or bits a weight")
+    parser.add_argument("--shares", default="half,a tenth", help="of the prompts, that the first healing is trained on again")
     parser.add_argument("--texts", type=int, default=96, help="held-out prompts of tasks healed on, of others, and plain texts, each")
     parser.add_argument("--tokens", type=int, default=128, help="of a prompt whose seconds are measured")
     parser.add_argument("--clocked", type=int, default=20, help="such prompts")
