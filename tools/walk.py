@@ -1,6 +1,10 @@
-"""Which files of drllm a job passes, in the order of their first call, from a trace of the calls: python tools/walk.py train [ARGUMENTS]
+"""Which files of drllm a job passes, in the order of their first call, from a trace of the calls.
 
-The job is a drllm command line, run in this process; the last line counts the files. Modules that are only imported do not count.
+python tools/walk.py retrofitting retrofit --model MODEL --tasks arc_easy --out OUT
+
+The first argument is the folder of the job; the rest a drllm command line, run in this process. A file counts once a function of it is
+called from another file; `*` marks those called from `cli/` or from that folder, which is what a reader of the job meets. Modules that are
+only imported do not count.
 """
 
 from __future__ import annotations
@@ -16,17 +20,19 @@ from drllm.cli.main import main
 HOUSE = str(Path(__file__).resolve().parents[1] / "src" / "drllm") + "/"
 
 
-def walk(arguments: list[str]) -> dict[str, int]:
-    """File -> number of calls into it from another file, of one command line."""
-    found: dict[str, int] = {}
+def walk(arguments: list[str]) -> dict[str, set[str]]:
+    """File -> the files that call it, of one command line."""
+    found: dict[str, set[str]] = {}
 
     def traced(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or not frame.f_code.co_filename.startswith(HOUSE) or frame.f_code.co_name == "<module>":
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(HOUSE) or code.co_name == "<module>":
             return
         caller = frame.f_back
-        if caller is None or caller.f_code.co_filename != frame.f_code.co_filename:
-            name = frame.f_code.co_filename[len(HOUSE) :]
-            found[name] = found.get(name, 0) + 1
+        while caller is not None and not caller.f_code.co_filename.startswith(HOUSE):  # torch between two of ours
+            caller = caller.f_back
+        if caller is None or caller.f_code.co_filename != code.co_filename:
+            found.setdefault(code.co_filename[len(HOUSE) :], set()).add(caller.f_code.co_filename[len(HOUSE) :] if caller else "")
 
     threading.setprofile(traced)
     sys.setprofile(traced)
@@ -39,5 +45,7 @@ def walk(arguments: list[str]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    passed = walk(sys.argv[1:])
-    sys.stdout.write("".join(f"{calls:9,}  {file}\n" for file, calls in passed.items()) + f"{len(passed)} files\n")
+    folder, *command = sys.argv[1:]
+    passed = walk(command)
+    near = {file for file, callers in passed.items() if any(caller.startswith(("cli/", f"{folder}/")) for caller in callers)}
+    sys.stdout.write("".join(f"{'*' if file in near else ' '} {file}\n" for file in passed) + f"{len(passed)} files, {len(near)} *\n")
