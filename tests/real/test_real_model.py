@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from drllm import Route, RoutedModel
 from drllm.model.packages import PACKAGED
 from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
-from drllm.tasks import load_task
+from drllm.tasks import Example, get_task, load_task
 from reference import path_model, plain_greedy, plain_logliks
 
 MODEL = "smollm2-135m-q4"
@@ -108,6 +109,27 @@ def test_letters_agree_with_a_plain_unbatched_implementation(models):
         text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
         assert text == verdict.text or (text.startswith(str(verdict.text)) and task.task.settled(str(verdict.text), "letter"))
         assert verdict.correct == task.task.read(questions[index].example, text, "letter").lenient
+        counts[verdict.correct] += 1
+    assert min(counts) >= 10
+
+
+def test_boxed_answers_agree_with_a_plain_unbatched_implementation(models):
+    """This model boxes no answer of its own (0 of 96 tried), but it repeats lines it is shown, and half of those are right."""
+    routed, twins = models
+    task, scorer = get_task("dart-1"), GeneratedScorer(routed, "boxed", max_new_tokens=24)
+    shown = "1 + 1 = \\boxed{{2}}\n{0} * {1} = \\boxed{{{2}}}\n9 - 2 = \\boxed{{7}}\n2 * 3 ="
+    products = [(a, b, a * b + wrong) for a in range(2, 6) for b in (3, 4, 5, 6, 7) for wrong in (0, 1)]
+    examples = [Example(f"{a}*{b}={c}", shown.format(a, b, c), (), str(a * b), "dart-1") for a, b, c in products]
+    questions = [scorer.question(task, example) for example in examples]
+    scorer.load(questions)
+    counts = [0, 0]
+    for question, verdict in zip(questions, scorer.score([(index, FULL) for index in range(len(questions))]), strict=True):
+        tokens = plain_greedy(twins[FULL], question.context_ids, 24, routed.tokenizer.eos_token_id)
+        text = routed.tokenizer.decode(tokens, skip_special_tokens=True)
+        # An answer ends early where too few tokens are left to close a box.
+        assert text == verdict.text or (text.startswith(str(verdict.text)) and not verdict.correct)
+        boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)  # graded by hand
+        assert verdict.correct == (bool(boxes) and boxes[-1].strip(" $") == question.example.answer), text
         counts[verdict.correct] += 1
     assert min(counts) >= 10
 
