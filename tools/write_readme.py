@@ -45,10 +45,10 @@ WEIGHTS = {SMALL: (28_312_896, 3_540_096), LARGER: (233_375_232, 46_797_824)}  #
 TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "piqa": "PIQA", "boolq": "BoolQ"}
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
-    "Questions that chose nothing, paired 95 % intervals, first training seed. Seconds: a short prompt on one processor thread, deciding included, "
-    "of the base's (row 1: exported, in transformers; vLLM not measured); the base has {sizes} MB. All of row 2's gain is {second}, of row "
-    "3's {third}. Row 1 lies in [examples](examples/README.md), tested there to lose less than {promised} points; on tasks it never saw "
-    "it loses ({elsewhere}; the base only guesses CommonsenseQA: [heal](docs/heal.md))."
+    "Questions that chose nothing, paired 95 % intervals, first training seed. Seconds: a short prompt on one processor thread, deciding "
+    "included, of the base's (row 1: exported, in transformers; vLLM not measured); the base has {sizes} MB. All of row 2's gain is "
+    "{second}, of row 3's {third}. Row 1 lies in [examples](examples/README.md), tested there to lose less than {promised} points; on "
+    "tasks it never saw it loses ({elsewhere}; the base only guesses CommonsenseQA: [heal](docs/heal.md))."
 )
 
 

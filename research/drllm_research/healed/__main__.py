@@ -19,6 +19,7 @@ from pathlib import Path
 from drllm import show_progress
 from drllm_research.comparison.stored import Results
 from drllm_research.healed.page import SETTING, write_page
+from drllm_research.healed.rows import SHARES
 
 KEPT = ("model", "dtype", "split", "limit", "shots", "texts", "tokens", "clocked", "rounds", "threads")  # of the command line
 
@@ -92,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.job == "page":
         write_page(given.to, given.out)
         return
+    if unknown := {*given.shares.split(",")} - {*SHARES, ""}:
+        parser.error(f"--shares {', '.join(unknown)} is none of {', '.join(SHARES)}")
     if len(given.out) > 1 or not given.healing or given.run is None or given.data is None:
         parser.error("run takes one --out, and --healing, --data and --run")
     (given.out,) = given.out

@@ -31,10 +31,9 @@ def run(job: Job) -> Lines:
     tasks = job.tasks() if job.common.tasks else TASKS
     setup = Setup(job.need("model"), tasks, Path(job.out), job.common.data, config, tuple(placed), resources)
     if job.arguments.dry_run:
-        from drllm.core.config import EvaluateConfig
         from drllm.evaluation.clock import batched_ms
 
-        questions = (*setup.tasks, *config.outside), EvaluateConfig(reward=config.reward), job.data
+        questions = (*setup.tasks, *config.outside), setup.evaluate_config(config.split, False), job.data
         yield from dry_run(exhibits, setup, config.plain_ms or batched_ms(job.load(setup.model), *questions))
         return
     need_extras()  # before the model is loaded

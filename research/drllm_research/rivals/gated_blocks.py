@@ -32,7 +32,7 @@ from drllm.scoring.route_prediction import prompt_inputs
 if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
-_FILES = PolicyFiles("gates", "train them again", "gates.json", "gates.safetensors")
+_FILES = PolicyFiles("gates", "train them again", "gates.json", "gates.safetensors", checked=False)
 _SHAPE = ("n_layers", "hidden_size", "first_block")
 THRESHOLDS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)  # operating points, from running nearly all to running little
 

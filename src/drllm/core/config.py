@@ -25,7 +25,9 @@ PROMPTS_HELP = (
 READER_HELP = "whose verdict on letters and boxed answers counts, both are stored: strict (the authors'), lenient, the wording's own (auto)"
 ReaderName = Literal["auto", "strict", "lenient"]
 TOKENS_HELP = "tokens of a generated answer; 0 takes the reward's own (letter 10, boxed 15, number 8, exact 32)"
-EXECUTOR_HELP = "this process (local), or workers of one thread each; auto: local, but for a scan on several cores without --threads"
+EXECUTOR_HELP = (
+    "this process (local), or workers beside it (processes); auto: local, but for a scan on a CPU of several cores without --threads"
+)
 STEP_HELP = "tokens of a model step (CPU: 512, from a billion weights on 128, docs/scale.md; a GPU takes thousands)"
 
 
@@ -90,7 +92,9 @@ class ScanConfig(_InOurs, Options):
     max_span: int = option(0, "blocks of a span, at most; 0: any span", ge=0)
     questions: int = option(128, "questions of the last round, shared evenly over the tasks; 0: no race, --claimed alone is measured", ge=0)
     first_questions: int = option(8, "questions of the first round, which every candidate answers; each round has twice as many", ge=1)
-    winners: int = option(5, "best candidates, named before any further question is read, then measured again; the best of each kind", ge=1)
+    winners: int = option(
+        5, "best candidates, named before any further question is read, then measured again, besides the best of each kind", ge=1
+    )
     fresh: int = option(512, "questions that chose nothing, on which winners and random spans are measured again, at most; 0: none", ge=0)
     split: Literal["fit", "tune", "calibrate"] = option("fit", "split of the questions that choose")
     fresh_split: Literal["fit", "tune", "calibrate"] = option("fit", "split of those on which the winners are measured again")

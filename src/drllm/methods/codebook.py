@@ -50,7 +50,9 @@ class CodebookConfig(Options):
     confidence: float = option(0.9, "one-sided, of the bound on the total gain; not corrected for what is chosen by it", ge=0.5, le=0.9999)
     nesting: float = option(0.1, "price of a block pass that no other route of the codebook needs, as a share of the base's passes", ge=0)
     abstain: bool = option(True, "keep the base where too little gain is predicted; else the highest score is followed, the base's being 0")
-    unfamiliar: float = option(0.0, "share of fit prompts that count as unlike the rest; less like them: the base", ge=0, le=0.5)
+    unfamiliar: float = option(
+        0.0, "share of fit prompts that count as unlike the rest; less like them: the base; 0: of text, beyond all", ge=0, le=0.5
+    )
     budget: float = option(1.0, "mean passes on tune to spend at most, as a share of the base's; 1: accuracy first", ge=0.1, le=1)
     seed: int = option(0, "seed of the folds", ge=0, le=MAX_SEED)
 

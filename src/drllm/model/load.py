@@ -199,10 +199,14 @@ def quiet_loading() -> Iterator[None]:
     levels = {logger: logger.level for logger in (hf_logging.get_logger(), *map(logging.getLogger, NOISY))}
     for logger in levels:
         logger.setLevel(logging.ERROR)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # in a notebook they are widgets, which no redirection catches
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        if bars:
+            hf_logging.enable_progress_bar()
         for logger, before in levels.items():
             logger.setLevel(before)
 

@@ -123,6 +123,6 @@ def policy_class(name: str) -> type[Policy]:
         meant = did_you_mean(name, sorted({*BUILT_IN, *plugin_names(POLICIES)}))
         from_where = "the package that made it may not be installed here, or a newer drllm wrote it"
         raise ArtifactError(f"unknown policy {name!r}{meant}: {from_where}")
-    if not issubclass(found, Policy):
-        raise ArtifactError(f"{name!r} decides no route and can only be evaluated, by {found.__module__}: name a policy")
+    if not (isinstance(found, type) and issubclass(found, Policy)):
+        raise ArtifactError(f"{name!r} decides no route and can only be evaluated, by {getattr(found, '__module__', found)}: name a policy")
     return found

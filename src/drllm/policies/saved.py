@@ -71,6 +71,8 @@ def save_policy(policy: RouteSource | None, base: BaseIdentity, folder: Path) ->
         raise InputError("this model has no policy to save: set m.policy, for example to train(...)")
     if not isinstance(policy, Policy):
         raise InputError("a list of routes belongs to one batch and cannot be saved; save a Route or trained routers")
+    if not policy.name:
+        raise InputError(f"{type(policy).__name__} has no name and could not be loaded again: give it that of its entry point")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, expected a folder to save the policy in")
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,3 +64,8 @@ class _TimedDecider(Decider):
             decided = decided.cpu()  # waits for a device, so that its work is counted here
         self._clock.add(time.perf_counter() - started)
         return decided
+
+    @property
+    def routes(self) -> list[Route] | None:
+        """As soon as the one inside has them, so that a prompt is read no further."""
+        return self._decider.routes

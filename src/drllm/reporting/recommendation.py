@@ -52,7 +52,8 @@ def lines(found: Recommendation) -> Iterator[str]:
     if not found.deploy:
         yield from _why_not(found, row)
     else:
-        yield f"All this was tested in {found.tested_in}: serve {'or export ' if found.route else ''}it in that type."
+        if found.tested_in:
+            yield f"All this was tested in {found.tested_in}: serve {'or export ' if found.route else ''}it in that type."
         if "loglik" in found.promise:
             yield "Judged by which of the given answers is likelier: what it writes when left to itself was not tested."
         yield "Serving needs vLLM: make serve-env, then .venv-serve/bin/drllm in place of drllm (docs/serve.md)."

@@ -48,11 +48,11 @@ def doubtful(loaded: Mapping[str, LoadedTask]) -> Iterator[str]:
     """What an answer key hardly means: letters without choices, or one answer to every question."""
     for name, one in loaded.items():
         answers = [(example.answer, len(example.choices)) for rows in one.examples.values() for example in rows]
-        if all(not n and len(str(answer)) == 1 and str(answer) in LETTERS for answer, n in answers):
+        if answers and all(not n and len(str(answer)) == 1 and str(answer) in LETTERS for answer, n in answers):
             yield f"{name}: every answer is a single letter: are the choices missing?"
         elif len(answers) > 1 and len({answer for answer, _ in answers}) == 1:
             (answer, n), *_ = answers
-            yield f"{name}: every answer is {LETTERS[int(answer)] if n else repr(answer)}: is that the answer key?"
+            yield f"{name}: every answer is {LETTERS[answer] if isinstance(answer, int) and n else repr(answer)}: is that the answer key?"
 
 
 def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) -> Iterator[str]:

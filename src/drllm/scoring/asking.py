@@ -136,13 +136,14 @@ class Bench:
         open_ = {
             key: policy for key, policy in zip(keys, policies, strict=True) if key and policy is not None and known[key].keys() < {*digests}
         }
-        if open_:
-            with Progress(label, len(digests)) as progress, memory_in_one_line():
-                for at in range(0, len(digests), DECIDED_TOGETHER):
-                    group = ask.questions[at : at + DECIDED_TOGETHER]
-                    if all(one.digest in known[key] for one in group for key in open_):
-                        progress.resume(len(group))
-                        continue
+        groups = [ask.questions[at : at + DECIDED_TOGETHER] for at in range(0, len(digests), DECIDED_TOGETHER)]
+        left = [group for group in groups if any(one.digest not in known[key] for one in group for key in open_)]
+        # It is decided here: the cores of the workers are free, unless the number of threads can flip a decision.
+        threads = 0 if self.place is None or self.rounds_by_threads else self.resources.workers * self.resources.threads
+        if left:
+            with Progress(label, len(digests)) as progress, memory_in_one_line(), torch_threads(threads):
+                progress.resume(len(digests) - sum(map(len, left)))
+                for group in left:
                     asked = [Asked(ask.task.name, ask.split, one.example.id, one.digest) for one in group]
                     prompts = [one.context_ids for one in group]
                     told = decide_routes(self.routed, list(open_.values()), prompts, ask.scorer.max_step_tokens)
