@@ -96,6 +96,10 @@ def test_at_the_identity_it_is_the_stock_model(family, batch_size):
     assert sorted(prompt.doc_id for prompt in lm.routing.prompts if prompt.task == "free") == list(range(6))
 
 
+def test_fewer_requests_than_auto_has_parts():
+    assert ours(model_of("llama"), "auto:8", max_batch_size=4).loglikelihood(choices(1), True)
+
+
 @pytest.mark.parametrize("family", families.sampled())
 def test_every_family_gives_the_stock_models_log_likelihoods(family):
     """Whatever its masks and positions are."""

@@ -179,6 +179,13 @@ def test_a_readme_of_others_stays(routed, tmp_path):
     assert (tmp_path / "README.md").read_text() == "# My checkpoint\n"
 
 
+def test_a_policy_without_a_name_is_not_saved(routed, tmp_path):
+    routed.policy = type("Nameless", (Routers,), {"name": ""})(RouterConfig(len(routed.blocks), routed.hidden_size))
+    with pytest.raises(InputError, match="Nameless has no name"):
+        routed.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_info_refuses_a_torn_policy(routed, tmp_path, capsys):
     routed.policy = Route.parse("1211")
     folder = routed.save_pretrained(tmp_path / "static")

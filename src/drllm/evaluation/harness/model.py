@@ -203,10 +203,10 @@ class RoutedLM(stock_model()):
         """The stock model's answers, route by route: it knows no contexts of a step's sequences, so all of a step take one route."""
         distinct = list(dict.fromkeys(routes))
         several = len(distinct) > 1
-        # Once, not for each route; nor again and again over fewer requests than `auto:N` has parts, by which stock's schedule divides.
-        if (several or self.batch_schedule > 1) and requests and self.batch_size == "auto" and not override_bs:
+        few = len({tuple(request[1]) for request in requests}) < self.batch_schedule  # by the parts of `auto:N` stock divides
+        if requests and (several or few) and self.batch_size == "auto" and not override_bs:
             longest = max(range(len(requests)), key=lambda index: len(requests[index][1]) + len(requests[index][2]))
-            override_bs = self.find_batch_size(requests, longest)
+            override_bs = self.find_batch_size(requests, longest)  # once, not for each route
         answers: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(requests), disable=disable_tqdm or not several, desc="Running loglikelihood requests") as bar:
             for self._route in distinct:
