@@ -66,7 +66,7 @@ def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_p
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("listed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed, saved, data, tmp_path):
     full = Route.full(L)
     routes = [full.loop(1, 2), full.loop(1, 2, 0.5), Route.parse("0-1,0-1/4")] if listed else None

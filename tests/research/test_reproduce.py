@@ -620,6 +620,7 @@ def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice)
     assert "routers raise accuracy, mean over 2 tasks, read leniently" in page
 
 
+@pytest.mark.slow
 def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
     made, page = read_twice
     means = []
@@ -631,6 +632,7 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
     assert "routers save layers a query, over prompt and generated tokens" in page
 
 
+@pytest.mark.slow
 def test_worked_answers_of_table_4_are_lm_evals(read_twice):
     made, page = read_twice
     section_4 = section(page, EXHIBITS["table4"].title)
@@ -651,6 +653,7 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_what_was_asked_stands_in_the_manifest_and_nothing_mixes_it(read_twice, tmp_path):
     made, _ = read_twice
     manifest = read_manifest(made.setup.run.search("arc_easy"))
