@@ -23,7 +23,6 @@ from drllm.scoring.packing import Batch, PackedPrompt, encode_choice, make_batch
 from drllm.scoring.prefixes import Node
 from drllm.tasks import Example, Task
 
-GIB = 2**30
 HEAD_TOKENS = 128  # scored tokens that go through the output head together
 MIN_PENDING = 64  # evaluations under way at once, however small the memory
 SOFTMAX_ROWS = 8  # logits in float32 at a time: more would leave the processor's cache

@@ -201,18 +201,20 @@ class RoutedLM(stock_model()):
         self, routes: Sequence[Route], requests: Sequence[Any], disable_tqdm: bool, override_bs: int | None
     ) -> list[tuple[float, bool]]:
         """The stock model's answers, route by route: it knows no contexts of a step's sequences, so all of a step take one route."""
-        distinct = list(dict.fromkeys(routes))
-        several = len(distinct) > 1
-        few = len({tuple(request[1]) for request in requests}) < self.batch_schedule  # by the parts of `auto:N` stock divides
-        if requests and (several or few) and self.batch_size == "auto" and not override_bs:
-            longest = max(range(len(requests)), key=lambda index: len(requests[index][1]) + len(requests[index][2]))
-            override_bs = self.find_batch_size(requests, longest)  # once, not for each route
+        along: dict[Route, list[int]] = {}
+        for index, route in enumerate(routes):
+            along.setdefault(route, []).append(index)
+        several = len(along) > 1
+        if requests and self.batch_size == "auto" and not override_bs:
+            few = len({tuple(request[1]) for request in requests}) < self.batch_schedule  # by the parts of `auto:N` stock divides
+            if several or few:
+                longest = max(range(len(requests)), key=lambda index: len(requests[index][1]) + len(requests[index][2]))
+                override_bs = self.find_batch_size(requests, longest)  # once, not for each route
         answers: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(requests), disable=disable_tqdm or not several, desc="Running loglikelihood requests") as bar:
-            for self._route in distinct:
-                members = [index for index, route in enumerate(routes) if route == self._route]
+            for self._route, members in along.items():
                 some = [requests[index] for index in members]
-                answers |= dict(zip(members, self.stock_score_tokens(some, disable_tqdm or several, override_bs), strict=True))
+                answers |= zip(members, self.stock_score_tokens(some, disable_tqdm or several, override_bs), strict=True)
                 bar.update(len(members))
         return [answers[index] for index in range(len(requests))]
 
