@@ -193,7 +193,7 @@ def test_an_interval_by_order_statistics():
     assert timing.median_interval(list(range(1, 21))) == [10.5, 6, 15]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_servers_of_the_http_benchmark_start_as_users_start_them():
     """Importing it sets no variable: each would reach the servers, as one thread for an engine that users give all cores."""
     code = "import os; before = dict(os.environ); import serve_http; assert dict(os.environ) == before, set(os.environ) ^ set(before)"

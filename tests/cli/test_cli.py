@@ -363,7 +363,7 @@ def test_a_dry_run_of_a_search_counts_and_searches_nothing(folders, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_retrofit_recommends(folders, tmp_path: Path, capsys):
     pytest.importorskip("matplotlib")
     out = tmp_path / "run"

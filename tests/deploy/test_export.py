@@ -63,6 +63,7 @@ assert not any(name.startswith("drllm") for name in sys.modules)
 """
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_path, capsys):
     route = "1202"

@@ -81,7 +81,9 @@ def assert_same(got: list[tuple[float, bool]], wanted: list[tuple[float, bool]])
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, "auto", "auto:2"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "qwen2_moe"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3_text", "gpt2", "qwen2_moe"))]
+)
 def test_at_the_identity_it_is_the_stock_model(family, batch_size):
     """To the last bit: of choices, of requests that are too long and lose their beginning, of whole texts, and what it writes."""
     routed = model_of(family)

@@ -232,11 +232,12 @@ def test_the_stock_command_line_refuses_in_one_line(stock_cli, capsys):
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("drllm: error: cannot load model 'no/such'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "last"),
     [
         (["--config", "no-such.yaml"], 2, "drllm: error: cannot read 'no-such.yaml'"),
-        pytest.param(["--model_args", "pretrained=model", "--tasks", "drllm_arc_easy", "--limit", "2"], 0, "|", marks=pytest.mark.slow),
+        (["--model_args", "pretrained=model", "--tasks", "drllm_arc_easy", "--limit", "2"], 0, "|"),
     ],
 )
 def test_the_stock_command_line_in_a_process_of_its_own(place, arguments, code, last):

@@ -65,8 +65,8 @@ def test_two_workers_write_the_records_of_one_process(saved, data, single, tmp_p
     assert gone(replicas())
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("listed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("listed", [False, True])
 def test_two_workers_search_loops_and_lists_of_loops_as_one_process_does(listed, saved, data, tmp_path):
     full = Route.full(L)
     routes = [full.loop(1, 2), full.loop(1, 2, 0.5), Route.parse("0-1,0-1/4")] if listed else None
@@ -157,7 +157,7 @@ def trained(compared, single, tmp_path) -> Path:
     return copy_run(single, copy_run(compared, tmp_path / "run", "static", "routers"), "search", "verdicts")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_workers_answer_as_one_process_does(saved, data, compared, trained, monkeypatch):
     """Policies and their controls, in a run folder named from where the command stands; the second time nothing is asked."""
     monkeypatch.chdir(trained.parent)
@@ -294,7 +294,7 @@ def test_kept_workers_load_what_the_next_work_is_for_and_dead_ones_are_passed_ov
     assert gone([*pids, int(found[0][1])])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_a_worker_failed_of_reaches_the_reader():
     work = pool.Work(lambda index: False, lambda index, job: "a job")
     with processes() as place, pytest.raises(RuntimeError, match=r"(?s)a worker failed:\nTraceback .*raise LookupError.*no such thing"):

@@ -88,6 +88,7 @@ def test_the_static_route_is_one_that_gains_on_the_fit_questions(trained, run, t
     assert any(row["gain"] > 0 for row in table.values()), "on a random model some route gains: the test can fail"
 
 
+@pytest.mark.slow
 def test_merged_searches_of_two_files_are_trained_on_and_both_are_kept_out_of_the_evaluation(tiny, tmp_path):
     rows = questions(80)
     for name, task, part in (("a", TASK, rows[:40]), ("b", "arc_challenge", rows[40:])):

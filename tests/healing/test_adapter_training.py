@@ -93,7 +93,7 @@ class Deadly(Reporter):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("at", [1, 13, 25])
+@pytest.mark.parametrize("at", [13, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 25))])
 def test_killed_at_any_step_it_ends_in_the_same_bytes(texts, tmp_path, monkeypatch, at):
     whole, _ = train(tmp_path / "whole", texts)
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)

@@ -469,6 +469,7 @@ def test_a_damaged_book_is_refused(tmp_path):
 # --- several lists of routes
 
 
+@pytest.mark.slow
 def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
     """Two calls with routes are the matrix of both, also after a merge; a matrix of other questions is refused, two tasks share routes."""
     splits = dataclasses.replace(SEARCH, splits=("fit", "tune"))
@@ -804,6 +805,7 @@ def test_the_soft_loss_of_a_sure_target_is_the_focal_loss():
     assert weights.mean() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_control_is_set_on_tune_within_the_budget(tiny, run):
     free = train(tiny, run, dataclasses.replace(TRAIN, preset="default", tune_questions=20))
     table = json.loads((run / "train" / "routers" / "knob.json").read_text())["points"]

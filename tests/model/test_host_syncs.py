@@ -40,7 +40,7 @@ def of_a_step(model, **options) -> Counter[str]:
     return Counter({name: n // 8 for name, n in more.items()})
 
 
-FAMILIES = ["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("gpt2", "gemma3_text", "mistral-sliding", "mixtral"))]
+FAMILIES = ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gemma3_text", "mistral-sliding", "mixtral"))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

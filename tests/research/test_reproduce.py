@@ -76,10 +76,10 @@ def setup_of(out: Path, folder: Path, **options) -> Setup:
     return Setup("tiny", LEARNED, out, str(folder), config)
 
 
-@pytest.fixture(scope="module")
-def bench(tiny, folder, tmp_path_factory) -> Bench:
+@pytest.fixture(scope="module", params=[pytest.param("all", marks=pytest.mark.slow)])  # a mark of every test that reads it
+def bench(request, tiny, folder, tmp_path_factory) -> Bench:
     bench = Bench(tiny, setup_of(tmp_path_factory.mktemp("run"), folder), ["drllm", "reproduce"])
-    reproduce(bench, wanted_exhibits(["all"]))
+    reproduce(bench, wanted_exhibits([request.param]))
     return bench
 
 

@@ -422,6 +422,7 @@ def test_where_nothing_keeps_to_the_budget_the_best_beyond_it_is_shown():
     assert "28.5 passes a prompt (--budget 0.95 lets it in)." in text
 
 
+@pytest.mark.slow
 def test_where_passes_are_limited_a_route_is_healed_within_the_time(tiny, tmp_path, monkeypatch):
     """From fit questions alone; without peft the rest goes on."""
     out, rows = tmp_path / "run", write_rows(tmp_path / "few.jsonl", questions(100))

@@ -134,16 +134,15 @@ def changed(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
     return sorted(name for name in names if one.get(name) != other.get(name))
 
 
-def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(scanned, data, tmp_path):
+@pytest.mark.parametrize("last", [4, *(pytest.param(last, marks=pytest.mark.slow) for last in (2, 6, 8))])
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(last, scanned, data, tmp_path):
     """Killed when it has written so many files: in the race, between its rounds, and while measuring again."""
-    for last in (2, 4, 6, 8):
-        out = tmp_path / str(last)
-        status = _killed_after(last, out, data)
-        assert status == signal.SIGKILL
-        assert not RunFolder(out).scan.result.is_file()
-        scan(runs.model(), [runs.TASK], SMALL, out, data, claimed={CLAIM: Said()})
-        for part in ("scan", "verdicts"):
-            assert changed(runs.folder_bytes(scanned / part), runs.folder_bytes(out / part)) == []
+    status = _killed_after(last, tmp_path, data)
+    assert status == signal.SIGKILL
+    assert not RunFolder(tmp_path).scan.result.is_file()
+    scan(runs.model(), [runs.TASK], SMALL, tmp_path, data, claimed={CLAIM: Said()})
+    for part in ("scan", "verdicts"):
+        assert changed(runs.folder_bytes(scanned / part), runs.folder_bytes(tmp_path / part)) == []
 
 
 def _killed_after(last: int, out: Path, data: Path) -> int:

@@ -226,7 +226,9 @@ def test_answers_leave_the_batch_when_they_are_settled():
 # --- nothing else shows -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-sliding", "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "mistral-sliding"))]
+)
 def test_rows_that_leave_change_no_other_answer(family, monkeypatch):
     """Never compacted, always compacted, decoded by twos, heads by threes: the same texts, fp32."""
     routed, pairs = answering(family), mixed_pairs(30, seed=4)

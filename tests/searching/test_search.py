@@ -104,7 +104,7 @@ def test_base_and_kept_route_are_checked_alone_under_both_metrics_and_another_te
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
     """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
     config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3)
@@ -145,7 +145,11 @@ def test_groups_are_filled_by_length_and_the_last_is_short(run):
 
 
 @pytest.mark.parametrize(
-    "resources", [Resources(), Resources(pool_size=1), Resources(pool_size=20, cache_bytes=0), Resources(cache_bytes=20_000)]
+    "resources",
+    [
+        Resources(pool_size=20, cache_bytes=0),
+        *(pytest.param(slow, marks=pytest.mark.slow) for slow in (Resources(), Resources(pool_size=1), Resources(cache_bytes=20_000))),
+    ],
 )
 def test_searching_twice_writes_the_same_bytes_whatever_pool_and_memory(resources, run, tiny, data, tmp_path):
     search(tiny, [TASK], SEARCH, tmp_path, data, resources=resources)
@@ -198,6 +202,7 @@ def test_a_search_says_how_far_the_questions_under_way_are(tiny, data, tmp_path)
     assert judged[-1][0] == sum(len({*record.routes, *record.control_routes}) for record in records)
 
 
+@pytest.mark.slow
 def test_another_seed_searches_elsewhere_and_other_groups_ask_the_same(run, tiny, data, tmp_path):
     before = {record.id: record for record in read_records(run / "search")}
     search(tiny, [TASK], options(seed=1, limit=8), tmp_path / "seed", data)

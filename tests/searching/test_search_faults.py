@@ -136,6 +136,7 @@ def test_a_question_with_broken_logits_is_recorded_as_such_and_costs_no_search(r
     assert all(len(record.routes) > 1 for record in records.values())
 
 
+@pytest.mark.slow
 def test_a_group_of_nothing_but_broken_logits_stops_nothing(tmp_path):
     """As fp16 on the longest questions: they are done first, since each needs but one evaluation, or are all that a resumed search has."""
     rows = questions(24)

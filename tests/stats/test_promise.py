@@ -42,7 +42,9 @@ def no_power(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("n", "changed"), [(200, 0.15), (1369, 0.15), (1369, 0.02), (500, 0.6)])
+@pytest.mark.parametrize(
+    ("n", "changed"), [(200, 0.15), (1369, 0.02), *(pytest.param(*many, marks=pytest.mark.slow) for many in ((1369, 0.15), (500, 0.6)))]
+)
 def test_a_policy_just_too_bad_passes_no_more_often_than_promised(n, changed):
     """1,000 redraws; 73 is the 99.9 % limit of a binomial with probability 0.05."""
     assert stats.binom.ppf(0.999, 1000, 0.05) == 73

@@ -259,7 +259,7 @@ def test_boxed_works_off_the_main_thread():
     assert verdicts == {number: number % 3 == 1 for number in range(12)}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_boxed_cannot_hang():
     assert boxed_matches(r"\boxed{9^{9^{9^{9}}}}", "5") is False
     assert boxed_matches(r"\boxed{5}", "5") is True

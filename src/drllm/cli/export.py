@@ -62,9 +62,9 @@ def _clocked(routed: Any, folder: Path) -> str:
     from drllm.evaluation.clock import model_ratio
     from drllm.model.copies import plain_twin, random_ids
 
-    with said_if_slow("timing the checkpoint and the base in turn ..."):
+    with said_if_slow("loading the checkpoint and the base, to time them in turn ..."):
         models = load_written(routed, folder), plain_twin(routed).eval()
-        found = model_ratio(*models, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
+    found = model_ratio(*models, random_ids(routed, CLOCK_PROMPT), CLOCK_TOKENS, CLOCK_ROUNDS)
     seconds = of_the_seconds(found["ratio"], found["ratio_low"], found["ratio_high"])
     return f"clock: {seconds} for {CLOCK_TOKENS} tokens behind {CLOCK_PROMPT}, in transformers, {CLOCK_ROUNDS} times in turn"
 

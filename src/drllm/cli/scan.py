@@ -12,7 +12,7 @@ from pathlib import Path
 from drllm.cli.job import Job, Lines
 from drllm.cli.options import DRY_RUN, Parser, add_common, add_section
 
-SHOWN = ("model", "tasks", "data", "out", "claimed", "kinds", "max_span", "questions", "reward", "dtype", "dry_run")  # by --help
+SHOWN = ("model", "tasks", "data", "out", "claimed", "fresh", "kinds", "questions", "reward", "dtype", "dry_run")  # by --help
 
 
 def run(job: Job) -> Lines:

@@ -67,10 +67,12 @@ def model_ratio(model: Any, base: Any, ids_BT: Tensor, n_tokens: int, rounds: in
     """Seconds that a model takes for a greedy answer of `n_tokens`, against another's, both as transformers runs them."""
     seconds: dict[int, list[float]] = {0: [], 1: []}
     length = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False}
-    for round_ in range(rounds + 1):  # the first warms up
-        for side, one in ((0, model), (1, base)) if round_ % 2 else ((1, base), (0, model)):
-            call = partial(one.generate, ids_BT, attention_mask=torch.ones_like(ids_BT), **length)
-            seconds[side].append(_timed(ids_BT.device, call)[0])
+    with Progress("clock", rounds + 1) as progress:
+        for round_ in range(rounds + 1):  # the first warms up
+            for side, one in ((0, model), (1, base)) if round_ % 2 else ((1, base), (0, model)):
+                call = partial(one.generate, ids_BT, attention_mask=torch.ones_like(ids_BT), **length)
+                seconds[side].append(_timed(ids_BT.device, call)[0])
+            progress.advance(1)
     return _ratio(seconds[0][1:], seconds[1][1:])
 
 
