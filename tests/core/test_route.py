@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
-from drllm.core.route import Action, Route, Span
+from drllm.core.route import Action, Route, Span, kept_passes
 from drllm.core.route_words import in_words, loops_in_words
 
 actions = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=100)
@@ -331,3 +331,9 @@ def test_digits_say_a_route_exactly_where_it_is_written_as_digits(actions, data)
         block = data.draw(st.sampled_from(once))
         route = route.loop(block, block, data.draw(st.sampled_from([0.5, 1.0])))
     assert route.has_digits == (not set(str(route)) - set("012"))
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(0.9, 27), (0.7, 21), (0.8, 24), (0.75, 22), (1.0, 30), (0.01, 1), (0.0, 1)])
+def test_passes_that_a_budget_keeps_of_thirty_blocks(budget, passes):
+    """Rounded down, but for what floats lose: 0.7 of 30 is 21."""
+    assert kept_passes(budget, 30) == passes

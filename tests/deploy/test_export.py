@@ -89,6 +89,7 @@ def test_the_command_line_exports_what_another_process_loads(checkpoint, tmp_pat
     assert about["n_bytes"] == pytest.approx(sum(p.numel() * 4 for p in routed.model.parameters()) + n_block, rel=0.05)
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_against_the_base(checkpoint, tmp_path, capsys):
     command = ["export", "--model", str(checkpoint), "--route", "1000", "--clock", "--out", str(tmp_path / "out")]
     assert main(command) == 0

@@ -80,7 +80,7 @@ def assert_same(got: list[tuple[float, bool]], wanted: list[tuple[float, bool]])
     assert np.array([value for value, _ in got]) == pytest.approx([value for value, _ in wanted], abs=1e-4, rel=3e-7)
 
 
-@pytest.mark.parametrize("batch_size", [1, 8, "auto", "auto:2"])
+@pytest.mark.parametrize("batch_size", [1, 8, pytest.param("auto", marks=pytest.mark.slow), pytest.param("auto:2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3_text", "gpt2", "qwen2_moe"))]
 )

@@ -120,6 +120,7 @@ def results_of(place: Path, label: str, method: str = "static", split: str = "tu
     return place / "run" / "harness" / split / label / method / "results.json"
 
 
+@pytest.mark.slow
 def test_a_finished_method_is_read_back_and_other_options_have_a_folder_of_their_own(place):
     arguments = ["--methods", "static", "--tasks", "drllm_arc_easy", "--limit", "5"]
     assert cli(place, *arguments) == 0

@@ -105,7 +105,7 @@ def test_a_worker_killed_in_the_middle_loses_nothing_and_repeats_nothing(saved, 
     assert len(ids) == len(set(ids)) == len(read_records(single / "search"))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_driver_resumes_on_another_executor(saved, data, single, tmp_path):
     """kill -9 of the driver amid its run; the same command in one process finishes it."""
     code = (

@@ -838,14 +838,14 @@ def test_views_at_another_point_promise_nothing():
 
 def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path):
     """The search read one file, the matrix another in which the search's fit questions stand as calibrate questions."""
-    rows = questions(120)
+    rows, few = questions(120), dataclasses.replace(SEARCH, n_simulations=4)
     one = write_rows(tmp_path / "a.jsonl", [row | {"part": "train" if place else "dev"} for place, row in enumerate(rows)])
-    search(tiny, [TASK], SEARCH, tmp_path / "run", one)
+    search(tiny, [TASK], few, tmp_path / "run", one)
     searched = {record.id for record in read_records(tmp_path / "run" / "search")}
     fresh = [row | {"id": f"new {row['id']}", "question": f"new {row['question']}"} for row in rows]
     again = [row | {"id": f"again {row['id']}"} for row in rows if row["id"] in searched]
     both = write_rows(tmp_path / "b.jsonl", fresh + again)  # without parts, other shares of the same hash are calibrate questions
-    search(tiny, [TASK], SEARCH, tmp_path / "run", both, routes=ROUTES[:2])
+    search(tiny, [TASK], few, tmp_path / "run", both, routes=ROUTES[:2])
     _, promise = calibrate(tiny, tmp_path / "run", RoutePolicy(ROUTES[0]), PromiseConfig(calibrate="calibrate", epsilon=0.4))
     asked = load_task(TASK, both).examples["calibrate"]
     assert any(example.id.startswith("again ") for example in asked), "the test can fail"

@@ -39,7 +39,7 @@ def change(args, given, out) -> float:
     return float((after - before).abs().max() / before.abs().max())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_families_whose_blocks_scale_what_they_are_given_are_named():
     found = {families.FAMILIES[name].model_type for name in families.FAMILIES if rescales(name)}
     assert found == {spec.model_type for spec in families.FAMILIES.values()} & RESCALING

@@ -310,6 +310,7 @@ def test_the_share_of_the_oracles_gap_is_beyond_what_blind_routes_close():
     assert low < 60 < high
 
 
+@pytest.mark.slow
 def test_a_policy_below_the_base_closes_none_of_the_gap_however_far_below_blind_routes_are():
     tasks = [f"t{n}" for n in range(10)]
     blind, ours, base, oracle, above = (verdicts([1] * n + [0] * (10 - n), tasks) for n in (1, 3, 4, 6, 5))

@@ -244,6 +244,7 @@ def test_again_nothing_is_done_twice(bench, tiny):
     assert {name: data for name, data in kept_bytes(bench.folder).items() if not name.startswith("table6/")} == before
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_changed_is_trained_again(tiny, tmp_path, folder):
     setup = dataclasses.replace(setup_of(tmp_path, folder), tasks=LEARNED[:1])
     Bench(tiny, setup).run(Search("arc_easy"))
@@ -295,6 +296,7 @@ def test_a_policy_of_the_users_own_is_not_overwritten(tiny, folder, tmp_path):
         Bench(tiny, setup).run(stage)
 
 
+@pytest.mark.slow
 def test_a_control_is_set_again_when_its_questions_change(tiny, folder, tmp_path):
     data = shutil.copytree(folder, tmp_path / "data")
     setup = setup_of(tmp_path / "run", data)

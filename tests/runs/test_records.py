@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.files import TEMPORARY_SUFFIX
-from drllm.runs.records import Check, read_records, read_shard, shard_indices, shard_path, write_shard
-from record_factory import ROUTES, any_record, control, record, task_folder, write_verdicts
+from drllm.core.route import Route
+from drllm.runs.manifest import read_manifest
+from drllm.runs.records import Check, read_matrix, read_records, read_shard, shard_indices, shard_path, write_shard
+from record_factory import ROUTES, any_record, control, record, task_folder, verdict, write_verdicts
 
 
 def write(run, some, task="arc_easy", index=0):
@@ -117,3 +119,32 @@ def test_a_task_folder_is_read_from_anywhere(tmp_path, monkeypatch):
     folder = task_folder(tmp_path / "run" / "search" / "arc_easy", [record(name="q1"), record(name="q2")])
     monkeypatch.chdir(folder)
     assert [one.id for one in read_records(type(folder)())] == ["q1", "q2"]
+
+
+def test_a_matrix_is_of_the_questions_that_every_route_has_answered(tmp_path):
+    """Kept is the shortest right route, of equals that of the larger margin, a margin that is none the least, then the first."""
+    base, skip, *_ = routes = tuple(map(Route.parse, ("1111", "0111", "1011", "1101", "1121")))
+    nan = float("nan")
+    told = {
+        "shortest": ([True, True, False, False, True], [0.9, 0.1, 0.5, 0.6, 0.9]),
+        "surest": ([True, True, True, True, True], [0.9, 0.1, 0.3, 0.2, 0.9]),
+        "first": ([False, True, True, True, False], [0.9, 0.3, 0.3, 0.2, 0.9]),
+        "no margin": ([False, True, False, True, False], [0.9, nan, 0.3, -5.0, 0.9]),
+        "wrong": ([False] * 5, [0.5] * 5),
+    }
+    asked = [
+        record(name=name, routes=routes, others=(0.0,) * 4, verdicts=dict(zip(routes, map(verdict, right, margins), strict=True)))
+        for name, (right, margins) in told.items()
+    ]
+    broken = replace(verdict(False, nan), broken=True)
+    asked.append(record(name="broken", routes=routes, others=(0.0,) * 4, verdicts=dict.fromkeys(routes, broken)))
+    folder = task_folder(tmp_path / "paths" / "arc_easy", asked, paths=[str(route) for route in routes])
+    manifest = read_manifest(folder)
+    found = {one.id: one for one in read_matrix(folder, manifest)}
+    kept = {name: one.chosen for name, one in found.items()}
+    assert kept == {"shortest": skip, "surest": routes[2], "first": skip, "no margin": routes[3], "wrong": None, "broken": None}
+    for one in found.values():
+        assert (one.routes, one.control_routes, one.seed, one.asked.task) == (routes, (), 0, "arc_easy")
+        assert (one.conditions, one.counts, one.broken) == (asked[0].conditions, "acc_norm", one.id == "broken")
+    assert found["broken"].verified(base) == {"finite": False}
+    assert read_matrix(folder, manifest.changed(paths=["2111", *map(str, routes)])) == [], "a route that nobody was asked along"

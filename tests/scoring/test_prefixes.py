@@ -133,7 +133,7 @@ def plain_order(family: str, dtype: torch.dtype) -> dict[Pair, Verdict]:
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        pytest.param(name, dtype, id=f"{name}-{called}", marks=() if name in ("llama", "gemma2") else mark)
+        pytest.param(name, dtype, id=f"{name}-{called}", marks=() if name == "llama" else mark)
         for name in DENSE
         for dtype, called, mark in ((torch.float32, "fp32", pytest.mark.long), (torch.bfloat16, "bf16", pytest.mark.slow))
     ],

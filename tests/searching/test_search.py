@@ -156,6 +156,7 @@ def test_searching_twice_writes_the_same_bytes_whatever_pool_and_memory(resource
     assert folder_bytes(tmp_path / "search") == folder_bytes(run / "search")
 
 
+@pytest.mark.slow
 def test_neither_pool_nor_memory_changes_a_byte_in_bfloat16(data, tmp_path):
     """Where another batch could round otherwise."""
     routed = RoutedModel.wrap(model().unwrap().bfloat16(), model().tokenizer)

@@ -184,7 +184,7 @@ def test_a_small_delta_can_be_passed(no_power):
     assert find_promise(promise(4000, 0.02, 1e-5), base, [np.where(np.arange(4000) % 10 == 0, 1, base)], [29], 30).point == 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_power_says_which_gain_would_have_passed():
     small, large = (smallest_gain(n, 0.15, 0.01, 0.05) for n in (200, 1000))
     assert small is not None
