@@ -26,16 +26,16 @@ from drllm.methods.routers import BELOW, soft_target
 from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
 from drllm.methods.static import StaticConfig, confirmed
 from drllm.methods.training_data import TrainingData
-from drllm.policies.codebook import Codebook, Point, StateSelector, pick, pool_prompt
+from drllm.policies.codebook import Codebook, Point, StateSelector
 from drllm.policies.constant import RoutePolicy
 from drllm.policies.policy import policy_class
-from drllm.policies.routers import RouterConfig, Routers
+from drllm.policies.routers import Routers
 from drllm.runs.answers import read_answers
 from drllm.runs.layout import RunFolder
 from drllm.runs.manifest import path_manifests
 from drllm.runs.merge import merge_runs
 from drllm.runs.records import RouteRecord, read_records
-from drllm.scoring.route_prediction import decide_routes, read_prompts
+from drllm.scoring.route_prediction import read_prompts
 from drllm.searching.edits import single_edits
 from drllm.stats.promise import Promise
 from drllm.tasks import load_task
@@ -379,91 +379,12 @@ def test_ties_on_tune_take_the_smaller_book():
     assert choose([dataclasses.replace(one, tune_passes=7.0, tune_gain=-1), small], 8, 0.9).tune_passes == 7.0
 
 
-def test_a_book_decides_as_it_was_fitted(tiny):
-    texts = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"]
-    prompts = [tiny.tokenizer(text)["input_ids"] for text in texts]
-    read = read_prompts(tiny, prompts, [1, 2], 600)
-    codebooks = []
-    for block in (1, 2):
-        routes = [Route.full(L), Route.full(L).edit(2, 0), Route.full(L).edit(3, 2)]
-        mean, scale = read[block].mean(0), read[block].std(0) + 0.1
-        weight = torch.randn(len(mean), 2, generator=torch.Generator().manual_seed(3))
-        codebook = Codebook(routes, StateSelector(block, mean, scale, weight, torch.zeros(2)), [Point(0.0)])
-        wanted = codebook.chosen(read[block])
-        assert len(set(wanted)) > 1
-        outputs = tiny.generate(
-            ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?"], policy=codebook, max_new_tokens=2
-        )
-        assert [output.route for output in outputs] == wanted
-        codebooks.append((codebook, wanted))
-    # All at once, among policies that read other states: as each by itself.
-    routers = Routers(RouterConfig(L, tiny.hidden_size, n_windows=4, width=16), seed=2)
-    policies = [None, *(codebook for codebook, _ in codebooks), routers]
-    together = decide_routes(tiny, policies, prompts, 600)
-    assert together[1:3] == [wanted for _, wanted in codebooks]
-    assert together == [decide_routes(tiny, [policy], prompts, 600)[0] for policy in policies]
-
-
-def test_pooling_reads_the_prompt_alone():
-    x = torch.randn(2, 5, 3)
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
-    pooled = pool_prompt(x, mask)
-    torch.testing.assert_close(pooled[0], torch.cat([x[0, 2:].mean(0), x[0, 4]]))
-    torch.testing.assert_close(pooled[1], torch.cat([x[1, :2].mean(0), x[1, 1]]))
-
-
-def test_picking_by_hand():
-    scores, saved = torch.tensor([[0.2, 0.1], [-0.1, -0.2], [0.05, 0.04]]), torch.tensor([0.0, 0.5])
-    assert pick(scores, saved, Point(0.0)).tolist() == [1, 0, 1]
-    assert pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
-    assert pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
-    assert pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
-
-
-def test_prompts_out_of_reach_keep_the_base(tmp_path):
-    """By hand: four features of mean 1 and scale 2. The second prompt lies 3 standard deviations off in each, the first 1."""
-    selector = StateSelector(1, torch.ones(4), torch.full((4,), 2.0), torch.zeros(4, 1), torch.ones(1), reach=2.0)
-    far = Codebook([Route.full(L), Route.full(L).edit(2, 0)], selector, [Point(0.0, 0.5)])
-    features = torch.tensor([[3.0, -1, 3, -1], [7, -5, 7, -5]])
-    base, other = far.routes
-    assert far.chosen(features) == [other, base]
-    assert far.selector.scores(features).tolist() == [[1.0], [-math.inf]]
-    far.save(tmp_path)
-    assert Codebook.load(tmp_path).chosen(features) == [other, base]
-    assert far.at_point(0).chosen(features) == [other, base]
-    far.selector.reach = math.inf
-    everywhere = Codebook(far.routes, far.selector, [Point(0.0)])
-    assert everywhere.chosen(features) == [other, other]
-    everywhere.save(tmp_path)
-    assert "reach" not in json.loads((tmp_path / "codebook.json").read_text()), "files of policies without it are as they were"
-    for reach in (0, -1, "nan"):
-        about = json.loads((tmp_path / "codebook.json").read_text()) | {"reach": reach}
-        (tmp_path / "codebook.json").write_text(json.dumps(about))
-        with pytest.raises(ArtifactError, match="train the codebook again"):
-            Codebook.load(tmp_path)
-
-
 def test_the_reach_leaves_out_the_share_that_was_asked_for():
     away = np.random.default_rng(0).normal(5, 3, 1000)
     read = Read(np.zeros((1000, 0)), away)
     assert (away > reach_of(read, 1, 0.02)).sum() == 20
     assert reach_of(read, 1, 0.0) == math.inf
     assert reach_of(read, 0, 0.0) == away.max(), "a text stranger than all that were learned from keeps the base"
-
-
-def test_a_damaged_book_is_refused(tmp_path):
-    codebook = Codebook([Route.full(L), Route.full(L).edit(2, 0)], plain_selector(1, 4, [0.0]), [Point(0)])
-    codebook.save(tmp_path)
-    assert Codebook.load(tmp_path).routes == codebook.routes
-    about = json.loads((tmp_path / "codebook.json").read_text())
-    for change in ({"block": 3}, {"at": 5}, {"points": []}, {"routes": ["1111", "11x1"]}, {"weights_sha256": "0"}):
-        (tmp_path / "codebook.json").write_text(json.dumps(about | change))
-        with pytest.raises(ArtifactError, match="train the codebook again"):
-            Codebook.load(tmp_path)
-    (tmp_path / "codebook.json").write_text(json.dumps(about))
-    (tmp_path / "selector.safetensors").write_bytes(b"")
-    with pytest.raises(ArtifactError):
-        Codebook.load(tmp_path)
 
 
 # --- several lists of routes
@@ -547,15 +468,6 @@ def test_a_codebook_reads_before_the_first_loop_ends_and_decides_visits(tiny, lo
 
 
 TEXTS = ["what is 5 and 6?", "x", "a much longer prompt than the others, is it not?", "why?", "12: what is 312 and 104?", "Hello there"]
-
-
-@pytest.mark.parametrize("triple", [False, True])
-def test_three_passes_in_place_are_no_action_of_a_codebook(triple, tiny):
-    routes = [Route.full(L), Route.parse("0-3,3,3") if triple else Route.parse("1112")]
-    size = 2 * tiny.hidden_size
-    codebook = Codebook(routes, plain_selector(2, size, [1.0]), [Point(0.0)])
-    output = tiny.generate("what?", policy=codebook, max_new_tokens=3, do_sample=False)[0]
-    assert (output.route, output.route.n_passes) == (routes[1], L + 1 + triple)
 
 
 def test_static_takes_loops(tiny, loop_run, data):
@@ -825,15 +737,6 @@ def test_the_control_is_set_on_tune_within_the_budget(tiny, run):
     paper = train(tiny, run, TRAIN)
     assert isinstance(paper, Routers)
     assert paper.control is None
-
-
-def test_views_at_another_point_promise_nothing():
-    codebook = Codebook([Route.full(L), Route.full(L).edit(2, 0)], plain_selector(1, 4, [0.0]), [Point(0.1), Point(0.0)])
-    routers = Routers(RouterConfig(L, 8, 2, 4))
-    for policy in (codebook, routers):
-        policy.promise = {"epsilon": 0.01, "point": 0}
-    assert codebook.at_point(1).promise is None
-    assert routers.with_control(0.9).promise is None
 
 
 def test_what_any_search_of_the_run_has_seen_is_not_calibrated_on(tiny, tmp_path):
