@@ -1,4 +1,4 @@
-"""Write the README's table of results from docs/results.md and what is stored in `results/`.
+"""Write the README's tables from docs/results.md and what is stored in `results/`.
 
 python tools/write_readme.py
 """
@@ -15,13 +15,25 @@ import pandas as pd
 
 from drllm.core.text import with_interval
 from drllm_research.comparison.stored import Results
+from drllm_research.comparison.table import compared, read
+from drllm_research.healed.page import SETTING
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+BLOCKS = {name: re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL) for name in ("results", "instead")}
 SMALLS = Results(ROOT / "results" / "policies-smollm2-135m-q4")
 IN_DOMAIN = "smollm2-135m-q4, 30 blocks: in domain: ARC and OpenBookQA together"
 SMALL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 HEALED = ROOT / "results" / "healed-27-smollm2-135m-q4"
+BESIDE = Results(ROOT / "results" / "healed-smollm2-135m-q4")
+# A row of docs/healed.md -> the README's words for it.
+INSTEAD = {
+    "healed 0.9": "`heal`, 27 of 30 blocks",
+    "skip 0.9": "the same blocks, not healed",
+    "solved questions shown": "{shots} solved questions in the prompt",
+    "labels, every block": "LoRA on right answers, every block",
+    "weights as q4_0": "4-bit weights (Q4_0)",
+    "weights of 3 bits": "3-bit weights",
+}
 # (the README's words, the section of docs/results.md, the row's first cell there): accuracy and seconds of one policy.
 POLICIES = (
     (f"{SMALL}: one route for all prompts (`static`); ARC, OpenBookQA", IN_DOMAIN, "static"),
@@ -81,6 +93,20 @@ def megabytes(model: str, n_blocks: int) -> str:
     return f"{2 * (rest + n_blocks * block) / 1e6:,.0f}"
 
 
+def instead() -> str:
+    """What a team would do instead, on the same questions, as Markdown."""
+    about = BESIDE.told(SETTING, "tune")
+    right, rows = {name: of for (name, _), of in BESIDE.of(SETTING, "tune").items()}, {row["name"]: row for row in about["rows"]}
+    lines = ["| instead, SmolLM2-135M | tasks learned from, points | other tasks | seconds | MB stored |", "|---|---|---|---|---|"]
+    for name, words in INSTEAD.items():
+        less = [compared(read(right[name], of), read(right["base"], of)) for of in about["tasks"].values()]
+        clock = rows[name]["clock"]
+        seconds = f"{clock['ratio']:.2f} ({clock['low']:.2f} to {clock['high']:.2f})" if clock else "the base's"
+        cells = [words.format(**about), *map(str, less), seconds, f"{rows[name]['mb']['stored']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def read_json(path: Path) -> Any:
     """What a file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -135,8 +161,9 @@ def table(results: str) -> str:
 
 
 def written(readme: str, results: str) -> str:
-    """The README with its table."""
-    return BLOCK.sub(lambda _: table(results), readme)
+    """The README with its tables."""
+    readme = BLOCKS["instead"].sub(lambda _: instead(), readme)
+    return BLOCKS["results"].sub(lambda _: table(results), readme)
 
 
 def main() -> None:

@@ -30,17 +30,17 @@ def run(code: str, names: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where README's code has run."""
+    """Where the code of README and of the page it names has run."""
     folder = tmp_path_factory.mktemp("readme")
+    (code,), (_, whole) = fences(ROOT / "README.md", "python"), fences(ROOT / "docs/commands.md", "python")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (code,) = fences(ROOT / "README.md", "python")
-        names = run(code, {})
-    assert names["out"].route.n_passes == 33
+        assert run(code, {})["out"].route.n_passes == 33
+        run(whole, {})
     return folder
 
 
-def test_the_readmes_code_searches_trains_evaluates_and_reports(folder):
+def test_that_code_searches_trains_evaluates_and_reports(folder):
     run_folder = folder / "runs" / "a"
     assert (run_folder / "static" / "drllm_config.json").is_file()
     assert {"base", "static"} <= {path.name for path in (run_folder / "evaluate" / "tune").iterdir()}

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from drllm.core.errors import ArtifactError
 from drllm.core.files import TEMPORARY_SUFFIX
 from drllm.core.route import Route
 from drllm.runs import shards
-from drllm.runs.shards import Shards
+from drllm.runs.shards import Shards, content_digest
 from drllm.runs.store import VERDICTS, Asked, Conditions, Decided, Store, Verdict
 from record_factory import CONDITIONS, ROUTES, any_verdict, verdict
 
@@ -157,3 +158,8 @@ def test_routes_of_any_form_are_kept(tmp_path):
     Store(tmp_path).write("one", CONDITIONS, [(ASKED[0], route, verdict(True)) for route in routes])
     assert list(Store(tmp_path).find(CONDITIONS, ["digest 0"])["digest 0"]) == routes
     assert Shards(tmp_path, VERDICTS).table()["n_passes"].to_pylist() == [route.n_passes for route in routes]
+
+
+def test_a_digest_tells_every_value_apart():
+    columns = product(([[1]], [[2]]), ([0], [None]), (["x"], ["y"]))
+    assert len({content_digest(pa.table({"a": a, "b": pa.array(b, pa.int64()), "c": c})) for a, b, c in columns}) == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -39,7 +41,7 @@ def test_the_smallest_share_that_the_prompts_bear_holds_as_often_as_said(n, shar
     wrong = 0
     for _ in range(REDRAWS):
         found = find_agreement(wanted(n), [rng.random(n) < share, rng.random(n) < 0.5], [29.0, 20.0])
-        assert found.point == 0
+        assert [row["point"] for row in found.tested] == [0]
         wrong += found.epsilon < share
     assert 0 < wrong <= LIMIT
 
@@ -48,7 +50,8 @@ def test_the_limit_is_the_binomial_s():
     assert most_that_differ(59, 0, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
     assert stats.binom.cdf(3, 200, most_that_differ(200, 3, 0.05)) == pytest.approx(0.05)
     assert most_that_differ(5, 5, 0.05) == 1
-    assert (fewest_prompts(0.05, 0.05), fewest_prompts(0.02, 0.05)) == (59, 149)
+    assert (fewest_prompts(0.05, 0.05), fewest_prompts(0.02, 0.05), fewest_prompts(1.0, 0.05)) == (59, 149, 1)
+    assert find_agreement(wanted(60), [np.arange(60) < 31], [29.0]).epsilon == 0.629, "rounded up from 0.62856"
 
 
 def test_the_cheapest_point_that_passed_is_taken_and_said():
@@ -62,6 +65,12 @@ def test_the_cheapest_point_that_passed_is_taken_and_said():
         "block. Another choice of budgets on the same prompts would be another try."
     )
     assert found.to_json()["sentence"] == found.sentence
+    p = stats.binom.cdf(1, n, 0.05)
+    assert found.tested[0] == {"point": 0, "p": pytest.approx(p), "differ": 1, "mean_passes": 29.0, "passed": True}
+    assert find_agreement(wanted(n, 0.05), [few, few], [28.0, 28.0]).point == 1, "of two as cheap as each other the later"
+    just = replace(wanted(n, 0.05), delta=found.tested[0]["p"])
+    assert find_agreement(just, [few, few], [29.0, 28.0]).point == 1, "a p-value of just delta passes"
+    assert find_agreement(wanted(n, 0.05), [np.arange(n) * 2 // 198], [29.0]).tested[0]["differ"] == 1, "whatever is not 0 differs"
 
 
 def test_what_is_not_promised_says_why():

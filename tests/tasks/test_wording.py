@@ -170,6 +170,8 @@ def test_words_are_equal_whatever_they_are_wrapped_in():
     assert answer_equals("East.", "\\text{east}")
     assert not answer_equals("west", "\\text{east}")
     assert not answer_equals("", "\\{\\}")
+    assert not answer_equals("5", " ")
+    assert answer_equals("so it is 2/4.", "0.5")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,8 @@ def test_words_are_equal_whatever_they_are_wrapped_in():
         ("\\boxed{\\left\\{x\\right.}", "\\left\\{x\\right."),
         ("\\boxed{a} \\boxed{b", None),
         ("\\boxed a", None),
+        ("{a}", None),
+        ("\\boxed{a\\\n}b}", "a\\\n"),
         ("", None),
     ],
 )

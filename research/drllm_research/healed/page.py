@@ -18,6 +18,7 @@ from drllm_research.comparison.stored import Results
 from drllm_research.comparison.table import compared, read
 
 SETTING = "healed"
+SERVED, WHOLE = "served.json", "prompt and answer"  # what benchmarks/exported.py wrote, and what the page shows of it
 TEMPLATE = Path(__file__).parent / "page.md"  # the words of healed.md of docs/
 DRAWN = {"skip": "skip alone", "healed": "healed", "instead": ""}  # by kind: a name in the picture, or each row's own
 PARTS = {"in": "tasks healed on", "out": "other tasks"}
@@ -40,6 +41,8 @@ class _Section:
         self.rows, self.tasks = self.about["rows"], self.about["tasks"]
         self.right = {name: one for (name, _), one in results.of(SETTING, split).items()}
         self.nats = self.rows[0]["nats"]  # the base's
+        served = results.folder / SERVED
+        self.served = json.loads(served.read_text(encoding="utf-8")) if served.is_file() else {"seconds": {}}
 
     def points(self, row: Mapping[str, Any], tasks: Sequence[str]) -> str:
         """Less the base, on some tasks."""
@@ -58,10 +61,15 @@ class _Section:
         cells: dict[str, Callable[[Any], str]]
         cells = {f"right answers, {PARTS[part]}": lambda row, of=of: self.points(row, of) for part, of in self.tasks.items()}
         cells |= {"blocks": lambda row: str(row["passes"]), "seconds, of the base's": lambda row: ratio(row["clock"])}
+        cells |= {f"in {tool}": lambda row, of=of: self._in_tool(of, row) for tool, of in self.served["seconds"].items()}
         cells |= {f"MB {name}": lambda row, name=name: f"{row['mb'][name]:.1f}" for name in ("stored", "in bfloat16")}
         yield from table(self.rows, cells)
         clocked = f"{about['clocked']} prompts of {about['tokens']} tokens, {about['rounds']} rounds, {about['threads']} thread"
         yield f"\nSeconds: {clocked}. The base in turns with itself: {ratio(again)}. Solved questions shown: {about['shots']}.\n"
+        if self.served["seconds"]:
+            turns = ", ".join(f"{tool} {spread(of['base again'][WHOLE])}" for tool, of in self.served["seconds"].items())
+            asked = "{rounds} prompts of {tokens} tokens, {new} more written".format(**self.served)
+            yield f"In other tools (`benchmarks/exported.py`): {asked}. The base in turns with itself: {turns}.\n"
         cells = {f"KL, {PARTS[part]}": lambda row, part=part: f"{row['kl'][part]:.3f}" for part in self.tasks}
         cells |= {f"same next token, {PARTS[part]}, %": lambda row, part=part: f"{100 * row['same'][part]:.1f}" for part in self.tasks}
         cells["plain text, nats a token less the base's"] = self._less_nats
@@ -76,6 +84,11 @@ class _Section:
         for example in about["examples"]:
             told = ([name, json.dumps(text, ensure_ascii=False).replace("|", "\\|")] for name, text in example.items())
             yield from ("", *markdown(("", "an answer to read"), told))
+
+    def _in_tool(self, of: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+        """Of a merged checkpoint; its route's without an adapter has the same shapes."""
+        name = row["name"].replace("skip", "healed")
+        return spread(of[name][WHOLE]) if name in of and row["kind"] in ("skip", "healed") else ""
 
     def _less_nats(self, row: Mapping[str, Any]) -> str:
         return "{:+.3f} ({:+.3f} to {:+.3f})".format(*paired_bootstrap(row["nats"], self.nats)) if row["kind"] != "base" else ""
@@ -121,7 +134,11 @@ class _Section:
 
 def ratio(clock: Mapping[str, float] | None) -> str:
     """With its interval; empty where nothing was measured."""
-    return f"{clock['ratio']:.3f} ({clock['low']:.3f} to {clock['high']:.3f})" if clock else ""
+    return spread([clock[name] for name in ("ratio", "low", "high")]) if clock else ""
+
+
+def spread(values: Sequence[float]) -> str:
+    return "{:.3f} ({:.3f} to {:.3f})".format(*values)
 
 
 def table(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Callable[[Any], str]]) -> Iterator[str]:

@@ -90,20 +90,14 @@ def content_digest(table: pa.Table) -> str:
         column = table.column(name).combine_chunks()
         found.update(f"{name}:{len(column)}:".encode())
         if pa.types.is_string(column.type):
-            coded = pa.DictionaryArray.from_arrays(*_coded(column))
-            found.update("\0".join(str(value) for value in coded.dictionary.to_pylist()).encode("utf-8", "surrogatepass"))
+            coded = column.dictionary_encode()
+            found.update("\0".join(map(str, coded.dictionary.to_pylist())).encode())
             column = coded.indices
         elif pa.types.is_nested(column.type):
-            found.update(repr(column.to_pylist()).encode("utf-8", "surrogatepass"))
+            found.update(repr(column.to_pylist()).encode())
             continue
         elif pa.types.is_boolean(column.type):
             column = column.cast(pa.int8())
-        found.update(column.is_valid().cast(pa.int8()).to_numpy(zero_copy_only=False).tobytes())
-        found.update(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+        found.update(column.is_valid().cast(pa.int8()).to_numpy().tobytes())
+        found.update(column.fill_null(0).to_numpy().tobytes())
     return found.hexdigest()
-
-
-def _coded(column: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Indices and distinct texts, in the order in which they come."""
-    coded = column.dictionary_encode()
-    return coded.indices, coded.dictionary
