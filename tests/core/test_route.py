@@ -206,13 +206,14 @@ def test_a_loop_runs_its_span_again():
     ("make", "said"),
     [
         (lambda: Route.full(2.5), "got a path through 2.5 blocks: expected a whole number"),
-        (lambda: Route.full("a"), "got a path through 'a' blocks: expected a whole number"),
         (lambda: Route.full(0), "got a path through 0 blocks: expected at least one"),
-        (lambda: Route.full(-1), "got a path through -1 blocks: expected at least one"),
         (lambda: Route.along([1, 2], "a"), "got a path through 'a' blocks: expected a whole number"),
         (lambda: Route.along([], 4), "got an empty path: a route runs at least one block"),
         (lambda: Route.along(None, 3), "got a path None: expected blocks and spans, one after the other"),
         (lambda: Route([]), "a route leads through one block at least"),
+        (lambda: Route.parse("11@" + 16 * "a", 3), "route 11 leads through 2 blocks, the model has 3"),
+        (lambda: Route.full(3).loop(1, "a"), "cannot loop blocks 1 to a 2 times: expected whole numbers"),
+        (lambda: FULL.loop(2, 30), "cannot loop blocks 2 to 30 2 times: expected a span within blocks 0 to 29, its lower block first"),
     ],
 )
 def test_what_is_no_route_is_one_line(make, said):
@@ -234,7 +235,7 @@ def test_where_a_looped_route_leaves_the_base():
     assert Route.full(6).loop(2, 4).actions == (1, 1, 2, 2, 2, 1)
     assert not Route.full(6).loop(2, 4).is_in_place
     assert not Route.full(6).loop(2, 4).is_full
-    assert Route.full(6).loop(3, 3, times=3).is_in_place
+    assert Route.full(6).loop(3, 3, times=4).is_in_place
 
 
 @given(paths())
