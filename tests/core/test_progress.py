@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from drllm.core import progress
-from drllm.core.progress import Progress, Reporter, reporting_to, said_if_slow, say, set_reporter
+from drllm.core.progress import Progress, Reporter, reporting_to, said_if_slow, set_reporter
+from runs import a_job
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -35,15 +36,6 @@ class Heard(Reporter):
 
     def line(self, text: str, job: Progress | None = None) -> None:
         self.calls.append(("line", text, job is not None))
-
-
-def a_job() -> None:
-    say("a stage ...")
-    with Progress("work", 4) as job:
-        job.resume(1)
-        job.advance(1, "near")
-        job.print("kept")
-        job.advance(2)
 
 
 def test_what_is_under_way_is_said_before_the_first_unit_is_done(caplog):

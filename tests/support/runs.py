@@ -11,6 +11,7 @@ import torch
 import families
 from byte_tokens import byte_tokenizer
 from drllm import EvaluateConfig, Route, RoutedModel, RoutersConfig, SearchConfig
+from drllm.core.progress import Progress, say
 from drllm.runs.manifest import path_manifests
 from drllm.runs.records import RouteRecord, read_matrix
 from reference import path_model, plain_logliks
@@ -47,6 +48,16 @@ def questions(n: int = 60) -> list[dict]:
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def a_job() -> None:
+    """One that tells all that can be told of its progress."""
+    say("a stage ...")
+    with Progress("work", 4) as job:
+        job.resume(1)
+        job.advance(1, "near")
+        job.print("kept")
+        job.advance(2)
 
 
 def copy_run(source: Path, target: Path, *parts: str) -> Path:

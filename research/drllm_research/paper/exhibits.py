@@ -39,7 +39,7 @@ def after_routers(*stages: Callable[[Setup], Stage]) -> Callable[[Setup], list[S
 
 def in_domain(setup: Setup) -> Evaluate:
     """Table 3's comparison, which other exhibits read too: routers and their blind baselines where they were trained."""
-    return Evaluate((BASE, ROUTERS, "random", "shuffled"), setup.tasks, setup.config.split)
+    return Evaluate((BASE, ROUTERS, "random", "shuffled", *setup.config.beside), setup.tasks, setup.config.split)
 
 
 def ablation(setup: Setup, policies: Sequence[str]) -> Evaluate:

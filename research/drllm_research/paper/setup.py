@@ -40,6 +40,8 @@ class Setup:
 
     def n_searched(self, task: str) -> int:
         """Questions of a task that are kept: as many as the paper keeps, times the scale."""
+        if self.config.searched:
+            return (there := self.search_config(task)).keep or there.limit
         full = SAMPLED.get(task) or OTHER_SAMPLED.get(task.partition("-")[0], SAMPLED_ELSE)
         return self.scaled(full, FEWEST_SEARCHED)
 
@@ -56,7 +58,9 @@ class Setup:
         return read_manifest(folder).dtype_name if (folder / MANIFEST_FILE).is_file() else ""
 
     def search_config(self, task: str) -> SearchConfig:
-        """The paper's search (section 4) of one task."""
+        """The paper's search (section 4) of one task, or the one that stands in the run."""
+        if self.config.searched:
+            return read_manifest(self.run.search(task)).search_config
         own: dict[str, Any] = {name: getattr(self.config, name) for name in OF_SEARCH}
         n, visits = self.n_searched(task), self.config.visits
         visited = {"limit": math.ceil(n * visits), "keep": n} if visits else {"limit": n}

@@ -112,20 +112,22 @@ class Search(Stage):
     def forwards(self, setup: Setup) -> float:
         """The base, the simulations, and as many random routes, shared prefixes once; then the checks."""
         reward = get_task(self.task).reward_named(setup.config.reward)
-        return setup.search_config(self.task).limit * searched_cost(reward, setup.config.n_simulations)
+        return 0 if setup.config.searched else setup.search_config(self.task).limit * searched_cost(reward, setup.config.n_simulations)
 
     def command(self, setup: Setup) -> str:
         config = setup.search_config(self.task)
         flags = ["--tasks", self.task, "--limit", str(config.limit)]
         if (found := setup.searched_in(self.task)) and found not in setup.placed:  # in another type now the search would be refused
             flags += ["--dtype", found]
-        return setup.command("search", *flags, *changed_flags(config, ("keep", *OF_SEARCH, *SHARED)))
+        return setup.command("search", *flags, *changed_flags(config, ("keep", "verify", "control", *OF_SEARCH, *SHARED)))
 
     def run(self, bench: Bench) -> Any:
         from drllm.searching.runner import search
 
         setup = bench.setup
         config, given = setup.search_config(self.task), (setup.out, setup.data or None, bench.argv)
+        if setup.config.searched:
+            return None
         with bench.stages.doing(self.name):
             return search(bench.routed, [self.task], config, *given, resources=setup.resources, finished_in_any_type=True)
 
