@@ -25,7 +25,7 @@ IN_DOMAIN = "smollm2-135m-q4, 30 blocks: in domain: ARC and OpenBookQA together"
 SMALL, LARGER = "SmolLM2-135M", "Qwen2.5-Coder-1.5B"
 HEALED = ROOT / "results" / "healed-27-smollm2-135m-q4"
 BESIDE = Results(ROOT / "results" / "healed-smollm2-135m-q4")
-# A row of docs/healed.md -> the README's words for it.
+# A row of the page of healed routes -> the README's words for it.
 INSTEAD = {
     "healed 0.9": "`heal`, 27 of 30 blocks",
     "skip 0.9": "the same blocks, not healed",
@@ -58,9 +58,9 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing, paired 95 % intervals, first training seed. Seconds: a short prompt on one processor thread, deciding "
-    "included, of the base's (row 1: exported, in transformers; vLLM not measured); the base has {sizes} MB. All of row 2's gain is "
-    "{second}, of row 3's {third}. Row 1 lies in [examples](examples/README.md), tested there to lose less than {promised} points; on "
-    "tasks it never saw it loses ({elsewhere}; the base only guesses CommonsenseQA: [heal](docs/heal.md))."
+    "included, of the base's; the base has {sizes} MB. All of row 2's gain is {second}, of row 3's {third}. Row 1 lies in "
+    "[examples](examples/README.md), tested there to lose less than {promised} points; on tasks it never saw it lost {elsewhere} "
+    "([heal](docs/heal.md))."
 )
 
 
@@ -78,13 +78,10 @@ def healed_row() -> str:
 
 
 def elsewhere() -> str:
-    """What it loses on each task that it was not healed on, in points."""
-    lost = []
-    for row in read_json(HEALED / "elsewhere.json")["rows"]:
-        if row["method"] == "healed" and row["task"] != "all":
-            points, low, high = (-100 * row[name] for name in ("difference", "difference_high", "difference_low"))
-            lost.append(f"{TITLES[row['task']]} {points:.1f}, {low + 0:.1f} to {high:.1f}".replace("-0.0", "0.0"))
-    return "; ".join(lost)
+    """What it loses on tasks that it was not healed on, least and most, in points."""
+    rows = [row for row in read_json(HEALED / "elsewhere.json")["rows"] if row["method"] == "healed" and row["task"] != "all"]
+    lost = sorted(-100 * row["difference"] for row in rows)
+    return f"{lost[0]:.1f} to {lost[-1]:.1f}"
 
 
 def megabytes(model: str, n_blocks: int) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import runs
 from codebooks import plain_selector
 from drllm import ArtifactError, InputError, Route, RoutedModel
-from drllm.policies import codebook as book
+from drllm.policies import codebook as module
 from drllm.policies.codebook import Codebook, Point, StateSelector, TextSelector
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.scoring.route_prediction import decide_routes, read_prompts
@@ -46,7 +46,7 @@ def test_routes_by_hand():
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=30), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_a_prompt_is_decided_alone(prompts: list[list[int]], random):
     generator = torch.Generator().manual_seed(1)
-    grams = sorted(set().union(*map(book.grams_in, prompts)))[::2]
+    grams = sorted(set().union(*map(module.grams_in, prompts)))[::2]
     selector = TextSelector(grams, torch.randn(len(grams), 2, generator=generator), torch.zeros(2), 0.3)
     together = selector.scores(prompts)
     order = random.sample(range(len(prompts)), len(prompts))
@@ -55,20 +55,20 @@ def test_a_prompt_is_decided_alone(prompts: list[list[int]], random):
 
 
 def test_what_is_read_of_the_fit_prompts():
-    prompts = [[1, 2, 3]] * book.LEAST_PROMPTS + [[2, 9]] * (book.LEAST_PROMPTS - 1)
-    counts = book.common_grams(prompts)
-    assert counts == {(2,): 2 * book.LEAST_PROMPTS - 1, **dict.fromkeys([(1,), (1, 2), (2, 3), (3,)], book.LEAST_PROMPTS)}
-    found = book.presence([[2, 3, 3], [9]], counts)
+    prompts = [[1, 2, 3]] * module.LEAST_PROMPTS + [[2, 9]] * (module.LEAST_PROMPTS - 1)
+    counts = module.common_grams(prompts)
+    assert counts == {(2,): 2 * module.LEAST_PROMPTS - 1, **dict.fromkeys([(1,), (1, 2), (2, 3), (3,)], module.LEAST_PROMPTS)}
+    found = module.presence([[2, 3, 3], [9]], counts)
     np.testing.assert_allclose(found, [[1 / math.sqrt(3), 0, 0, 1 / math.sqrt(3), 1 / math.sqrt(3)], [0] * 5], rtol=1e-6)
-    many = [list(range(2 * book.MOST_GRAMS))] * book.LEAST_PROMPTS
-    assert len(book.common_grams(many)) == book.MOST_GRAMS
+    many = [list(range(2 * module.MOST_GRAMS))] * module.LEAST_PROMPTS
+    assert len(module.common_grams(many)) == module.MOST_GRAMS
 
 
 def test_prompts_that_have_little_in_common_with_those_learned_from_keep_the_base():
-    assert book.strangeness(3, 3) == pytest.approx(-1 / math.sqrt(3))
-    assert book.strangeness(3, 1) == pytest.approx(2 / 3 - 1 / math.sqrt(3))
-    assert book.strangeness(3, 0) == math.inf
-    assert book.strangeness(300, 100) > book.strangeness(3, 1), "the same share is stranger in a long prompt"
+    assert module.strangeness(3, 3) == pytest.approx(-1 / math.sqrt(3))
+    assert module.strangeness(3, 1) == pytest.approx(2 / 3 - 1 / math.sqrt(3))
+    assert module.strangeness(3, 0) == math.inf
+    assert module.strangeness(300, 100) > module.strangeness(3, 1), "the same share is stranger in a long prompt"
     prompts = [[7, 8], [7, 9, 10, 11, 12, 13, 14]]
     assert by_hand(0.2).routes_for(prompts) == [ROUTES[2], ROUTES[0]]
     assert by_hand().routes_for(prompts) == [ROUTES[2], ROUTES[1]]
@@ -103,7 +103,7 @@ def test_prompts_longer_than_any_learned_from_keep_the_base_and_token_0_is_one(t
     assert {"longest", "reach"} & json.loads((tmp_path / "codebook.json").read_text()).keys() == {"longest"}
     assert selector.spoken([9], 0) == []
     assert selector.tensors()["grams"].tolist() == [[0, -1], [7, 0]]
-    found = book.presence([[7], [9]], {(7,): 3})
+    found = module.presence([[7], [9]], {(7,): 3})
     assert (found.dtype, found.tolist()) == (np.float32, [[1.0], [0.0]])
 
 
@@ -184,17 +184,17 @@ def test_a_book_decides_as_it_was_fitted(tiny):
 def test_pooling_reads_the_prompt_alone():
     x = torch.randn(2, 5, 3)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0]])
-    pooled = book.pool_prompt(x, mask)
+    pooled = module.pool_prompt(x, mask)
     torch.testing.assert_close(pooled[0], torch.cat([x[0, 2:].mean(0), x[0, 4]]))
     torch.testing.assert_close(pooled[1], torch.cat([x[1, :2].mean(0), x[1, 1]]))
 
 
 def test_picking_by_hand():
     scores, saved = torch.tensor([[0.2, 0.1], [-0.1, -0.2], [0.05, 0.04]]), torch.tensor([0.0, 0.5])
-    assert book.pick(scores, saved, Point(0.0)).tolist() == [1, 0, 1]
-    assert book.pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
-    assert book.pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
-    assert book.pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
+    assert module.pick(scores, saved, Point(0.0)).tolist() == [1, 0, 1]
+    assert module.pick(scores, saved, Point(0.1)).tolist() == [1, 0, 0]
+    assert module.pick(scores, saved, Point(0.0, price=1.0)).tolist() == [2, 2, 2]
+    assert module.pick(torch.zeros(3, 0), torch.zeros(0), Point(0.0)).tolist() == [0, 0, 0]
 
 
 def test_prompts_out_of_reach_keep_the_base(tmp_path):
@@ -252,7 +252,7 @@ def test_states_are_standardised_and_weighed_in_float32_whoever_asks():
     assert [point.at for point in codebook.operating_points()] == [0, 1]
     alone = Codebook([Route.full(L)], plain_selector(1, 2, []), [])
     assert (alone.route, alone.operating_points(), alone.threshold) == (Route.full(L), [alone], 0.0)
-    assert book.pick(torch.tensor([[0.5]]), torch.zeros(1), Point(0.5)).tolist() == [0], "above the threshold, not at it"
+    assert module.pick(torch.tensor([[0.5]]), torch.zeros(1), Point(0.5)).tolist() == [0], "above the threshold, not at it"
 
 
 def test_states_that_do_not_fit_are_refused():

@@ -59,10 +59,11 @@ def _table2(bench: Bench) -> list[Part]:
     stats = labels(bench)
     row = stats[-1]
     n = row.n
-    total, theirs = max(sum(row.actions), 1), sum(paper.ACTIONS)
-    sampled = sum(paper.SAMPLED.values())
-    shares = zip(("skip", "execute", "repeat"), row.actions, paper.ACTIONS, strict=True)
     kept = [record for task in bench.setup.tasks for record in bench.kept(task).records]
+    actions = count_labels(kept)[-1].actions if kept else (0, 0, 0)
+    total, theirs = max(sum(actions), 1), sum(paper.ACTIONS)
+    sampled = sum(paper.SAMPLED.values())
+    shares = zip(("skip", "execute", "repeat"), actions, paper.ACTIONS, strict=True)
     mended = sum(record.improved for record in kept)
     pairs = (
         ("questions learned from", f"{len(kept):,}", f"{sampled:,}"),
@@ -74,7 +75,7 @@ def _table2(bench: Bench) -> list[Part]:
     )
     parts: list[Part] = [Table(HEADER, tuple(label_rows(stats)), f"{LEGEND[0].upper()}{LEGEND[1:]}.")]
     header = ("over all tasks", "here", f"{paper.PAPER}, its models")
-    parts.append(Table(header, pairs, "Beside the paper's totals, which are of its own models."))
+    parts.append(Table(header, pairs, "Beside the paper's totals, which are of its own models. Labels are of the questions learned from."))
     if row.difference is not None:
         mean, low, high = map(points, row.difference)
         figures = f"{mean} points ({low} to {high}) of what the base gets wrong, questions pooled"
@@ -170,7 +171,8 @@ def _beside(bench: Bench, stage: Evaluate) -> list[Part]:
     header = ("", "base", "routers", *((f"{theirs.name} in {paper.PAPER}: base", "routers") if theirs else ()))
     if theirs is None:
         return [Table(header, tuple(rows), "By the paper's groups of tasks; it has no figures for this model.")]
-    return [Table(header, tuple(rows), "By the paper's groups of tasks.")]
+    caption = "By the paper's groups of tasks. Its layers are of longer answers, 12 to 29 forwards a query: only differences compare."
+    return [Table(header, tuple(rows), caption)]
 
 
 def _outside(setup: Setup) -> Evaluate | None:
