@@ -25,7 +25,7 @@ L = families.N_BLOCKS
 ROUTES = {name: Route.parse(text) for name, text in {"repeat": "1211", "skip": "1011", "both": "1201", "loop": "0-2,1-3"}.items()}
 
 
-@pytest.mark.parametrize("family", families.sampled(*list(LONGER)[:1], "falcon"))
+@pytest.mark.parametrize("family", families.sampled(*sorted(LONGER)[:1], "falcon"))
 def test_peft_computes_what_the_unrolled_model_computes(family, tmp_path):
     base = families.build(family)
     ids = torch.randint(3, 90, (1, 9), generator=torch.Generator().manual_seed(1))
