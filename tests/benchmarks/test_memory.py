@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HOLDS = "import os, time; {first}held = b'x' * (200 << 20); {then}time.sleep(1.5)"
 

@@ -20,6 +20,8 @@ from drllm.policies.codebook import Codebook, Point, TextSelector
 from healed import random_adapter, random_policy
 from standings import HEALED
 
+pytestmark = pytest.mark.long
+
 ROUTES = ["1011", "1120", "0-2,1-3"]
 IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90]])
 

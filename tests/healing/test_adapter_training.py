@@ -21,6 +21,8 @@ from drllm.policies.healed import HealedPolicy
 from healed import CONFIG
 from standings import NO_LINEAR_MAPS
 
+pytestmark = pytest.mark.long
+
 PROMPTS = [tuple(3 + (7 * n + at * at) % 90 for at in range(6 + n % 20)) for n in range(80)]
 ROUTE = Route.parse("1011")
 

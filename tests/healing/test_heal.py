@@ -24,6 +24,8 @@ from drllm.runs.manifest import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
 
+pytestmark = pytest.mark.long
+
 EVALUATE = EvaluateConfig(n_resamples=200, max_step_tokens=600)
 
 

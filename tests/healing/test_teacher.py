@@ -13,6 +13,8 @@ from drllm.core.progress import Reporter, reporting_to
 from drllm.healing.measuring import RouteMeter, distance
 from drllm.healing.teacher import TOP, Teacher, divergence, joined
 
+pytestmark = pytest.mark.long
+
 ROUTED = runs.model()
 PROMPTS = [tuple(int(token) for token in torch.randint(3, 90, (n,), generator=torch.Generator().manual_seed(n))) for n in range(5, 45)]
 

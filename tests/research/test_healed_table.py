@@ -17,6 +17,8 @@ from drllm_research.healed.rows import bits_of, labelled, rounded
 from healed import CONFIG, random_adapter
 from runs import model, questions, write_rows
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("how", ["q4_0", "4", "3", "2"])
 def test_rounding_keeps_as_many_levels_as_it_says(how):

@@ -530,7 +530,6 @@ def test_a_search_done_in_another_type_is_taken_as_it_is(tiny, folder, tmp_path)
         Bench(tiny, asked).run(Search(LEARNED[0]))
     with pytest.raises(ArtifactError, match="searched with"):  # other settings are refused, whatever the type
         Bench(tiny, dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9))).run(Search(LEARNED[0]))
-    # Unless what stands there is asked for: then none is run, and one that is missing is said.
     as_it_is = dataclasses.replace(asked, config=dataclasses.replace(asked.config, n_simulations=9, searched=True))
     reproduce(Bench(tiny, as_it_is), wanted_exhibits(["table2"]))
     assert f"learned from {LEARNED[0]} " in (bench.folder / "table2" / "report.md").read_text(encoding="utf-8")

@@ -24,6 +24,8 @@ from drllm.runs.manifest import load_unseen
 from drllm.runs.recommendation import Agreed
 from drllm.stats.agreement import most_that_differ
 
+pytestmark = pytest.mark.long
+
 HEAL = HealConfig(steps=20, rank=4, lr=1e-2, held_out=16, choose_on=8, step_tokens=400, new_tokens=3)
 KINDS = {"sum": "{}: what is {} and {}?", "say": "Say {}, please, {} and {}", "why": "Why {} or {} or {}?"}
 

@@ -17,6 +17,8 @@ from drllm.scoring.generated import FEWEST, GeneratedScorer, can_begin_alike
 from drllm.tasks import Example, get_task
 from rote import answering
 
+pytestmark = pytest.mark.long
+
 L = families.N_BLOCKS
 ARC, GSM, SQUAD = get_task("arc_easy"), get_task("gsm8k"), get_task("squadv2")
 TEXTS = ("One?", "Two and three, and how many are they?", "x", "What is seven times six, when five are taken away?")

