@@ -46,6 +46,6 @@ def add_flags(parser: Parser) -> None:
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")
     add_section(parser, "scan")
     add_section(parser, "resources", about="where and how it runs; no verdict depends on them")
-    about = 'what somebody says helps: "12-15 twice", "12-15 skipped", a route, or a .jsonl file of claims; may be given several times'
+    about = 'what somebody says helps: "12-15 twice" (from 0, both ends included), "12-15 skipped", a route, or a .jsonl file; repeatable'
     parser.add_argument("--claimed", metavar="CLAIM", action="append", default=[], help=about)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
