@@ -28,11 +28,9 @@ BESIDE = Results(ROOT / "results" / "healed-smollm2-135m-q4")
 # A row of the page of healed routes -> the README's words for it.
 INSTEAD = {
     "healed 0.9": "`heal`, 27 of 30 blocks",
-    "skip 0.9": "the same blocks, not healed",
     "solved questions shown": "{shots} solved questions in the prompt",
     "labels, every block": "LoRA on right answers, every block",
     "weights as q4_0": "4-bit weights (Q4_0)",
-    "weights of 3 bits": "3-bit weights",
 }
 # (the README's words, the section of docs/results.md, the row's first cell there): accuracy and seconds of one policy.
 POLICIES = (

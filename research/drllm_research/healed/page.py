@@ -54,9 +54,9 @@ class _Section:
     def lines(self, picture: str) -> Iterator[str]:
         about, base, again = self.about, self.right["base"], self.about["noise"]
         right = {task: base["correct"][base["task"] == task] for of in self.tasks.values() for task in of}
-        asked = ", ".join(f"{task} {len(of)} (base {100 * of.mean():.1f} %)" for task, of in right.items())
+        asked = ",\n".join(f"{task} {len(of)} (base {100 * of.mean():.1f} %)" for task, of in right.items())
         yield f"## {about['model']}, {about['blocks']} blocks, {about['split']} split\n"
-        yield f"Healed on {', '.join(self.tasks['in'])}. Questions: {asked}. Computed in {about['dtype']}.\n"
+        yield f"Healed on {', '.join(self.tasks['in'])}. Computed in {about['dtype']}. Questions:\n{asked}.\n"
         yield f"![Right answers against seconds, {about['model']}]({picture})\n"
         cells: dict[str, Callable[[Any], str]]
         cells = {f"right answers, {PARTS[part]}": lambda row, of=of: self.points(row, of) for part, of in self.tasks.items()}
