@@ -126,7 +126,7 @@ class Search(Stage):
 
         setup = bench.setup
         config, given = setup.search_config(self.task), (setup.out, setup.data or None, bench.argv)
-        if setup.config.searched:
+        if setup.config.searched:  # and it was there, or the line before had refused
             return None
         with bench.stages.doing(self.name):
             return search(bench.routed, [self.task], config, *given, resources=setup.resources, finished_in_any_type=True)
