@@ -1,17 +1,17 @@
 """Routes: one form, its text, its path, and what it does in words."""
 
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from drllm.core.errors import InputError
 from drllm.core.names import did_you_mean
 from drllm.core.route import Action, Route, Span, kept_passes
 from drllm.core.route_words import in_words, loops_in_words
+from random_paths import paths
 
 actions = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=100)
 
@@ -83,23 +83,6 @@ def test_a_near_name_is_suggested_and_a_far_one_is_not():
     assert did_you_mean("arc_eassy", known) == "; did you mean 'arc_easy'?"
     assert did_you_mean("zzz", known) == ""
     assert did_you_mean("arc_easy", []) == ""
-
-
-@st.composite
-def paths(draw, n_layers=6, most=10):
-    """(path of blocks and damped spans, n_layers): any order, no block more than four times."""
-    spans, highest = [], -1
-    for _ in range(draw(st.integers(1, most))):
-        if highest >= 0 and draw(st.booleans()):
-            last = draw(st.integers(0, highest))
-            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.25, 0.5, 1 / 3, 1.0]))))
-        else:
-            block = draw(st.integers(0, n_layers - 1))
-            spans.append(Span(block, block))
-            highest = max(highest, block)
-    counts = Counter(block for span in spans for block in span.blocks)
-    assume(max(counts.values()) <= 4)
-    return spans, n_layers
 
 
 @given(paths())

@@ -43,7 +43,8 @@ HERE = {
 }
 MADE = ("search", "scan", "retrofit", "reproduce", "heal")  # commands whose --out is new
 # Paths through as many blocks as the tiny model has.
-PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101"}
+PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101", "12-14 twice": "1-2 twice", "12,13,14,15": "1,2"}
+PATHS |= {"examples/smollm2-135m-27-of-30": "runs/healed/healed"}
 ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
@@ -86,6 +87,7 @@ def place(tmp_path_factory) -> Path:
         for part, some in {"train": mine[:120], "dev": mine[120:180], "test": mine[180:]}.items():
             write_rows(folder / "DATA" / task / f"{part}.jsonl", some)
     write_rows(folder / "mine.jsonl", rows)
+    write_rows(folder / "requests.jsonl", [{"prompt": row["question"]} for row in rows])
     (folder / "routes.txt").write_text("1111\n1121\n1101\n1112\n0-2,1-3\n1011\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -131,7 +133,7 @@ def test_a_command_runs(command, place, tmp_path, monkeypatch, capsys):
     small = shlex.split(SMALL.get(name, ""))
     if name == "scan" and "--questions" in words:
         small = ["--data", "DATA"]
-    if (name == "retrofit" and "--data" not in words) or (name == "evaluate" and "--tasks" in words):
+    if (name == "retrofit" and not {"--data", "--prompts"} & {*words}) or (name == "evaluate" and "--tasks" in words):
         small += ["--data", "DATA"]
     code = main([name, *words, *small])
     printed = capsys.readouterr()

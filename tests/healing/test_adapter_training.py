@@ -56,6 +56,14 @@ def test_it_comes_nearer_to_the_base_whose_weights_stay(texts, tmp_path):
     assert healed.kl == pytest.approx(course.looks[course.best][1], rel=2e-2)  # rounded to float16
 
 
+def test_what_weighs_nothing_says_nothing(texts, tmp_path):
+    last = [replace(text, weights=(torch.arange(len(text.ids)) == len(text.ids) - 1).float()) for text in texts]
+    wrong = [replace(text, top=torch.where(text.weights[:, None] > 0, text.top, text.top.flip(1))) for text in last]
+    ends = [train(tmp_path / str(place), of, config=replace(CONFIG, steps=5)) for place, of in enumerate((last, wrong, texts))]
+    assert ends[0][0] == ends[1][0] != ends[2][0]
+    assert ends[0][1].looks == ends[1][1].looks
+
+
 def test_a_block_that_runs_again_has_one_adapter(texts, tmp_path):
     route = Route.parse("0-2,1-2/4")
     adapter, course = train(tmp_path, texts, route)

@@ -19,8 +19,8 @@ ROUTED = runs.model()
 PROMPTS = [tuple(int(token) for token in torch.randint(3, 90, (n,), generator=torch.Generator().manual_seed(n))) for n in range(5, 45)]
 
 
-def told(folder, new_tokens=0):
-    return Teacher(ROUTED, folder, new_tokens, 200).texts(PROMPTS, "teaching", "fit")
+def told(folder, new_tokens=0, answer_share=0.0):
+    return Teacher(ROUTED, folder, new_tokens, 200, answer_share).texts(PROMPTS, "teaching", "fit")
 
 
 @torch.no_grad()
@@ -63,6 +63,16 @@ def test_a_divergence_is_at_most_the_whole_vocabulary_s(tmp_path):
     together = RouteMeter(ROUTED, texts, 200).kls(others)
     assert together[others[0]] == pytest.approx(0, abs=1e-5)
     assert together[route] == kept  # whatever is measured beside it
+
+
+def test_an_answer_weighs_its_share_whatever_its_prompt_s_length(tmp_path):
+    texts, route = told(tmp_path, 6, 0.75), Route.parse("1011")
+    wanted = 0.0
+    for text, prompt in zip(texts, PROMPTS, strict=True):
+        kls_T = divergence(ROUTED(torch.tensor([text.ids]), routes=route).logits[0], text.top, text.logs, text.rest).detach()
+        wanted += float(0.25 * kls_T[: len(prompt) - 1].mean() + 0.75 * kls_T[len(prompt) - 1 :].mean()) / len(texts)
+    assert RouteMeter(ROUTED, texts, 200).kls([route])[route] == pytest.approx(wanted, rel=1e-4)
+    assert distance(ROUTED, texts, 200, lambda **inputs: ROUTED(**inputs, routes=route)).kl == pytest.approx(wanted, rel=1e-4)
 
 
 def test_with_every_token_kept_it_is_the_kl(tmp_path):

@@ -12,15 +12,15 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import families
 from drllm import InputError, Route, RoutedModel, UnsupportedModelError
-from drllm.core.route import MAX_PASSES, Span
 from drllm.model import families as known
 from drllm.model.cache import RoutedCache
 from drllm.policies.constant import GivenRoutes
+from random_paths import paths
 from reference import find_blocks, is_greedy, path_model, reference_generate, reference_logits
 
 pytestmark = pytest.mark.gpu
@@ -37,22 +37,9 @@ HARD_ROUTES = [
 LENGTHS = [4, 7, 5, 9, 3, 8, 6, 7, 5, 4, 6, 8, 9]
 
 
-@st.composite
-def any_route(draw):
-    """Digits, or a path in any order with spans of any strength."""
-    if draw(st.booleans()):
-        return Route(draw(st.lists(st.integers(0, 2), min_size=L, max_size=L)))
-    spans, highest = [], -1
-    for _ in range(draw(st.integers(1, 6))):
-        if highest >= 0 and draw(st.booleans()):
-            last = draw(st.integers(0, highest))
-            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.5, 0.3, 1.0]))))
-        else:
-            spans.append(Span(*[draw(st.integers(0, L - 1))] * 2))
-            highest = max(highest, spans[-1].last)
-    counts = Counter(block for span in spans for block in span.blocks)
-    assume(max(counts.values()) <= MAX_PASSES)
-    return Route.along(spans, L)
+ROUTES = st.lists(st.integers(0, 2), min_size=L, max_size=L).map(Route) | paths(L, 6).map(
+    lambda drawn: Route.along(*drawn)
+)  # digits or paths
 
 
 @functools.cache
@@ -104,7 +91,7 @@ def test_without_a_route_it_is_the_base_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", families.sampled())
-@given(route=any_route(), n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
+@given(route=ROUTES, n_prompt=st.integers(1, 9), n_step=st.integers(1, 3))
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_cached_steps_equal_the_uncached_path(name, route, n_prompt, n_step):
     """Prefill, then steps of n_step tokens, past the sliding window: at every position the logits of the uncached path."""
@@ -140,7 +127,7 @@ def test_a_mixed_left_padded_batch_generates_what_each_row_does_alone(name):
 
 
 @pytest.mark.parametrize("name", families.sampled())
-@given(routes=st.lists(any_route(), min_size=len(LENGTHS), max_size=len(LENGTHS)))
+@given(routes=st.lists(ROUTES, min_size=len(LENGTHS), max_size=len(LENGTHS)))
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_rows_of_a_mixed_padded_forward(name, routes):
     """A batch of different routes in one forward, left-padded, with its own position ids where the family takes them."""

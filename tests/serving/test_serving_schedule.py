@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -12,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deciding import Asked
 from drllm import Route
 from drllm.core.errors import InputError
-from drllm.core.route import MAX_PASSES, Span, Visit
+from drllm.core.route import MAX_PASSES, Visit
 from drllm.deploy.serving.engine.schedule import Loop, Schedule, Undecided, lay_out, loops_of, run_schedule
 from drllm.deploy.serving.engine.segments import cuts, most_passes
 from drllm.deploy.serving.engine.vllm_private import StepAttention
 from drllm.policies.policy import Policy
+from random_paths import paths
 
 L, D = 4, 8
 
@@ -150,24 +150,8 @@ def alone(route: Route, place: int, lengths: list[int]) -> torch.Tensor:
     return states
 
 
-@st.composite
-def looped(draw: st.DrawFn) -> str:
-    """A path: blocks and spans in any order, no block more than four times."""
-    spans, highest = [], -1
-    for _ in range(draw(st.integers(1, 6))):
-        if highest >= 0 and draw(st.booleans()):
-            last = draw(st.integers(0, highest))
-            spans.append(Span(draw(st.integers(0, last)), last, draw(st.sampled_from([0.25, 0.5, 1.0]))))
-        else:
-            block = draw(st.integers(0, L - 1))
-            spans.append(Span(block, block))
-            highest = max(highest, block)
-    counts = Counter(block for span in spans for block in span.blocks)
-    assume(max(counts.values()) <= MAX_PASSES)
-    return str(Route.along(spans, L))
-
-
-PATHS = st.text("012", min_size=L, max_size=L) | looped() | st.sampled_from(["0-2,1-3", "0-2,1-3,2-3"])
+LOOPED = paths(L, 6).map(lambda drawn: str(Route.along(*drawn)))
+PATHS = st.text("012", min_size=L, max_size=L) | LOOPED | st.sampled_from(["0-2,1-3", "0-2,1-3,2-3"])
 
 
 @pytest.mark.long

@@ -143,7 +143,7 @@ class Trainer:
         if fields_of([*self.out, *self.all]) != settings["prompts"]:
             raise ArtifactError(f"{first.root} was healed on other prompts than the fit questions of its tasks in {self.data}")
         used = {index for step in training_steps([len(ids) + config.new_tokens for ids in self.all], config) for index in step}
-        teacher = Teacher(self.routed, first.teacher, config.new_tokens, config.max_step_tokens)
+        teacher = Teacher(self.routed, first.teacher, config.new_tokens, config.max_step_tokens, config.answer_share)
         self.fit = [self.all[index] for index in sorted(used)]
         self.held_out = teacher.texts(self.out, "what the base said of held-out prompts", "held-out")
         self.learned = teacher.texts(self.fit, "what the base said of prompts", "fit")
@@ -209,7 +209,8 @@ class Trainer:
         """Plain texts, as many as the steps take, and what the base says of them."""
         held_out, rest = self.other[: self.config.held_out], self.other[self.config.held_out :]
         used = {index for step in training_steps([len(ids) + self.config.new_tokens for ids in rest], self.config) for index in step}
-        teacher = Teacher(self.routed, self.run.training("other"), self.config.new_tokens, self.config.max_step_tokens)
+        given = (self.config.new_tokens, self.config.max_step_tokens, self.config.answer_share)
+        teacher = Teacher(self.routed, self.run.training("other"), *given)
         parts = ([rest[index] for index in sorted(used)], held_out)
         learned, out = (teacher.texts(part, "the base on other text", fields_of(part)["digest"]) for part in parts)
         return learned, out
@@ -219,4 +220,5 @@ def labelled(prompt: Ids, answer: Sequence[int]) -> Text:
     ids = (*prompt, *answer)
     is_told = torch.arange(len(ids) - 1) >= len(prompt) - 1
     logs = torch.where(is_told, 0.0, NEVER)
-    return Text(ids[:-1], torch.tensor(ids[1:], dtype=torch.int32)[:, None], logs[:, None], torch.full_like(logs, NEVER))
+    rest = torch.full_like(logs, NEVER)
+    return Text(ids[:-1], torch.tensor(ids[1:], dtype=torch.int32)[:, None], logs[:, None], rest, torch.ones_like(rest))

@@ -41,7 +41,7 @@ class Healed:
     n_prompts: int  # learned from
     n_held_out: int
     n_tokens: int  # learned from
-    kl_before: float  # to the base without the adapter, nats a held-out token; a lower bound of the whole vocabulary's (`teacher.py`)
+    kl_before: float  # to the base without the adapter, nats a held-out token, by `answer_share`; of the kept tokens (`teacher.py`)
     kl_after: float  # with it
     same_before: float  # share of held-out tokens behind which the most likely next token is the base's
     same_after: float
@@ -147,7 +147,7 @@ class Healing:
         config, numbers = self.config, training_steps([len(ids) + self.config.new_tokens for ids in self.fit], self.config)
         used = sorted({index for step in numbers for index in step})
         started = time.monotonic()
-        teacher = Teacher(self.routed, self.folder.teacher, config.new_tokens, config.max_step_tokens)
+        teacher = Teacher(self.routed, self.folder.teacher, config.new_tokens, config.max_step_tokens, config.answer_share)
         held_out = teacher.texts(self.held_out, "heal: the base on held-out prompts", "held-out")
         learned = teacher.texts([self.fit[index] for index in used], "heal: the base on prompts to learn from", "fit")
         self._spent("base", started)

@@ -37,7 +37,10 @@ _ADVICE = "delete it and run the same command again"
 
 
 class Distance(NamedTuple):
-    """Of what a model says from what the base says: nats a token, and the share of tokens whose most likely successor is the base's."""
+    """Of what a model says from what the base says: nats a token, and the share of tokens whose most likely successor is the base's.
+
+    Both are means by the weights of the texts.
+    """
 
     kl: float
     same: float
@@ -51,14 +54,14 @@ def own_rows(logits_BWV: Tensor, texts: Sequence[Text]) -> Tensor:
 @torch.no_grad()
 def distance(routed: RoutedModel, texts: Sequence[Text], max_step_tokens: int, forward: Callable[..., Any]) -> Distance:
     """Of a forward that takes what the model's takes, on these texts; a mean over all of their tokens."""
-    total, same, n = 0.0, 0, 0
+    total, same, n = 0.0, 0.0, 0.0
     for members, inputs in prompt_steps(routed, [text.ids for text in texts], max_step_tokens, by_length=True):
         step = [texts[member] for member in members]
         logits_NV = own_rows(forward(**inputs).logits, step).float()
-        top, logs, rest = joined(step, logits_NV.device)
-        total += float(divergence(logits_NV, top, logs, rest).double().sum())
-        same += int((logits_NV.argmax(1) == top[:, 0]).sum())
-        n += len(top)
+        top, logs, rest, weights = joined(step, logits_NV.device)
+        total += float((divergence(logits_NV, top, logs, rest) * weights).double().sum())
+        same += float(weights[logits_NV.argmax(1) == top[:, 0]].double().sum())
+        n += float(weights.double().sum())
     return Distance(total / n, same / n)
 
 
@@ -73,8 +76,10 @@ class RouteMeter:
 
     def kls(self, routes: Sequence[Route]) -> dict[Route, float]:
         """In nats a token, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
-        n_tokens = sum(len(text.ids) for text in self.texts)
-        return {route: sum(float(kls.sum()) for kls in of) / n_tokens for route, of in self.by_token(routes).items()}
+        weights = [text.weights.double() for text in self.texts]
+        total = sum(float(part.sum()) for part in weights)
+        found = self.by_token(routes)
+        return {route: sum(float(kls @ part) for kls, part in zip(of, weights, strict=True)) / total for route, of in found.items()}
 
     @torch.no_grad()
     def by_token(self, routes: Sequence[Route]) -> dict[Route, list[Tensor]]:

@@ -9,7 +9,7 @@ Shapes: T tokens of a text, K kept tokens, V vocabulary, N tokens of several tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,13 +40,20 @@ class Text:
     top: Tensor  # (T, K) token ids, the most likely first
     logs: Tensor  # (T, K) their log-probabilities, float32
     rest: Tensor  # (T,) that of all other tokens together
+    weights: Tensor  # (T,) what each place counts in a mean
 
 
 class Teacher:
-    """Texts of prompts, in files of a folder; a file that is not there is computed. `new_tokens`: of the base's answer; 0: none."""
+    """Texts of prompts, in files of a folder; a file that is not there is computed.
 
-    def __init__(self, routed: RoutedModel, folder: Path, new_tokens: int, max_step_tokens: int):
+    Args:
+        new_tokens: of the base's answer; 0: none.
+        answer_share: of a text's weight, what the places share at which the answer is decided; 0: every place counts the same.
+    """
+
+    def __init__(self, routed: RoutedModel, folder: Path, new_tokens: int, max_step_tokens: int, answer_share: float = 0.0):
         self.routed, self.folder, self.new_tokens, self.max_step_tokens = routed, folder, new_tokens, max_step_tokens
+        self.answer_share = answer_share
 
     def texts(self, prompts: Sequence[Ids], label: str, name: str) -> list[Text]:
         """The text of each prompt; `name` is of the files, which hold these very prompts."""
@@ -66,7 +73,14 @@ class Teacher:
         begins_alike = [text.ids[: len(prompt)] == prompt for text, prompt in zip(found, prompts, strict=False)]
         if len(found) != len(prompts) or not all(begins_alike):
             raise ArtifactError(f"{self.folder} holds {len(found)} other prompts than these {len(prompts)}: give another --out")
-        return found
+        return [replace(text, weights=self._weights(text, prompt)) for text, prompt in zip(found, prompts, strict=True)]
+
+    def _weights(self, text: Text, prompt: Ids) -> Tensor:
+        """From the prompt's last token on, the answer is decided."""
+        if not self.answer_share:
+            return text.weights
+        before, behind = len(prompt) - 1, len(text.ids) - len(prompt) + 1
+        return torch.tensor([(1 - self.answer_share) / max(1, before)] * before + [self.answer_share / behind] * behind)
 
     @torch.no_grad()
     def _told(self, prompts: Sequence[Ids]) -> dict[str, Tensor]:
@@ -109,7 +123,7 @@ def _read(path: Path) -> list[Text]:
         lengths = tensors["lengths"].tolist()
         logs = torch.cat([tensors["logs"].float(), tensors["rest"][:, None]], 1).log_softmax(1)
         parts = zip(*(part.split(lengths) for part in (tensors["ids"], tensors["top"], logs[:, :-1], logs[:, -1])), strict=True)
-        return [Text(tuple(ids.tolist()), top, kept, rest) for ids, top, kept, rest in parts]
+        return [Text(tuple(ids.tolist()), top, kept, rest, torch.ones_like(rest)) for ids, top, kept, rest in parts]
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{path} is not readable ({first_line(error)}): delete it and run the same command again") from None
 
@@ -121,7 +135,8 @@ def divergence(logits_NV: Tensor, top_NK: Tensor, logs_NK: Tensor, rest_N: Tenso
     return (logs_NK.exp() * (logs_NK - logs_q)).sum(1) + rest_N.exp() * (rest_N - rest_q)
 
 
-def joined(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`top`, `logs` and `rest` of several texts, token after token (N, ...)."""
-    top, logs, rest = (torch.cat(parts).to(device) for parts in zip(*((text.top, text.logs, text.rest) for text in texts), strict=True))
-    return top, logs, rest
+def joined(texts: Sequence[Text], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`top`, `logs`, `rest` and `weights` of several texts, token after token (N, ...)."""
+    parts = zip(*((text.top, text.logs, text.rest, text.weights) for text in texts), strict=True)
+    top, logs, rest, weights = (torch.cat(part).to(device) for part in parts)
+    return top, logs, rest, weights

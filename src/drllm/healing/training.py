@@ -116,7 +116,8 @@ class _Training:
             group["lr"] = self.config.lr * min(1.0, (self.course.step + 1) / WARM_UP, 1 - self.course.step / self.config.steps)
         logits = self.model(**prompt_inputs(self.routed, [text.ids for text in texts])).logits
         logits_NV = own_rows(logits, texts).float()
-        loss = divergence(logits_NV, *joined(texts, logits_NV.device)).mean()
+        *told, weights = joined(texts, logits_NV.device)
+        loss = (divergence(logits_NV, *told) * weights).sum() / weights.sum()
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), LARGEST_NORM)
