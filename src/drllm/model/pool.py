@@ -22,6 +22,7 @@ import torch
 
 from drllm.core.config import Resources
 from drllm.core.errors import ArtifactError, DrllmError, InputError
+from drllm.model.onednn import lay_out
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 
@@ -62,6 +63,7 @@ class Base:
                 raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: did its files change?")
             for adapter in self.adapters:
                 routed.adopt(adapter)
+            lay_out(routed.model)
             _loaded[self] = routed
         return _loaded[self]
 

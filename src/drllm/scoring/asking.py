@@ -14,6 +14,7 @@ from drllm.core.config import Resources
 from drllm.core.digest import json_digest
 from drllm.core.progress import Progress
 from drllm.core.route import Route
+from drllm.model.onednn import laid_out
 from drllm.model.pool import Base, Processes, Work, opened, settled, torch_threads, work_on
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
@@ -188,7 +189,7 @@ class Bench:
             replica = Replica(self.routed, jobs, self.resources)  # the states that its scorer keeps go with it
             groups = {ticket.index: ticket.group for ticket in tickets if ticket.job == number}
             wanted = takewhile(lambda _, job=job: is_wanted(job), groups.items())
-            with memory_in_one_line():
+            with memory_in_one_line(), laid_out(self.routed.model):
                 for index in job.do(replica, wanted, progress.tell):
                     progress.advance(len(groups[index]))
 

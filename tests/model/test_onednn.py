@@ -1,0 +1,69 @@
+"""Weights laid out for oneDNN: the same bits, with routes, adapters, at any number of rows; and nothing of them is left."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import runs
+from drllm import Route, RoutedModel
+from drllm.model import onednn
+from drllm.model.copies import twin_in
+from drllm.model.onednn import LaidOutLinear, laid_out, lay_out
+from healed import random_adapter
+
+IS_THERE = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by this processor
+
+
+def half() -> RoutedModel:
+    routed = runs.model()
+    routed.model.to(torch.bfloat16)
+    return routed
+
+
+def n_laid_out(model) -> int:
+    stands = [vars(module).get("forward") for module in model.modules()]
+    return sum(isinstance(getattr(one, "original", one), LaidOutLinear) or isinstance(one, LaidOutLinear) for one in stands)
+
+
+@torch.no_grad()
+def test_the_bits_are_the_same_and_all_is_given_back():
+    routed = half()
+    adapter = random_adapter(routed, Route.parse("1101"), seed=1)
+    routed.adopt(adapter)
+    asked = [
+        (torch.randint(3, 90, (1, n)), route) for n in (1, 5, 33, 130) for route in (Route.full(4), Route.parse("1201"), adapter.healed)
+    ]
+    plain, before = [routed(ids, routes=route).logits for ids, route in asked], copy.copy(vars(routed.blocks[0].mlp.up_proj))
+    with laid_out(routed.model):
+        assert n_laid_out(routed.model) == (4 * 7 + 1) * IS_THERE
+        assert all(torch.equal(routed(ids, routes=route).logits, logits) for (ids, route), logits in zip(asked, plain, strict=True))
+        twin = twin_in(routed, torch.float32)
+        assert not n_laid_out(twin.model)
+        assert twin(asked[0][0]).logits.dtype == torch.float32
+    assert not n_laid_out(routed.model)
+    assert vars(routed.blocks[0].mlp.up_proj) == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3, 24, 257])
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_one_map(rows, bias):
+    module, x = torch.nn.Linear(96, 40, bias).bfloat16(), torch.randn(2, rows, 192).bfloat16()
+    asked = [x[..., :96].contiguous(), x[..., ::2], x[:, -1:, :96], x[0, :, :96], x[0, 0, :96], x.view(2, rows, 2, 96)]
+    plain = [module(one) for one in asked]
+    with laid_out(module):
+        assert all(torch.equal(module(one), wanted) for one, wanted in zip(asked, plain, strict=True))
+        with torch.enable_grad():
+            assert module(x[..., :96]).requires_grad
+
+
+@pytest.mark.parametrize("why", ["float32", "no room", "other bits", "no operators"])
+def test_where_it_cannot_be_the_plain_weights_stay(why, monkeypatch):
+    routed = runs.model() if why == "float32" else half()
+    stands = {"no room": ("_free_bytes", 1000), "other bits": ("_is_same", False), "no operators": ("_is_there", False)}
+    if why in stands:
+        monkeypatch.setattr(onednn, stands[why][0], lambda *_: stands[why][1])
+    assert lay_out(routed.model) == []
