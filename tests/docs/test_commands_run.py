@@ -33,14 +33,7 @@ SMALL = {  # flags that come last win over those of the page
     "generate": "--max-new-tokens 4",
 }
 # Where the reader's things stand; what a page takes from another page's command is made by the fixture.
-HERE = {
-    "ID": "tiny",
-    "smollm2-135m-q4": "tiny",
-    "RUN": "runs/x",
-    "runs/a": "runs/x",
-    "runs/policies": "runs/x",
-    "runs/first": "runs/x",
-}
+HERE = {"ID": "tiny", "smollm2-135m-q4": "tiny", "RUN": "runs/x", "runs/a": "runs/x", "runs/policies": "runs/x", "runs/first": "runs/x"}
 MADE = ("search", "scan", "retrofit", "reproduce", "heal")  # commands whose --out is new
 # Paths through as many blocks as the tiny model has.
 PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101", "12-14 twice": "1-2 twice", "12,13,14,15": "1,2"}

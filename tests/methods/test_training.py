@@ -176,18 +176,11 @@ def test_training_together_equals_modules_of_their_own(normalize, preset):
     held = held_back(features)
     trained = train_routers(features, held, config, shape)
 
-    start = Routers(shape, config.seed)
+    start, names = Routers(shape, config.seed), {"w1": "0.weight", "b1": "0.bias", "w2": "2.weight", "b2": "2.bias"}
     modules = nn.ModuleList()
     for block in range(3):
         network = nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, N_ACTIONS))
-        network.load_state_dict(
-            {
-                "0.weight": start.tensors["w1"][block].T,
-                "0.bias": start.tensors["b1"][block],
-                "2.weight": start.tensors["w2"][block].T,
-                "2.bias": start.tensors["b2"][block],
-            }
-        )
+        network.load_state_dict({at: start.tensors[name][block].t() for name, at in names.items()})
         modules.append(network)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=config.lr, weight_decay=config.weight_decay, foreach=False)
     rows = (~held).nonzero()[:, 0]
@@ -216,10 +209,8 @@ def test_training_together_equals_modules_of_their_own(normalize, preset):
             optimizer.step()
             step += 1
     for block, network in enumerate(modules):
-        torch.testing.assert_close(trained.tensors["w1"][block], network[0].weight.T, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.tensors["b1"][block], network[0].bias, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.tensors["w2"][block], network[2].weight.T, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(trained.tensors["b2"][block], network[2].bias, rtol=1e-3, atol=1e-4)
+        for name, at in names.items():
+            torch.testing.assert_close(trained.tensors[name][block], network.state_dict()[at].t(), rtol=1e-3, atol=1e-4)
     assert (trained.tensors["w1"] - start.tensors["w1"]).abs().max() > 5e-3, "the case must be able to fail"
     assert preset == "default" or max(norms) > 2, "the gradient must need clipping"
 

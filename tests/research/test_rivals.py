@@ -99,12 +99,9 @@ def test_what_is_not_run_is_not_computed(kind, tiny):
 
         return hook
 
-    handles = []
-    for block in tiny.blocks:
-        handles.append(block.self_attn.o_proj.register_forward_pre_hook(counting("attention")))
-        handles.append(block.self_attn.q_proj.register_forward_pre_hook(counting("queries")))
-        handles.append(block.self_attn.k_proj.register_forward_pre_hook(counting("keys")))
-        handles.append(block.mlp.gate_proj.register_forward_pre_hook(counting("mlp")))
+    maps = {"attention": "self_attn.o_proj", "queries": "self_attn.q_proj", "keys": "self_attn.k_proj", "mlp": "mlp.gate_proj"}
+    placed = [(block.get_submodule(at), name) for block in tiny.blocks for name, at in maps.items()]
+    handles = [module.register_forward_pre_hook(counting(name)) for module, name in placed]
     _, step = logits_of(tiny, policy, ids, real, prompt, hard=True)
     for handle in handles:
         handle.remove()

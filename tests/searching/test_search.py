@@ -372,11 +372,7 @@ def test_records_of_other_weights_or_questions_are_not_mixed(run, tiny, data, tm
         train(tiny, tmp_path, TRAIN)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"seed": 9}, {"checks": ()}, {"control_routes": ()}],
-    ids=lambda change: next(iter(change)),
-)
+@pytest.mark.parametrize("change", [{"seed": 9}, {"checks": ()}, {"control_routes": ()}], ids=lambda change: next(iter(change)))
 def test_a_shard_made_with_other_settings_is_refused_under_a_plan_that_fits(change, run, tiny, data, tmp_path):
     """As one of an earlier drllm, which had no control and no checks, would be."""
     copy_run(run, tmp_path, "search", "verdicts")

@@ -14,21 +14,8 @@ from byte_tokens import byte_tokenizer
 from drllm import RoutedModel
 from drllm.tasks import Example
 
-FOLLOWS = {
-    "1": "A",
-    "2": "B",
-    "3": "C",
-    "4": "D",
-    "A": ".",
-    "B": "<end>",
-    "C": "u",
-    "D": "\n",
-    "u": "v",
-    "v": "u",
-    ".": " ",
-    "\n": "v",
-    " ": "v",
-}
+FOLLOWS = {"1": "A", "2": "B", "3": "C", "4": "D", "A": ".", "B": "<end>", "C": "u", "D": "\n"}
+FOLLOWS |= {"u": "v", "v": "u", ".": " ", "\n": "v", " ": "v"}
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from drllm.healing.measuring import choose_route
 from drllm.healing.prompts import Ids, fields_of, file_keys, file_prompts, split_prompts, task_prompts, training_steps
 from drllm.healing.teacher import Teacher, Text
 from drllm.healing.training import Course, check_targets, distance_along, need_peft, train_adapter
+from drllm.model.onednn import laid_out
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
 from drllm.policies.healed import HealedPolicy
@@ -148,14 +149,15 @@ class Healing:
         used = sorted({index for step in numbers for index in step})
         started = time.monotonic()
         teacher = Teacher(self.routed, self.folder.teacher, config.new_tokens, config.max_step_tokens, config.answer_share)
-        held_out = teacher.texts(self.held_out, "heal: the base on held-out prompts", "held-out")
-        learned = teacher.texts([self.fit[index] for index in used], "heal: the base on prompts to learn from", "fit")
-        self._spent("base", started)
-        if route is None:
-            started = time.monotonic()
-            keep = kept_passes(config.budget, self.routed.n_layers)
-            route = choose_route(self.routed, learned[: config.choose_on], keep, self.folder.choice, config.max_step_tokens)
-            self._spent("route", started)
+        with laid_out(self.routed.model):
+            held_out = teacher.texts(self.held_out, "heal: the base on held-out prompts", "held-out")
+            learned = teacher.texts([self.fit[index] for index in used], "heal: the base on prompts to learn from", "fit")
+            self._spent("base", started)
+            if route is None:
+                started = time.monotonic()
+                keep = kept_passes(config.budget, self.routed.n_layers)
+                route = choose_route(self.routed, learned[: config.choose_on], keep, self.folder.choice, config.max_step_tokens)
+                self._spent("route", started)
         texts = dict(zip(used, learned, strict=True))
         steps = [[texts[index] for index in step] for step in numbers]
         adapter, course = train_adapter(self.routed, route.bare, steps, held_out, config, self.folder.root)
