@@ -14,7 +14,7 @@ from drllm.model.copies import twin_in
 from drllm.model.onednn import LaidOutLinear, laid_out, lay_out
 from healed import random_adapter
 
-IS_THERE = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by this processor
+IS_THERE = onednn._is_there()  # with this processor
 
 
 def half() -> RoutedModel:
@@ -50,14 +50,41 @@ def test_the_bits_are_the_same_and_all_is_given_back():
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 3, 24, 257])
 @pytest.mark.parametrize("bias", [True, False])
-def test_of_one_map(rows, bias):
-    module, x = torch.nn.Linear(96, 40, bias).bfloat16(), torch.randn(2, rows, 192).bfloat16()
-    asked = [x[..., :96].contiguous(), x[..., ::2], x[:, -1:, :96], x[0, :, :96], x[0, 0, :96], x.view(2, rows, 2, 96)]
+def test_of_one_map_whose_sums_cancel_so_that_only_their_rounding_is_left(rows, bias):
+    module, x = torch.nn.Linear(8960, 64, bias).bfloat16(), torch.randn(2, rows, 2 * 8960).bfloat16()
+    x[..., 4480:8960] = -x[..., :4480]
+    module.weight[:, 4480:] = module.weight[:, :4480]
+    asked = [x[..., :8960].contiguous(), x[..., ::2], x[:, -1:, :8960], x[0, :, :8960], x[0, 0, :8960], x.view(2, rows, 2, 8960)]
     plain = [module(one) for one in asked]
     with laid_out(module):
+        assert ("forward" in vars(module)) == IS_THERE
         assert all(torch.equal(module(one), wanted) for one, wanted in zip(asked, plain, strict=True))
         with torch.enable_grad():
-            assert module(x[..., :96]).requires_grad
+            assert module(x[..., :8960]).requires_grad
+
+
+def test_what_ends_within_leaves_the_plain_weights():
+    """An interrupt while they are laid out; and an adapter that comes meanwhile."""
+    routed, n = half(), 0
+
+    def interrupt(module, original):
+        nonlocal n
+        n += 1
+        if n == 5:
+            raise KeyboardInterrupt
+        return LaidOutLinear(module, original)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn, "_is_there", lambda: IS_THERE)
+        patch.setattr(onednn, "LaidOutLinear", interrupt)
+        if IS_THERE:
+            with pytest.raises(KeyboardInterrupt):
+                lay_out(routed.model)
+    assert not n_laid_out(routed.model)
+    with laid_out(routed.model):
+        routed.adopt(random_adapter(routed, Route.parse("1101"), seed=1))
+    routed.unwrap()
+    assert not any("forward" in vars(module) for module in routed.model.modules())
 
 
 @pytest.mark.parametrize("why", ["float32", "no room", "other bits", "no operators"])

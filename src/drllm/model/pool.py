@@ -53,22 +53,22 @@ class Base:
         """The model of this process, as the workers are to load it."""
         return cls(routed.base_id, routed.model.dtype, str(routed.device), routed.fingerprint, tuple(routed.adapters.values()))
 
-    def load(self, threads: int) -> RoutedModel:
-        """The model, in a worker, which keeps the last one; `ArtifactError` where its weights are others."""
+    def load(self, threads: int, n_workers: int) -> RoutedModel:
+        """The model, in one of some workers, which keeps the last one; `ArtifactError` where its weights are others."""
         torch.set_num_threads(threads)
-        if self not in _loaded:
+        if (self, threads) not in _loaded:
             _loaded.clear()
             routed = RoutedModel.wrap(self.base_id, dtype=self.dtype, device=self.device)
             if routed.fingerprint != self.fingerprint:
                 raise ArtifactError(f"a worker loads other weights as {self.base_id!r} than this process: did its files change?")
             for adapter in self.adapters:
                 routed.adopt(adapter)
-            lay_out(routed.model)
-            _loaded[self] = routed
-        return _loaded[self]
+            lay_out(routed.model, n_workers)
+            _loaded[self, threads] = routed
+        return _loaded[self, threads]
 
 
-_loaded: dict[Base, RoutedModel] = {}  # in a worker's own process
+_loaded: dict[tuple[Base, int], RoutedModel] = {}  # in a worker's own process
 
 
 class WorkerDied(Exception):

@@ -185,11 +185,11 @@ class Bench:
                 self.store.shards.clear_partials()  # what a worker that was killed left half written
 
     def _do_here(self, jobs: Sequence[Job], tickets: Sequence[Ticket], progress: Progress, is_wanted: IsWanted) -> None:
-        for number, job in enumerate(jobs):
-            replica = Replica(self.routed, jobs, self.resources)  # the states that its scorer keeps go with it
-            groups = {ticket.index: ticket.group for ticket in tickets if ticket.job == number}
-            wanted = takewhile(lambda _, job=job: is_wanted(job), groups.items())
-            with memory_in_one_line(), laid_out(self.routed.model):
+        with memory_in_one_line(), laid_out(self.routed.model):
+            for number, job in enumerate(jobs):
+                replica = Replica(self.routed, jobs, self.resources)  # the states that its scorer keeps go with it
+                groups = {ticket.index: ticket.group for ticket in tickets if ticket.job == number}
+                wanted = takewhile(lambda _, job=job: is_wanted(job), groups.items())
                 for index in job.do(replica, wanted, progress.tell):
                     progress.advance(len(groups[index]))
 

@@ -125,7 +125,7 @@ class Replica:
     @property
     def routed(self) -> RoutedModel:
         """Its model, loaded when it is needed."""
-        return self._base.load(self.resources.threads) if isinstance(self._base, Base) else self._base
+        return self._base.load(self.resources.threads, self.resources.workers) if isinstance(self._base, Base) else self._base
 
     def scorer(self, job: Job) -> Scorer:
         """The scorer of a job; `ArtifactError` where it would compute otherwise than the process that sent the job."""
