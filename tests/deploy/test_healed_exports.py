@@ -14,7 +14,7 @@ import families
 from drllm import InputError, Route, RoutedModel
 from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
-from drllm.deploy.serving.launch import make_spec, merged
+from drllm.deploy.serving.launch import make_spec
 from drllm.deploy.serving.spec import ServeSpec
 from drllm.policies.codebook import Codebook, Point, TextSelector
 from healed import random_adapter, random_policy
@@ -118,10 +118,30 @@ def test_no_server_runs_a_healed_route_without_its_adapter():
         ServeSpec("routes", 4).check(str(routed.policy.route))
 
 
-def test_a_policy_among_healed_routes_is_not_served(tmp_path):
-    routed = RoutedModel.wrap(families.build("llama"))
-    adapter = random_adapter(routed, Route.parse("1011"))
-    selector = TextSelector([(7,)], torch.ones(1, 1), torch.zeros(1), math.inf)
-    routed.policy = Codebook([Route.full(4), adapter.healed], selector, [Point(0.0)], 0, [adapter])
-    with pytest.raises(InputError, match="chooses among healed routes, and the server holds no adapter: serve one of them"):
-        merged(routed, tmp_path)
+@pytest.mark.filterwarnings("ignore:this command cannot run as it is:UserWarning")
+def test_several_healed_routes_are_served_from_one_checkpoint(tmp_path, checkpoint, capsys, monkeypatch):
+    """Each on merged blocks of its own behind the base's; a request names any of them, or a route of the base's own blocks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    routed = RoutedModel.wrap(str(checkpoint), dtype="float32")
+    adapters = [random_adapter(routed, Route.parse(text), seed=seed) for seed, text in enumerate(("1011", "1201"))]
+    names = [str(adapter.healed) for adapter in adapters]
+    selector = TextSelector([(7,)], torch.ones(1, 2), torch.zeros(2), math.inf)
+    routed.policy = Codebook([Route.full(4), *(adapter.healed for adapter in adapters)], selector, [Point(0.0)], 0, adapters)
+    routed.save_pretrained(tmp_path / "nest")
+    assert main(["serve", str(tmp_path / "nest"), "--print", "--port", "18731"]) == 0
+    first, command = capsys.readouterr().out.strip().split("\n")
+    assert first == "serving model: the policy chooses each prompt's route from its text"
+    words = shlex.split(command)
+    spec = ServeSpec.from_config(json.loads(words[words.index("--additional-config") + 1]))
+    assert spec == ServeSpec("routes", 11, str(tmp_path / "nest"), routes=("1111", *names), healed=tuple(names))
+    stack = RoutedModel.wrap(words[words.index("--model") + 1], dtype="float32")
+    laid = {"1111": "1" * 4 + "0" * 7, "1101": "1101" + "0" * 7, names[0]: "00001110000", names[1]: "0" * 7 + "1111"}
+    for text, blocks in laid.items():
+        assert str(spec.laid(spec.check(text))) == blocks
+        wanted = routed(IDS, routes=Route.parse(text, 4)).logits
+        assert torch.allclose(stack(IDS, routes=Route.parse(blocks)).logits, wanted, atol=1e-4)
+    assert spec.laid_routes == [laid[text] for text in ("1111", *names)]
+    with pytest.raises(InputError, match=r"1011@0{16} is healed, and of healed routes it holds 1011@.*, 1201@"):
+        spec.check("1011@" + "0" * 16)
+    with pytest.raises(InputError, match="runs block 1 2 times, the server keeps caches for 1"):
+        spec.check("1211")

@@ -16,12 +16,13 @@ from codebooks import plain_selector
 from drllm import Route, RoutedModel
 from drllm.deploy.export import export
 from drllm.deploy.serving.engine.vllm_private import SUPPORTED
-from drllm.deploy.serving.launch import make_spec
+from drllm.deploy.serving.launch import checkpoint_of, make_spec
+from drllm.deploy.serving.spec import ServeSpec
 from drllm.model.prompts import left_pad
 from drllm.policies.codebook import Codebook, Point
 from drllm.scoring.route_prediction import decide_routes
 from engines import DECIDES, FAMILIES, N_BLOCKS, PYTHON, VOCAB, check, checkpoint, needs_vllm, random_routers, run_engine
-from healed import random_policy
+from healed import random_adapter, random_policy
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 ROUTES = ["111111", "011111", "111110", "211111", "111112", "222222", "101101", "001100", "120120", "210012", "000001", "100000"]
@@ -261,6 +262,22 @@ def test_the_merged_folder_says_what_the_healed_route_says(family, models, tmp_p
         done = run_engine(tmp_path / "merged", spec, asked)
         for request, answer in zip(asked, done["answers"], strict=True):
             check(routed, request, answer, str(routed.policy.route))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_healed_routes_and_the_base_in_one_batch_of_one_checkpoint(family, models, tmp_path):
+    routed = in_transformers(models[family])
+    adapters = [random_adapter(routed, Route.parse(text), seed=seed) for seed, text in enumerate(("110111", "100211"))]
+    for adapter in adapters:
+        routed.adopt(adapter)
+    stack = checkpoint_of(routed, tmp_path, [Route.full(N_BLOCKS), *(adapter.healed for adapter in adapters)])
+    healed = tuple(str(adapter.healed) for adapter in adapters)
+    spec = ServeSpec("routes", 16, routes=("111111", *healed), healed=healed)
+    routes = ["111111", *healed, "101111", *healed]
+    asked = asked_along([str(spec.laid(spec.check(route))) for route in routes], 12)
+    for eager in (True, False):
+        done = run_engine(stack, asdict(spec), asked, enforce_eager=eager)
+        check_all(routed, asked, done, routes)
 
 
 def changed_parts(before: str = "") -> list[str]:

@@ -49,12 +49,13 @@ def run(job: Job) -> Lines:
     with job.loading(base or (saved.config.base_id if saved else "")) as placement:
         routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
     name = arguments.name or Path(routed.base_id).name
-    if routed.policy is not None and routed.policy.adapters:
-        with said_if_slow("merging the adapter into a checkpoint ..."):
-            routed, folder = launching.merged(routed, launching.cache_folder()), ""
-    arch = launching.check_supported(routed)
-    spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format)
-    checkpoint = launching.checkpoint_of(routed, launching.cache_folder())
+    cache = launching.cache_folder()
+    with said_if_slow("merging adapters into a checkpoint ..."):
+        if routed.policy is not None and routed.policy.adapters and routed.policy.route is not None:
+            routed, folder = launching.merged(routed, cache), ""
+        arch = launching.check_supported(routed)
+        spec = launching.make_spec(routed.policy, folder, routed, arguments.repeatable, arguments.any_format)
+        checkpoint = launching.checkpoint_of(routed, cache, launching.stack_of(routed.policy))
     limit = getattr(routed.config, "max_position_embeddings", None) or 4096
     context = arguments.max_model_len or min(limit, 8192)
     if not 0 < context <= limit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from typing import Any
 
@@ -28,8 +28,8 @@ BUILD_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, Attri
 INSTEAD = "serve it with drllm instead"
 
 
-def path_config(model: Any, route: Route) -> Any:
-    """The base's configuration with the blocks of the path: their number, and every list and count that says which block is which."""
+def path_config(model: Any, path: Sequence[int]) -> Any:
+    """The base's configuration with the blocks of a path: their number, and every list and count that says which block is which."""
     config = copy.deepcopy(model.config)
     config.name_or_path = ""
     for name in QUANTIZATION_ENTRIES:  # of a GGUF file, whose weights are dense by now
@@ -40,13 +40,13 @@ def path_config(model: Any, route: Route) -> Any:
     fields = vars(text)
     for name, value in list(fields.items()):
         if name in INDEX_LISTS and isinstance(value, list):
-            fields[name] = [place for place, block in enumerate(route.path) if block in value]
+            fields[name] = [place for place, block in enumerate(path) if block in value]
         elif isinstance(value, list | tuple) and len(value) == n_layers and name != "architectures" and not name.endswith("token_id"):
             # Not setattr: strict configurations compare lists with num_hidden_layers on the way.
-            fields[name] = type(value)(value[block] for block in route.path)
+            fields[name] = type(value)(value[block] for block in path)
     if isinstance(n_dense := fields.get("first_k_dense_replace"), int):  # a count of leading blocks
-        fields["first_k_dense_replace"] = sum(block < n_dense for block in route.path)
-    fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = route.n_passes
+        fields["first_k_dense_replace"] = sum(block < n_dense for block in path)
+    fields[text.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(path)
     return config
 
 
@@ -79,7 +79,7 @@ def shortened(routed: RoutedModel, route: Route) -> Any:
     blocks = twin.get_submodule(name)
     twin.set_submodule(name, nn.ModuleList([blocks[block] for block in route.path]))
     text = vars(twin.config.get_text_config(decoder=True))
-    text |= vars(path_config(routed.model, route).get_text_config(decoder=True)) | {"use_cache": False}
+    text |= vars(path_config(routed.model, route.path).get_text_config(decoder=True)) | {"use_cache": False}
     return twin
 
 
@@ -166,7 +166,7 @@ def difference_from(routed: RoutedModel, route: Route, loaded: Any, cannot: str)
     ids = checked_ids(routed)
     wanted = routed(ids, routes=route).logits.float()
     try:
-        device = loaded.get_input_embeddings().weight.device
+        device = (loaded.model if isinstance(loaded, RoutedModel) else loaded).get_input_embeddings().weight.device
         got = loaded(ids.to(device)).logits.float().to(wanted.device)
     except BUILD_ERRORS as error:
         raise inexpressible(routed.config, error, cannot) from None

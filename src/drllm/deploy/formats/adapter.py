@@ -52,7 +52,7 @@ def write_adapter(routed: RoutedModel, route: Route, folder: Path) -> Exported:
 def _refuse_lists(routed: RoutedModel, route: Route) -> None:
     """PEFT sets `num_hidden_layers` and nothing else; a family looks in its layer types at every step."""
     now = getattr(routed.config, "layer_types", None) or []
-    needed = getattr(path_config(routed.model, route).get_text_config(decoder=True), "layer_types", None) or []
+    needed = getattr(path_config(routed.model, route.path).get_text_config(decoder=True), "layer_types", None) or []
     if list(now[: len(needed)]) != list(needed):
         what = "its configuration lists a type for each block (layer_types), and PEFT changes the number of blocks alone"
         raise UnsupportedModelError(f"model_type {routed.config.model_type!r} {CANNOT}: {what}; export a checkpoint instead")

@@ -1,6 +1,7 @@
 """A checkpoint for stock transformers: fewer or more blocks, weights copied; loaded again and run against the routed model."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ CANNOT = "cannot express this route as a plain checkpoint"
 
 def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     with new_folder(folder) as place:
-        copied_bytes = write_weights(routed, route, place)
+        copied_bytes = write_weights(routed, [route], place)
         difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT)
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
@@ -28,15 +29,33 @@ def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exporte
     return done
 
 
-def write_weights(routed: RoutedModel, route: Route, place: Path) -> int:
+def write_stack(routed: RoutedModel, routes: Sequence[Route], folder: Path) -> None:
+    """The blocks of several routes behind one another, adapters merged: a model that computes each of them on blocks of its own."""
+    with new_folder(folder) as place:
+        copied_bytes = write_weights(routed, routes, place)
+        loaded = RoutedModel.wrap(load_written(routed, place))
+        found, at = [], 0
+        for route in routes:
+            loaded.policy = Route.along(range(at, at + route.n_passes), loaded.n_layers)
+            found.append(difference_from(routed, route, loaded, CANNOT))
+            at += route.n_passes
+        n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
+        worst = max(difference for difference, _ in found)
+        done = Exported(folder, str(routes[0]), at, n_bytes, copied_bytes, worst, found[0][1])
+        use = f"Of no use by itself: `drllm serve` runs one after the other {', '.join(map(str, routes))}.\n"
+        finish(place, routed, routes[0], done, "transformers", use)
+
+
+def write_weights(routed: RoutedModel, routes: Sequence[Route], place: Path) -> int:
     """Weights, configuration and tokenizer; returns the bytes that later passes take."""
     model: Any = routed.model
-    config, prefix = path_config(model, route), f"{block_list(routed)}."
-    adapter = routed.adapters[route.adapter] if route.adapter else None
+    path = [(block, route.adapter) for route in routes for block in route.path]
+    config, prefix = path_config(model, [block for block, _ in path]), f"{block_list(routed)}."
     copied_bytes, weights = 0, model.state_dict()
     state: dict[str, Tensor] = {key: value for key, value in weights.items() if not key.startswith(prefix)}
-    for place_of, block in enumerate(route.path):
-        is_copy = block in route.path[:place_of]
+    for place_of, (block, name_of_adapter) in enumerate(path):
+        adapter = routed.adapters[name_of_adapter] if name_of_adapter else None
+        is_copy = block in [earlier for earlier, _ in path[:place_of]]
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
                 # Safetensors stores no tensor twice under two names: a later pass needs its own.

@@ -73,11 +73,19 @@ def make_spec(
         return ServeSpec("static", n_layers, folder, str(policy.route))  # which no prompt changes, so both formats are taken
     routes = policy.routes
     mode = "engine" if policy.routes_for([]) is None else "routes"
-    most = [max(passes) for passes in zip(*routes, strict=True)] if routes else [2] * n_layers
+    most = [max(passes) for passes in zip(*(route for route in routes if not route.adapter), strict=True)] if routes else [2] * n_layers
     again = tuple(block for block, n_passes in enumerate(most) for _ in range(n_passes - 1))
     blocks = _blocks(repeatable, again, n_layers)
     prompt_format = None if any_format else policy.prompt_format
-    return ServeSpec(mode, n_layers, folder, None, blocks, tuple(map(str, routes)), prompt_format)
+    healed = stack_of(policy)[1:]
+    n_blocks = n_layers + sum(route.n_passes for route in healed)
+    return ServeSpec(mode, n_blocks, folder, None, blocks, tuple(map(str, routes)), tuple(map(str, healed)), prompt_format)
+
+
+def stack_of(policy: RouteSource | None) -> list[Route]:
+    """What a policy of several healed routes needs blocks of its own for: the base, then each of them; nothing for any other policy."""
+    healed = [] if policy is None or policy.route is not None else [route for route in policy.routes if route.adapter]
+    return [Route.full(len(healed[0])), *healed] if healed else []
 
 
 def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
@@ -99,33 +107,39 @@ def _blocks(text: str, auto: tuple[int, ...], n_layers: int) -> tuple[int, ...]:
 
 
 def merged(routed: RoutedModel, cache: Path) -> RoutedModel:
-    """The plain model that a healed policy comes to, from a checkpoint under `cache`: its adapter costs nothing there."""
+    """The plain model that a policy of one healed route comes to, from a checkpoint under `cache`: its adapter costs nothing there."""
     from drllm.model.routed import RoutedModel as Model
 
     assert routed.policy is not None
-    if routed.policy.route is None:
-        raise InputError("this policy chooses among healed routes, and the server holds no adapter: serve one of them (OUT/healed-0.9)")
-    plain = Model.wrap(checkpoint_of(routed, cache, routed.policy.route), dtype=routed.model.dtype, device=routed.device)
+    assert routed.policy.route is not None
+    plain = Model.wrap(checkpoint_of(routed, cache, [routed.policy.route]), dtype=routed.model.dtype, device=routed.device)
     plain.policy = Route.full(plain.n_layers)
     return plain
 
 
-def checkpoint_of(routed: RoutedModel, cache: Path, healed: Route | None = None) -> str:
-    """Where vLLM loads from: the base's folder or Hub id; a GGUF file, or a healed route, once, as a plain checkpoint under `cache`."""
+def checkpoint_of(routed: RoutedModel, cache: Path, routes: Sequence[Route] = ()) -> str:
+    """Where vLLM loads from: the base's folder or Hub id; a GGUF file, or healed routes, once, as a plain checkpoint under `cache`.
+
+    Several routes stand in it one behind the other (`write_stack`).
+    """
     from drllm.deploy.export import export, read_export
+    from drllm.deploy.formats.checkpoint import write_stack
     from drllm.model.load import is_gguf
 
     if not routed.base_id:
         raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
-    if healed is None and not is_gguf(routed.base_id):
+    if not routes and not is_gguf(routed.base_id):
         return routed.base_id
-    folder = cache / "-".join([routed.fingerprint, type_name(routed.model.dtype), *([healed.adapter] if healed else [])])
+    folder = cache / "-".join([routed.fingerprint, type_name(routed.model.dtype), *(route.adapter or "base" for route in routes)])
     if read_export(folder) is None:
         cache.mkdir(parents=True, exist_ok=True)
         # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.
         with FileLock(cache / f"{folder.name}.lock"):
             if read_export(folder) is None:
-                export(routed, healed or Route.full(routed.n_layers), folder)
+                if len(routes) > 1:
+                    write_stack(routed, routes, folder.resolve())
+                else:
+                    export(routed, routes[0] if routes else Route.full(routed.n_layers), folder)
     return str(folder)
 
 

@@ -31,10 +31,11 @@ class ServeSpec:
     route: str | None = None  # the one route, of `static`
     repeatable: tuple[int, ...] = ()  # blocks with keys and values for a second pass, once more for each beyond: paid for, made or not
     routes: tuple[str, ...] = ()  # those that requests will mostly take, where they are known: what they have in common is compiled
+    healed: tuple[str, ...] = ()  # of them, each merged into blocks of its own, which stand in this order behind the base's
     prompt_format: str | None = None  # "raw" or "chat", what a policy that reads prompts was trained on; None takes both
 
     def __post_init__(self) -> None:
-        for name in ("repeatable", "routes"):  # lists, where they come from JSON
+        for name in ("repeatable", "routes", "healed"):  # lists, where they come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mode not in MODES:
             raise InputError(f"serving mode {self.mode!r} is none of {', '.join(MODES)}")
@@ -57,27 +58,43 @@ class ServeSpec:
         more = Counter(self.repeatable)
         return tuple(1 + more[block] for block in range(self.n_layers))
 
+    @cached_property
+    def of_base(self) -> int:
+        """Blocks of the checkpoint that are the base's."""
+        return self.n_layers - sum(Route.parse(text).n_passes for text in self.healed)
+
+    def laid(self, route: Route) -> Route:
+        """A route that `check` took, through the blocks of the checkpoint."""
+        if not route.adapter:
+            return Route.along(route.spans, self.n_layers) if self.healed else route
+        place = self.healed.index(str(route))
+        first = self.of_base + sum(Route.parse(text).n_passes for text in self.healed[:place])
+        return Route.along(range(first, first + route.n_passes), self.n_layers)
+
+    @property
+    def laid_routes(self) -> list[str]:
+        return [str(self.laid(self.check(text))) for text in self.routes]
+
     def check(self, text: Any) -> Route:
         """The route that a request asks for; `InputError` for anything that this server cannot run."""
         longest = max(SHORTEST_LIMIT, TEXT_A_BLOCK * self.n_layers)
         if not isinstance(text, str) or len(text) > longest:
-            digits = f"{self.n_layers} digits, 0 (skip), 1 (execute) or 2 (repeat)"
+            digits = f"{self.of_base} digits, 0 (skip), 1 (execute) or 2 (repeat)"
             raise InputError(
-                f"{ROUTE_ARGUMENT} must be a string: {digits}, or a path such as 0-14,12-{self.n_layers - 1}, up to {longest} long"
+                f"{ROUTE_ARGUMENT} must be a string: {digits}, or a path such as 0-14,12-{self.of_base - 1}, up to {longest} long"
             )
-        route = Route.parse(text, self.n_layers)
-        if route.adapter:
-            raise InputError(
-                f"{ROUTE_ARGUMENT} {text} is healed, and the server holds no adapter: serve the healed policy, which is merged"
-            )
+        route = Route.parse(text, self.of_base)
+        if route.adapter and str(route) not in self.healed:
+            held = f"of healed routes it holds {', '.join(self.healed)}" if self.healed else "the server holds no adapter"
+            raise InputError(f"{ROUTE_ARGUMENT} {text} is healed, and {held}: serve its policy")
         if not route.n_passes:
             raise InputError(f"{ROUTE_ARGUMENT} runs no block")
         if self.mode == "static":
             if route != self.fixed:
                 raise InputError(f"this server runs one route, {self.route}: leave {ROUTE_ARGUMENT} out")
             return route
-        for block, (n_passes, n_caches) in enumerate(zip(route.actions, self.n_caches, strict=True)):
-            if n_passes > n_caches:
+        for block, (n_passes, n_caches) in enumerate(zip(route.actions, self.n_caches, strict=False)):
+            if n_passes > n_caches and not route.adapter:
                 flag = f"--repeatable {block}" if n_passes == 2 else f"--repeatable {block}:{n_passes}"
                 what = f"{ROUTE_ARGUMENT} runs block {block} {n_passes} times, the server keeps caches for {n_caches}"
                 raise InputError(f"{what}: start it with {flag}")
@@ -85,7 +102,7 @@ class ServeSpec:
 
     def to_config(self) -> dict[str, Any]:
         """For vLLM's `additional_config`: JSON values, part of its compile cache's key."""
-        return {KEY: asdict(self) | {"repeatable": list(self.repeatable), "routes": list(self.routes)}}
+        return {KEY: asdict(self) | {name: list(getattr(self, name)) for name in ("repeatable", "routes", "healed")}}
 
     @classmethod
     def required(cls, additional_config: Any) -> ServeSpec:

@@ -82,11 +82,12 @@ class RequestRouter:
             name = params.extra_args[PROMPT_ARGUMENT] = uuid.uuid4().hex
             self.decisions.expect(name)
         elif self.spec.mode != "static":
-            if not taken.route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
-                params.extra_args[ROUTE_ARGUMENT] = str(taken.route)
+            route = self.spec.laid(taken.route)
+            if not route.is_full or self.spec.mode == "engine":  # in the engine the policy would decide
+                params.extra_args[ROUTE_ARGUMENT] = str(route)
             salt = prompt.get("cache_salt")
-            if self.salted and (salt or not taken.route.is_full):  # a client's own salt must never pass for a route
-                prompt = {**prompt, "cache_salt": f"{taken.route}|{salt or ''}"}
+            if self.salted and (salt or not route.is_full):  # a client's own salt must never pass for a route
+                prompt = {**prompt, "cache_salt": f"{route}|{salt or ''}"}
         outputs = self.submit(prompt, params, request_id, **kwargs)
         try:
             async for output in outputs:

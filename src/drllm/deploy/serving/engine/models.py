@@ -46,8 +46,8 @@ class RoutedMixin:
         self.segments: list[Segment] = []
         self.loops: dict[Loop, Segment] = {}  # compiled
         self.plain_loops: dict[Loop, Segment] = {}  # uncompiled, made where they are first needed
-        self.cut_before = np.array([block for block, _ in cuts(spec.routes)] if spec.routes else [])
-        self.most_passes = np.array(most_passes(spec.routes) if spec.routes else [])
+        self.cut_before = np.array([block for block, _ in cuts(spec.laid_routes)] if spec.routes else [])
+        self.most_passes = np.array(most_passes(spec.laid_routes) if spec.routes else [])
         self.fixed = spec.fixed
         for block, n_passes in enumerate(spec.n_caches):
             if n_passes == 0:
@@ -83,8 +83,8 @@ class RoutedMixin:
             return
         self.singles = [single(self.block, block, n_pass) for block, n in enumerate(self.spec.n_caches) for n_pass in range(n)]
         if self.spec.routes and is_compiled(self.model):
-            self.segments = compiled(self.spec.routes, self.block, self.vllm_config)
-            self.loops = compiled_loops(self.spec.routes, self.block, self.vllm_config)
+            self.segments = compiled(self.spec.laid_routes, self.block, self.vllm_config)
+            self.loops = compiled_loops(self.spec.laid_routes, self.block, self.vllm_config)
             run_once([segment.run for segment in (*self.segments, *self.loops.values())], self.vllm_config, self.model.norm.weight)
 
     def plain_loop(self, loop: Loop) -> Segment:
