@@ -155,11 +155,14 @@ def _map(result: ScanResult, kind: str, cells: Sequence[Cell]) -> Chart:
     sizes = sorted({cell.questions for cell in cells})
     limit = _limit(cells)
     what = NAMES[kind].format(strength=result.strength)
+    how, order = "The score is the verdict: these answers have no margin.", ""
+    if any(cell.score != cell.accuracy for cell in cells):
+        how = "The score is half the verdict, half how clear the answer is."
+        order = " The first questions are those that the base is least sure of: there spans differ most."
     title = f"Spans of blocks {what}: score minus the base's"
     caption = (
         f"Spans {what}, by their first and last block. Colour: score minus the base's in points, blue worse, orange better, ends at "
-        f"{limit:g}. The score is half the verdict, half how clear the answer is. The larger a square, the more questions it answered: "
-        f"{', '.join(map(str, sizes))}. The first questions are those that the base is least sure of: there spans differ most."
+        f"{limit:g}. {how} The larger a square, the more questions it answered: {', '.join(map(str, sizes))}.{order}"
     )
     header = ("kind", "first", "last", "route", "questions", "score", "accuracy")
     rows = tuple((c.kind, c.first, c.last, c.route, c.questions, number(c.score), number(c.accuracy)) for c in cells)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drllm.core.digest import digest
+
 Ask = Callable[[list[int], int, int], tuple[np.ndarray, np.ndarray]]
 """What candidates answer to questions `start` to `stop`: verdicts and margins, each (stop - start, 1 + candidates), the base first."""
 
@@ -79,7 +81,7 @@ def scores(verdicts_QR: np.ndarray, margins_QR: np.ndarray) -> np.ndarray:
 
 
 def race(kinds: Sequence[str], sizes: Sequence[int], n_kept: int, ask: Ask) -> Standing:
-    """Race candidates, by their `kinds`, through the rounds of a `schedule`; of equal candidates the first goes on.
+    """Race candidates, by their `kinds`, through the rounds of a `schedule`; equal candidates go on in an order drawn once.
 
     `n_kept` candidates of each kind reach the last round at least, where there are so many; `ask` answers the new questions of each round.
     """
@@ -106,10 +108,10 @@ def race(kinds: Sequence[str], sizes: Sequence[int], n_kept: int, ask: Ask) -> S
 
 
 def _better_half(alive: Sequence[int], kinds: Sequence[str], score_C: np.ndarray, number: int, n_kept: int) -> list[int]:
-    """The candidates that go on after round `number`, in the order of all."""
+    """The candidates that go on after round `number`, in the order of all. Many are equal where answers have no margins."""
     kept: list[int] = []
     for kind in dict.fromkeys(kinds):
-        ranked = sorted((one for one in alive if kinds[one] == kind), key=lambda one: (-score_C[one], one))
+        ranked = sorted((one for one in alive if kinds[one] == kind), key=lambda one: (-score_C[one], digest(str(one))))
         total = sum(other == kind for other in kinds)
         kept += ranked[: shares(total, number + 1, n_kept)[number]]
     return sorted(kept)

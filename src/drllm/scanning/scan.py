@@ -145,8 +145,8 @@ class _Scan:
         return n_questions * forwards_a_question(self.n_layers, chosen)
 
     def _order(self) -> None:
-        """Ask the base first, and the questions that it is least sure of before the others."""
-        say(f"scan: the base on {len(self.raced)} questions; the race begins with those it is least sure of")
+        """Ask the base first, and the questions that it is least sure of before the others, where answers have margins."""
+        say(f"scan: the base on {len(self.raced)} questions; the race begins with those whose margins are smallest")
         _, margins = self.questions.ask([Route.full(self.n_layers)], self.raced, self.config.split, "scan: the base")
         order = least_sure_first([task for task, _ in self.raced], margins[:, 0])
         self.raced = [self.raced[place] for place in order]
