@@ -170,7 +170,6 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
 def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
     from drllm.runs.merge import rows_of
 
-    # Of a scan's folder: all that it asked.
     scanned = {(row["task"], row["id"]) for folder in arguments.scan for row in rows_of(folder).select(["task", "id"]).to_pylist()}
     return Asked(bench, SETTINGS[setting], arguments.split, arguments.data, limit, scanned)
 

@@ -108,7 +108,6 @@ ABOUT = {
     "letters-ood": "out of domain, by a letter: policies of the letters setting, not trained again",
     "letters-ood-likelihood": "out of domain, graded as lm-eval does: policies of the letters setting, not trained again",
 }
-# Policies beside which a blind codebook stands.
 GAPS = names("codebook codebook_by_task polar routers paper codebook@0.9 codebook_by_task@0.9")
 Verdicts = dict[str, np.ndarray]
 Found = dict[str, list[Verdicts]]  # of each method, one for each seed

@@ -207,10 +207,10 @@ class Trainer:
 
     def _other(self) -> tuple[list[Text], list[Text]]:
         """Plain texts, as many as the steps take, and what the base says of them."""
-        held_out, rest = self.other[: self.config.held_out], self.other[self.config.held_out :]
-        used = {index for step in training_steps([len(ids) + self.config.new_tokens for ids in rest], self.config) for index in step}
-        given = (self.config.new_tokens, self.config.max_step_tokens, self.config.answer_share)
-        teacher = Teacher(self.routed, self.run.training("other"), *given)
+        config = self.config
+        held_out, rest = self.other[: config.held_out], self.other[config.held_out :]
+        used = {index for step in training_steps([len(ids) + config.new_tokens for ids in rest], config) for index in step}
+        teacher = Teacher(self.routed, self.run.training("other"), config.new_tokens, config.max_step_tokens, config.answer_share)
         parts = ([rest[index] for index in sorted(used)], held_out)
         learned, out = (teacher.texts(part, "the base on other text", fields_of(part)["digest"]) for part in parts)
         return learned, out

@@ -28,7 +28,7 @@ class ReproduceConfig(Options):
         "of them mend; 0: as many are visited as would be kept, and all that some path answers are kept",
         ge=0,
     )
-    searched: bool = option(False, "learn from the searches that stand in --out, whatever their settings and however far; none is run")
+    searched: bool = option(False, "learn from the searches that stand in --out, of any budget; none is run")
     beside: tuple[str, ...] = option((), "policies that were trained in --out by other methods; table 3 compares them, too")
     n_simulations: int = option(50, "simulations a question (section 4: 50)", ge=1)
     max_step_tokens: int = option(512, STEP_HELP, ge=1)

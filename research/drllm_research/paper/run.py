@@ -10,6 +10,7 @@ from drllm.core.names import did_you_mean
 from drllm.core.text import cost_lines, type_name
 from drllm.reporting.parts import Bullets, Commands, Folded, Heading, Paragraph, Part, Table
 from drllm.runs.layout import PAGE_FILE
+from drllm.runs.names import owner_of
 from drllm.runs.stages import Stages
 from drllm.tasks import boxed_matches, get_task, load_task
 from drllm_research.paper.ablations import ABLATIONS
@@ -92,6 +93,9 @@ def reproduce(bench: Bench, exhibits: Sequence[Exhibit]) -> Path:
 def check(bench: Bench, exhibits: Sequence[Exhibit]) -> None:
     """Refuse what would fail only after the searches: missing questions, tasks out of domain that are not."""
     setup, evaluations = bench.setup, evaluations_of(exhibits, bench.setup)
+    for name in setup.config.beside:
+        if not setup.run.policy(owner_of(name) or name).is_dir():
+            raise InputError(f"--beside {name}: {setup.out} holds no such policy, train it there first (drllm train --method NAME)")
     for task in setup.tasks:
         load_task(task, setup.data or None).select("fit", 1)
     learned = [get_task(task).reward_named(setup.config.reward) for task in setup.tasks]

@@ -1,6 +1,5 @@
 """Tables 2 to 6 and 8 of the paper."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ from drllm.core.text import percent, points
 from drllm.reporting.parts import Bullets, Paragraph, Part, Table
 from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.labels import HEADER, LEGEND, count_labels, label_rows
-from drllm.runs.names import BASE
-from drllm.runs.summary import Summary, evenly
+from drllm.runs.names import BASE, owner_of
+from drllm.runs.summary import evenly
 from drllm.stats.paired import decided
 from drllm.tasks import get_task
 from drllm_research.paper import published as paper
 from drllm_research.paper.claims import (
+    CORRECT,
     LENIENT,
     OURS,
     Claim,
@@ -89,20 +89,24 @@ def _table3(bench: Bench) -> list[Part]:
     summary = bench.run(stage)
     accuracy, passes = [], []
     for name, tasks in groups_of(stage):
-        found = against(bench, stage, ROUTERS, BASE, tasks)
-        accuracy.append(weighed(f"routers raise accuracy{name}", [found]))
-        accuracy += _by_the_other_reader(bench, stage, name, tasks)
+        for reader, said in _readers(bench, stage, tasks).items():
+            found = [against(bench, stage, ROUTERS, BASE, tasks, reader)]
+            accuracy.append(weighed(f"routers raise accuracy{name}{said}", found, **({"by": OURS} if said else {})))
         passes += [fewer(bench, stage, name, tasks), fewer(bench, stage, name, tasks, "layers")]
-    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained")))
+    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained"), *_instead(bench, stage)))
     caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
-    return [by_task(summary, caption), claims, *_levels(summary), *_beside(bench, stage)]
+    return [by_task(summary, caption), claims, *_beside(bench, stage)]
 
 
-def _levels(summary: Summary) -> list[Part]:
-    """A sentence where levels of difficulty are not in the order of what the base can do."""
-    found = {row.task: row.accuracy for row in summary.rows if row.method == BASE and row.task.startswith(("dart-", "arith-"))}
-    odd = ", ".join(f"{task} than {before}" for before, task in itertools.pairwise(found) if found[task] > found[before])
-    return [Paragraph(f"Levels are of the questions, not of what this model can do: the base does better on {odd}.")] if odd else []
+def _instead(bench: Bench, stage: Evaluate) -> list[Claim]:
+    """Whether a policy that reads the prompt beats the best single route, and its own routes dealt to other prompts, by each reader."""
+    found, tasks = [], stage.tasks
+    for policy in (ROUTERS, *(name for name in bench.setup.config.beside if name != "static" and not owner_of(name))):
+        for other in [name for name in ("static", f"shuffled-{policy}") if name in stage.methods]:
+            for reader, said in _readers(bench, stage, tasks).items():
+                difference = [against(bench, stage, policy, other, tasks, reader)]
+                found.append(weighed(f"{policy} answers more than {other}{said}", difference, by=OURS))
+    return found
 
 
 GROUPS = {"ARC": ("arc_",), "levels of difficulty": ("dart-", "arith-")}
@@ -121,12 +125,10 @@ def looking(bench: Bench, stage: Evaluate, where: str) -> Claim:
     return weighed(f"routers gain from what they read of the prompt {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
 
 
-def _by_the_other_reader(bench: Bench, stage: Evaluate, name: str, tasks: Sequence[str]) -> list[Claim]:
-    """The same gain by the lenient reader, where the strict one's verdicts are the reward; nothing where answers are read once."""
-    if any(LENIENT not in answers(bench, stage, BASE, task)[0] for task in tasks):
-        return []
-    found = against(bench, stage, ROUTERS, BASE, tasks, LENIENT)
-    return [weighed(f"routers raise accuracy{name}, read leniently", [found], by=OURS)]
+def _readers(bench: Bench, stage: Evaluate, tasks: Sequence[str]) -> dict[str, str]:
+    """Columns of verdicts, and what to say of them: the reward, and the lenient reader where all these tasks are read twice."""
+    is_read_twice = all(LENIENT in answers(bench, stage, BASE, task)[0] for task in tasks)
+    return {CORRECT: ""} | ({LENIENT: ", read leniently"} if is_read_twice else {})
 
 
 COUNTED = {  # columns of verdicts
