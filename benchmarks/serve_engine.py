@@ -43,7 +43,7 @@ def begin(engine: Any, request: dict[str, Any], first: int) -> dict[str, Any]:
 
     for row, ids in enumerate(request["prompts"]):
         is_base = request["routes"] is None or set(request["routes"][row]) == {"1"}
-        extra = {"drllm_ticket": str(first + row)} | ({} if is_base else {"drllm_route": request["routes"][row]})
+        extra = {"drllm_prompt": str(first + row)} | ({} if is_base else {"drllm_route": request["routes"][row]})
         params = SamplingParams(temperature=0, max_tokens=request["new"], ignore_eos=True, detokenize=False, extra_args=extra)
         engine.add_request(str(first + row), {"prompt_token_ids": ids}, params)
     begun: set[str] = set()
@@ -53,9 +53,9 @@ def begin(engine: Any, request: dict[str, Any], first: int) -> dict[str, Any]:
     seconds = clock() - started
     chosen = None
     if request.get("chosen"):
-        tickets = [str(first + row) for row in range(len(begun))]
-        found = engine.collective_rpc("drllm_routes", args=(tickets,))[0]
-        chosen = [found.get(ticket) for ticket in tickets]
+        names = [str(first + row) for row in range(len(begun))]
+        found = engine.collective_rpc("drllm_decisions", args=(names,))[0]
+        chosen = [found[name][0] if name in found else None for name in names]
     return {"seconds": seconds, "more": engine.has_unfinished_requests(), "chosen": chosen}
 
 

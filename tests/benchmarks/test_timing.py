@@ -17,13 +17,10 @@ from scipy import stats
 import families
 import generate
 import serve_runs
-import steps
 import timed_prompts
-import timed_routes
 import timing
 from byte_tokens import byte_tokenizer
-from drllm import Route, RoutedModel, SearchConfig
-from drllm.scoring.inquiries import Wanted
+from drllm import Route, RoutedModel
 from drllm.tasks import load_task
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -43,37 +40,6 @@ def test_an_exported_route_has_the_base_s_own_weights_and_says_the_same(tmp_path
     assert len(theirs) == route.n_passes
     for place, block in enumerate(route.path):
         assert theirs[place].mlp.up_proj.weight.data_ptr() == ours[block].mlp.up_proj.weight.data_ptr()
-
-
-@pytest.mark.parametrize("n_layers", [28, 30])
-def test_the_timed_routes_of_a_model(n_layers: int):
-    looped = Route.parse(timed_routes.looped(n_layers), n_layers)
-    assert looped.n_passes == n_layers + 4
-    assert Route.parse(timed_routes.in_place(n_layers)).actions == looped.actions
-    assert Route.parse(timed_routes.common(n_layers)).n_passes == 24
-    nested = [Route.parse(text) for text in timed_routes.nested(n_layers) + timed_routes.deeper(n_layers)]
-    assert [n_layers - route.n_passes for route in nested] == [0, 3, 6, 9, 6, 9, 12, 15]
-    assert all(len(route) == n_layers for route in nested)
-    assert set(generate.EXPORTED) < set(generate.ARMS)
-
-
-def test_a_size_is_compared_with_the_largest_group_by_group():
-    """By hand: half the seconds; 3 of 4 rows are real; one of the three shared verdicts differs."""
-    verdicts = {("a", "11"): 1.0, ("a", "10"): 0.0, ("b", "11"): 1.0}
-    small = [steps.Searched(2.0, 30, 10, verdicts)] * 6
-    large = [steps.Searched(4.0, 20, 20, verdicts | {("a", "10"): 1.0})] * 6
-    said = steps.of_size(small, large, 12)
-    assert said == {"seconds_a_question": 1.0, "rows_that_fill": 0.25, "ratio": [0.5, 0.5, 0.5], "same_verdicts": [12, 18]}
-
-
-@pytest.mark.parametrize(("size", "fills"), [(8, False), (1024, True)])
-def test_small_steps_have_no_rows_that_fill(size, fills, tiny, data: Path):
-    """One sequence a step where a step is no longer than a prompt."""
-    task = load_task("arc_easy", str(data))
-    config = SearchConfig(n_simulations=4, verify=False, max_step_tokens=size)
-    found = steps.searched(tiny, task, [Wanted("fit", one) for one in task.select("fit", 2)], config)
-    assert found.applied > 0
-    assert (found.padded > 0) is fills
 
 
 def asked(routed: Any, data: Path, *options: str) -> list[str]:
@@ -103,13 +69,6 @@ def test_each_task_may_have_its_own_reward(tiny, data: Path):
         asked(tiny, data, "--tasks", tasks, "--reward", "letter,loglik,letter")
     with pytest.raises(SystemExit, match="--reward 'letters' is no reward: choose from auto, generated, loglik, letter"):
         asked(tiny, data, "--reward", "letters")
-
-
-def test_tasks_take_turns(tiny, data: Path):
-    easy, hard = asked(tiny, data), asked(tiny, data, "--tasks", "arc_challenge")
-    both = asked(tiny, data, "--tasks", "arc_easy,arc_challenge")
-    assert both[:4] == [easy[0], hard[0], easy[1], hard[1]]
-    assert sorted(both) == sorted(easy + hard)
 
 
 def test_prompts_may_begin_alike(tiny, data: Path):

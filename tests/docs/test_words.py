@@ -27,35 +27,15 @@ READ = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path i
 # (how it is found, what it meant, what is said instead)
 RETIRED = (
     (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
-    (r"\bgate\b(?!s)|gate(?=_config)|GateConfig", "a statistical test", "guarantee, unless it is a small network in a block"),
-    (r"(?<!functools)\.partial\b", "a file not yet whole", ".tmp"),
-    (r"(?<![\w`\"'-])[Bb]ooks?\b(?![`\"'])|\b[Cc]ode books?\b", "a codebook", "codebook"),
-    (
-        r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b|\bControls:",
-        "what a policy has to beat",
-        "baseline",
-    ),
+    (r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b", "what a policy has to beat", "baseline"),
 )
 # (file, text on the line, why it stays)
 KEPT: tuple[tuple[str, str, str], ...] = (
     ("docs/decisions/2026-11-28-words.md", "", "what was said, and what is"),
     ("tests/docs/test_(words|user_pages).py", "", "the words themselves"),
-    ("tests/research/test_rivals.py", "", "gates of blocks"),
-    ("tests/benchmarks/test_timing.py", "", "names of arms and keys in files of results"),
     ("tests/research/test_reproduce.py", "knob.csv", "a picture's name in a run folder"),
-    ("tests/searching/test_search_faults.py", "*.partial", "the suffix of every version"),
     (".*", "knob.json", "the table of operating points in a run folder"),
     ("research/drllm_research/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),
-    ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
-    ("docs/decisions/.*", "--gate-", "flags of then"),
-    ("docs/decisions/.*", "MkDocs", "a package's name"),
-    ("research/drllm_research/rivals/.*", "gate", "a small network in a block"),
-    ("docs/glossary.md", "| gate |", "a small network in a block"),
-    ("src/drllm/core/files.py", ".partial", "the suffix of every version, so that each removes what another's crash left"),
-    ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
-    ("docs/benchmarks.md", "trained book", "the name of an arm in files of results"),
-    ("benchmarks/serve.*", "book", "names of arms and keys in files of results, and the flag --book"),
-    ("src/drllm/reporting/static/glossary.yaml", "gate:", "a small network in a block"),
 )
 
 

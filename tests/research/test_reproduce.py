@@ -24,6 +24,8 @@ from drllm.core.route import Route
 from drllm.evaluation.fit import fit_policy, under_policy
 from drllm.methods.base import method_names
 from drllm.model.pool import torch_threads
+from drllm.policies.constant import RoutePolicy
+from drllm.policies.saved import save_policy
 from drllm.policies.saved_config import policy_digest
 from drllm.reporting.parts import Paragraph
 from drllm.reporting.report import report
@@ -625,6 +627,19 @@ def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice)
     assert [float(cell.split()[0]) for cell in cells[1:4]] == pytest.approx([100 * value for value in expected], abs=0.0501)
     assert float(cells[4]) == pytest.approx(100 * asked, abs=0.0501)
     assert "routers raise accuracy, mean over 2 tasks, read leniently" in page
+
+
+@pytest.mark.slow
+def test_policies_beside_the_routers_are_compared_by_each_reader(read_twice):
+    made, _ = read_twice
+    beside = dataclasses.replace(made.setup, config=dataclasses.replace(made.setup.config, beside=("static",)))
+    with pytest.raises(InputError, match=r"--beside static: .* holds no such policy, train it there first"):
+        reproduce(Bench(made.routed, beside), wanted_exhibits(["table3"]))
+    save_policy(RoutePolicy(Route.parse("1101")), made.routed.identity, made.setup.run.policy("static"))
+    page = reproduce(Bench(made.routed, beside), wanted_exhibits(["table3"])).with_suffix(".md").read_text(encoding="utf-8")
+    for said in ("", ", read leniently"):
+        assert re.search(rf"more right answers by routers than by static{said}\W.* routers less static: [+-]?\d+\.\d points", page)
+    assert any(line.startswith("| static |") and line.count("|") == 7 for line in page.splitlines()), "by readers"
 
 
 @pytest.mark.slow

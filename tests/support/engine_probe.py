@@ -9,17 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
-os.environ |= {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_PLUGINS": "drllm",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-}
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from serve_engine import ENVIRONMENT
+
+os.environ |= ENVIRONMENT
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 

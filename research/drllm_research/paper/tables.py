@@ -105,7 +105,7 @@ def _instead(bench: Bench, stage: Evaluate) -> list[Claim]:
         for other in [name for name in ("static", f"shuffled-{policy}") if name in stage.methods]:
             for reader, said in _readers(bench, stage, tasks).items():
                 difference = [against(bench, stage, policy, other, tasks, reader)]
-                found.append(weighed(f"{policy} answers more than {other}{said}", difference, by=OURS))
+                found.append(weighed(f"more right answers by {policy} than by {other}{said}", difference, by=OURS))
     return found
 
 
