@@ -341,6 +341,7 @@ def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders,
     assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8")[0] == 0
     manifest = read_manifest(RunFolder(out).search("arc_easy"))
     assert (manifest.search_config.asked, manifest.config["n_simulations"], manifest.config["counted"]) == ("authors", 4, "all")
+    assert manifest.prompts in ("base", "instruct"), "asked as letters, so a wording of the authors' says something"
     code, _, err = run(capsys, "train", "--config", config, "--model", folders["model"], "--out", out)
     assert code == 0, err
     (trained,) = [job for job in read_jobs(out) if job["job"].startswith("train")]
