@@ -335,13 +335,12 @@ def test_a_retrofit_refuses_a_bad_file_before_a_model_loads(more, said, tmp_path
 
 
 def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders, tmp_path: Path, capsys):
-    """Read from what the two commands wrote: preset paper of the training, the authors' prompts and their count of simulations."""
+    """Read from what the two commands wrote: preset paper of the training, letters in the authors' words, their count of simulations."""
     out, config = tmp_path / "run", Path(__file__).parents[2] / "configs" / "paper.yaml"
     asked = ["search", "--config", config, "--model", folders["model"], "--data", folders["data"], "--out", out, "--tasks", "arc_easy"]
     assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8")[0] == 0
     manifest = read_manifest(RunFolder(out).search("arc_easy"))
-    assert (manifest.search_config.asked, manifest.config["n_simulations"], manifest.config["counted"]) == ("authors", 4, "all")
-    assert manifest.prompts in ("base", "instruct"), "asked as letters, so a wording of the authors' says something"
+    assert (manifest.search_config.asked, manifest.config["n_simulations"], manifest.config["counted"]) == ("instruct", 4, "all")
     code, _, err = run(capsys, "train", "--config", config, "--model", folders["model"], "--out", out)
     assert code == 0, err
     (trained,) = [job for job in read_jobs(out) if job["job"].startswith("train")]
