@@ -341,7 +341,7 @@ def test_the_papers_configuration_searches_and_trains_as_the_paper_does(folders,
     assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8")[0] == 0
     manifest = read_manifest(RunFolder(out).search("arc_easy"))
     assert (manifest.search_config.asked, manifest.config["n_simulations"], manifest.config["counted"]) == ("instruct", 4, "all")
-    out = asked[asked.index(out)] = tmp_path / "learned"  # this random model says no letter, and some choices are likelier
+    asked[asked.index(out)] = out = tmp_path / "learned"  # this random model says no letter, and some choices are likelier
     assert run(capsys, *asked, "--n-simulations", "4", "--limit", "8", "--reward", "auto")[0] == 0
     code, _, err = run(capsys, "train", "--config", config, "--model", folders["model"], "--out", out)
     assert code == 0, err
