@@ -44,7 +44,7 @@ class Healed:
     n_tokens: int  # learned from
     kl_before: float  # to the base without the adapter, nats a held-out token, by `answer_share`; of the kept tokens (`teacher.py`)
     kl_after: float  # with it
-    same_before: float  # share of held-out tokens behind which the most likely next token is the base's
+    same_before: float  # share of held-out tokens, weighed so, behind which the most likely next token is the base's
     same_after: float
     steps: int
     ended: str  # why there were no more steps, where they ended early

@@ -53,7 +53,7 @@ def own_rows(logits_BWV: Tensor, texts: Sequence[Text]) -> Tensor:
 
 @torch.no_grad()
 def distance(routed: RoutedModel, texts: Sequence[Text], max_step_tokens: int, forward: Callable[..., Any]) -> Distance:
-    """Of a forward that takes what the model's takes, on these texts; a mean over all of their tokens."""
+    """Of a forward that takes what the model's takes, on these texts; a mean over their tokens, by their weights."""
     total, same, n = 0.0, 0.0, 0.0
     for members, inputs in prompt_steps(routed, [text.ids for text in texts], max_step_tokens, by_length=True):
         step = [texts[member] for member in members]
@@ -75,7 +75,7 @@ class RouteMeter:
             self._roots = self.runner.open_all([text.ids for text in texts], partial(prompt_inputs, routed), (0,), padded_width)
 
     def kls(self, routes: Sequence[Route]) -> dict[Route, float]:
-        """In nats a token, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
+        """In nats a token, by the texts' weights, of each route; several together fill steps. `InputError` where one is NaN or infinite."""
         weights = [text.weights.double() for text in self.texts]
         total = sum(float(part.sum()) for part in weights)
         found = self.by_token(routes)

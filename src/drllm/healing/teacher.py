@@ -76,11 +76,12 @@ class Teacher:
         return [replace(text, weights=self._weights(text, prompt)) for text, prompt in zip(found, prompts, strict=True)]
 
     def _weights(self, text: Text, prompt: Ids) -> Tensor:
-        """From the prompt's last token on, the answer is decided."""
-        if not self.answer_share:
+        """From the prompt's last token on, the answer is decided; without one every place counts the same."""
+        if not (self.answer_share and self.new_tokens):
             return text.weights
         before, behind = len(prompt) - 1, len(text.ids) - len(prompt) + 1
-        return torch.tensor([(1 - self.answer_share) / max(1, before)] * before + [self.answer_share / behind] * behind)
+        share = self.answer_share if before else 1.0
+        return torch.tensor([(1 - share) / max(1, before)] * before + [share / behind] * behind)
 
     @torch.no_grad()
     def _told(self, prompts: Sequence[Ids]) -> dict[str, Tensor]:
