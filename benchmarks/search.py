@@ -34,6 +34,7 @@ from drllm import EvaluateConfig, Route, RoutedModel, SearchConfig
 from drllm.core.files import write_json
 from drllm.core.text import type_name
 from drllm.model.generation import GreedyChoice
+from drllm.model.onednn import laid_out
 from drllm.runs.provenance import hardware, versions
 from drllm.scoring.loglik import LoglikScorer, base_logliks, head_at, loglik_verdict
 from drllm.scoring.packing import make_batch
@@ -422,13 +423,14 @@ class Part:
 def measure(reward: str, dtype: torch.dtype, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one reward and dtype."""
     part = Part(reward, dtype, arguments)
-    part.paths_in_plain_forwards()
-    part.sharing()
-    if dtype == torch.bfloat16:
-        part.small_cache()
-        if reward == "loglik" and len(part.questions) == N_QUESTIONS:
-            part.sizes()
-    part.bookkeeping()
+    with laid_out(part.routed.model):  # as where routes are judged; the plain forwards are another copy's
+        part.paths_in_plain_forwards()
+        part.sharing()
+        if dtype == torch.bfloat16:
+            part.small_cache()
+            if reward == "loglik" and len(part.questions) == N_QUESTIONS:
+                part.sizes()
+        part.bookkeeping()
     if part.n_naive:
         part.naive()
     return part.figures.values
