@@ -10,7 +10,7 @@ from drllm.core.span import Span, block_span
 from drllm.tasks import LoadedTask
 
 # A searched path, docs/benchmarks.md; a number or an answer out of a passage is taken to cost what a boxed one does.
-PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.49, "number": 0.49, "exact": 0.49}
+PATH_COST = {"loglik": 0.31, "letter": 0.46, "boxed": 0.59, "number": 0.49, "exact": 0.49}
 CHECKS = 4  # forwards in float32 that check the base's and the kept route
 
 
@@ -54,7 +54,7 @@ def stages_of(loaded: Mapping[str, LoadedTask], config: SearchConfig, n_layers: 
         counted = ", ".join(f"{split} {n}" for split, n in rows.items())
         if routes is None:
             each = searched_cost(reward, config.n_simulations, config.control, config.verify)
-            what = f"{config.n_simulations} simulations"
+            what = f"{config.n_simulations} simulations" + (f", fewer questions where {config.keep} are kept before" if config.keep else "")
         else:
             each = listed_cost(n_layers, routes) + (1 + len(routes)) * (PATH_COST[reward] - PATH_COST["loglik"])
             what = f"{len(routes)} routes"
