@@ -243,7 +243,7 @@ class HealConfig(Options):
     step_tokens: int = option(1000, "tokens of a training step, about", ge=1)
     lr: float = option(1e-3, "AdamW learning rate, falling to 0 (about 2e-4 from a billion weights on)", gt=0)
     new_tokens: int = option(16, "tokens of the base's own greedy answer that are learned behind each prompt; 0: the prompt alone", ge=0)
-    answer_share: float = option(0.5, "weight of the base's answer in the KL, the rest is the prompt's; 0: each token the same", ge=0, le=1)
+    answer_share: float = option(0.0, "weight of the base's answer in the KL, the rest is the prompt's; 0: each token the same", ge=0, le=1)
     held_out: int = option(64, "prompts that are kept to measure on, and learned by nothing", ge=1)
     reward: RewardName = option("auto", "tasks: the form in which questions are asked, by how answers will be judged; see drllm search")
     wording: Prompts = option("auto", f"tasks: {PROMPTS_HELP}ours")

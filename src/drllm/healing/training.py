@@ -98,6 +98,7 @@ class _Training:
             if self._step(texts):
                 self.course.ended = f"the KL was NaN or infinite at step {self.course.step + 1}; the best adapter before it is kept"
                 say(f"heal: {self.course.ended}")
+                self._look(held_out, progress)
                 break
             self.course.step += 1
             progress.advance(1, self._note())

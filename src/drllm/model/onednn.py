@@ -19,10 +19,7 @@ from drllm.model.adapters import AdaptedLinear, give_back
 
 CHECKED = (2, 7, 16, 33, 64, 257, 512)  # rows of the products that are compared
 SMALL = 4096  # rows times inputs times outputs up to which torch does not ask oneDNN
-CGROUPS = (  # files that say how much memory a container may have, and how much it has
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+CGROUP = Path("/sys/fs/cgroup")  # says how much memory a container may have, and how much it has
 
 
 class LaidOutLinear:
@@ -142,7 +139,7 @@ def _free_bytes() -> int:
     file = Path("/proc/meminfo")
     lines = dict(line.split(":") for line in file.read_text().splitlines()) if file.is_file() else {}
     left = [1024 * int(lines.get("MemAvailable", "0 kB").split()[0])]
-    for most, now in CGROUPS:
-        if Path(most).is_file() and (limit := Path(most).read_text().strip()).isdigit():
-            left.append(int(limit) - int(Path(now).read_text()))
+    most = CGROUP / "memory.max"
+    if most.is_file() and (limit := most.read_text().strip()).isdigit():
+        left.append(int(limit) - int((CGROUP / "memory.current").read_text()))
     return min(left)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drllm.core.errors import InputError
-from drllm.core.text import points
+from drllm.core.text import percent, points
 from drllm.reporting import figures
 from drllm.reporting.agreement import page_parts
 from drllm.reporting.drawing import need_extras, write_charts
@@ -55,9 +55,11 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    bare = loaded.scan is not None and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
+    bare = (loaded.scan is not None or loaded.healing is not None) and not (
+        loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs
+    )
     sections = (_provenance,) if bare else (_results, _labels, _training, _promises, _dropped, _provenance)
-    parts = [part for section in (_scan, *sections) for part in section(loaded)]
+    parts = [part for section in (_scan, _healing, *sections) for part in section(loaded)]
     write_charts(parts, folder)
     return write_page(_opening(loaded), parts, folder)
 
@@ -82,6 +84,24 @@ def _scan(run: Run) -> Iterator[Part]:
     elif run.scan_is_unfinished:
         yield Heading("Scan")
         yield Paragraph("The scan is unfinished: run the same `drllm scan` again, which resumes.")
+
+
+def _healing(run: Run) -> Iterator[Part]:
+    """What a healing came to, where there was one."""
+    if (found := run.healing) is None:
+        return
+    yield Heading("Healing")
+    rows = (
+        ("KL to the base, nats a token", *(f"{found[name]:.3f}" for name in ("kl_before", "kl_after"))),
+        ("same next token as the base", *(f"{percent(found[name])} %" for name in ("same_before", "same_after"))),
+    )
+    where = f"{found['n_held_out']} held-out prompts, which also chose when to stop"
+    seconds = ", ".join(f"{name} {value:.0f}" for name, value in found["seconds"].items())
+    yield Table(
+        ("", "without the adapter", "with it"),
+        rows,
+        f"Route {found['route']} of {found['n_passes']} passes. On {where}. Seconds: {seconds}.",
+    )
 
 
 def _results(run: Run) -> Iterator[Part]:

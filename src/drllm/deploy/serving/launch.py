@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from drllm.core.digest import short_digest
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.names import version_of
 from drllm.core.route import MAX_PASSES, Route
@@ -78,13 +79,16 @@ def make_spec(
     blocks = _blocks(repeatable, again, n_layers)
     prompt_format = None if any_format else policy.prompt_format
     healed = stack_of(policy)[1:]
+    if (healed and mode == "engine") or len(healed) < len(getattr(policy, "adapters", ())):
+        raise InputError("this policy's healed routes cannot be served: they are not listed, or not chosen from the text")
     n_blocks = n_layers + sum(route.n_passes for route in healed)
     return ServeSpec(mode, n_blocks, folder, None, blocks, tuple(map(str, routes)), tuple(map(str, healed)), prompt_format)
 
 
 def stack_of(policy: RouteSource | None) -> list[Route]:
     """What a policy of several healed routes needs blocks of its own for: the base, then each of them; nothing for any other policy."""
-    healed = [] if policy is None or policy.route is not None else [route for route in policy.routes if route.adapter]
+    several = [] if policy is None or policy.route is not None else policy.routes
+    healed = list(dict.fromkeys(route for route in several if route.adapter))
     return [Route.full(len(healed[0])), *healed] if healed else []
 
 
@@ -130,7 +134,8 @@ def checkpoint_of(routed: RoutedModel, cache: Path, routes: Sequence[Route] = ()
         raise InputError("this base exists in memory only: save it (save_pretrained) and serve that folder")
     if not routes and not is_gguf(routed.base_id):
         return routed.base_id
-    folder = cache / "-".join([routed.fingerprint, type_name(routed.model.dtype), *(route.adapter or "base" for route in routes)])
+    kind = [short_digest("".join(map(str, routes)))] if len(routes) > 1 else [route.adapter for route in routes]
+    folder = cache / "-".join([routed.fingerprint, type_name(routed.model.dtype), *kind])
     if read_export(folder) is None:
         cache.mkdir(parents=True, exist_ok=True)
         # Of servers that start together one writes it, and the others wait: a second export would take away what the first server loads.

@@ -39,8 +39,8 @@ class ServeSpec:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.mode not in MODES:
             raise InputError(f"serving mode {self.mode!r} is none of {', '.join(MODES)}")
-        if any(not 0 <= block < self.n_layers for block in self.repeatable):
-            raise InputError(f"repeatable blocks {list(self.repeatable)} are not all among the model's {self.n_layers} (0 is the first)")
+        if any(not 0 <= block < self.of_base for block in self.repeatable):
+            raise InputError(f"repeatable blocks {list(self.repeatable)} are not all among the model's {self.of_base} (0 is the first)")
         if (self.mode == "static") != (self.route is not None):
             raise InputError("a static server needs its one route, and no other has one")
         for text in (*self.routes, *([] if self.route is None else [self.route])):
