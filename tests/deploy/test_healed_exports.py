@@ -145,3 +145,5 @@ def test_several_healed_routes_are_served_from_one_checkpoint(tmp_path, checkpoi
         spec.check("1011@" + "0" * 16)
     with pytest.raises(InputError, match="runs block 1 2 times, the server keeps caches for 1"):
         spec.check("1211")
+    assert main(["serve", str(tmp_path / "nest"), "--print", "--port", "18731", "--repeatable", "5"]) == 2
+    assert "repeatable blocks [5] are not all among the model's 4" in capsys.readouterr().err

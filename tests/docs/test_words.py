@@ -12,17 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [
-    *sorted((ROOT / "src").rglob("*.py")),
-    *sorted((ROOT / "tools").glob("*.py")),
-    *sorted((ROOT / "tests").rglob("*.py")),
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *sorted((ROOT / "benchmarks").glob("*.py")),
-    *sorted((ROOT / "research").rglob("*.py")),
-    *sorted((ROOT / "src").rglob("static/*.*")),
-    ROOT / "README.md",
-    ROOT / "Makefile",
-]
+PLACES = ("src/**/*.py", "src/**/static/*.*", "tools/*.py", "tests/**/*.py", "docs/**/*.md", "benchmarks/*.py", "research/**/*.py")
+TEXTS = [path for place in (*PLACES, "README.md", "Makefile") for path in sorted(ROOT.glob(place))]
 READ = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in TEXTS}
 # (how it is found, what it meant, what is said instead)
 RETIRED = (

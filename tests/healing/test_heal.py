@@ -184,6 +184,10 @@ def test_a_promise_by_the_command_line(run, tmp_path, capsys):
         assert saved["policy"] == "healed"
         assert ("promise" in saved) == (epsilon == "0.5")
     assert "The policy promises nothing." in out
+    assert main(["report", str(tmp_path / "out")]) == 0
+    kls = [json.loads((tmp_path / "out" / "train" / "healed" / "heal.json").read_text())[name] for name in ("kl_before", "kl_after")]
+    page = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert f"| KL to the base, nats a token | {kls[0]:.3f} | {kls[1]:.3f} |" in page
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     assert main(["heal", "--model", "x", "--prompts", str(tmp_path / "lines.txt"), "--calibrate", "calibrate", "--out", "y"]) == 2
     assert "--calibrate counts right answers, and prompts have none: give --tasks" in capsys.readouterr().err

@@ -133,7 +133,8 @@ def find_command(name: str) -> Any:
     if name in RESEARCH:
         raise InputError(f"`drllm {name}` is in the research package: run `pip install -e research` in a checkout of drllm")
     kind = "flag" if name.startswith("-") else "command"
-    hint = did_you_mean(name, command_names()) or f"; commands are {', '.join(command_names())}"
+    is_audit = "; a claim is audited by `drllm scan --claimed`" if name == "audit" else ""
+    hint = is_audit or did_you_mean(name, command_names()) or f"; commands are {', '.join(command_names())}"
     raise InputError(f"unknown {kind} {name!r}{hint}; see `drllm --help`")
 
 

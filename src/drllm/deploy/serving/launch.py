@@ -79,8 +79,6 @@ def make_spec(
     blocks = _blocks(repeatable, again, n_layers)
     prompt_format = None if any_format else policy.prompt_format
     healed = stack_of(policy)[1:]
-    if (healed and mode == "engine") or len(healed) < len(getattr(policy, "adapters", ())):
-        raise InputError("this policy's healed routes cannot be served: they are not listed, or not chosen from the text")
     n_blocks = n_layers + sum(route.n_passes for route in healed)
     return ServeSpec(mode, n_blocks, folder, None, blocks, tuple(map(str, routes)), tuple(map(str, healed)), prompt_format)
 
