@@ -15,6 +15,7 @@ from drllm.core.errors import network_errors
 from drllm.policies.card import is_card
 from drllm.policies.routers import RouterConfig, Routers
 from drllm.policies.saved_config import policy_digest
+from drllm.runs.card_facts import refresh_card
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PROMPTS = ["What do plants need?", "12 and 7", "Hello", "Once upon a time there was a river"]
@@ -89,7 +90,7 @@ def run_with_figures(routed: RoutedModel, root: Path) -> Path:
 def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys):
     folder = run_with_figures(routed, tmp_path)
     assert "None yet for these files" in (folder / "README.md").read_text(), "saved before it was evaluated"
-    assert routed.save_pretrained(folder) == folder
+    assert refresh_card(folder).folder == folder
     assert main(["info", str(folder)]) == 0
     card = capsys.readouterr().out
     assert "base_model: someone/tiny" in card

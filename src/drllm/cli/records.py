@@ -13,7 +13,7 @@ from drllm.core.names import did_you_mean
 from drllm.core.text import table_text
 
 ACTIONS = ("info", "merge", "export")
-FILTERS = ("task", "split", "reward", "route", "dtype")  # as of `drllm.runs.merge`
+FILTERS = ("task", "split", "reward", "route", "dtype")  # columns that rows are picked by
 
 
 def run(job: Job) -> Lines:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from drllm.model.adapters import AdaptedLinear, give_back
 
+OPS: Any = torch.ops.mkldnn
 CHECKED = (2, 7, 16, 33, 64, 257, 512)  # rows of the products that are compared
 SMALL = 4096  # rows times inputs times outputs up to which torch does not ask oneDNN
 CGROUP = Path("/sys/fs/cgroup")  # says how much memory a container may have, and how much it has
@@ -33,13 +34,13 @@ class LaidOutLinear:
 
     def __init__(self, module: nn.Linear, original: Callable[[Tensor], Tensor]):
         self.original, self.bias, self.n_out = original, module.bias, module.out_features
-        self.weight = _ops()._reorder_linear_weight(module.weight.detach())
+        self.weight = OPS._reorder_linear_weight(module.weight.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
         is_alike = x.dtype == torch.bfloat16 and x.dim() in (2, 3) and x.is_contiguous() and not torch.is_grad_enabled()
         if not is_alike or x.numel() == x.shape[-1] or x.numel() * self.n_out <= SMALL:
             return self.original(x)
-        return _ops()._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return OPS._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the module computes with its own weights, which may be converted."""
@@ -122,16 +123,12 @@ def _is_same(n_out: int, n_in: int, has_bias: bool, n_threads: int) -> bool:
     return True
 
 
-def _ops() -> Any:
-    return torch.ops.mkldnn
-
-
 def _is_there() -> bool:
     """Whether this torch multiplies 16-bit numbers by oneDNN, and has the operators, which are not public."""
     names = ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise")
     mkldnn: Any = torch.backends.mkldnn
-    has = mkldnn.is_available() and mkldnn.enabled and all(hasattr(_ops(), name) for name in names)
-    return has and bool(_ops()._is_mkldnn_bf16_supported())
+    has = mkldnn.is_available() and mkldnn.enabled and all(hasattr(OPS, name) for name in names)
+    return has and bool(OPS._is_mkldnn_bf16_supported())
 
 
 def _free_bytes() -> int:

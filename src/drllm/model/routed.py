@@ -25,11 +25,11 @@ from drllm.model.load import Device, Dtype, dtype_of, fingerprint, load_base
 from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_prompts, left_pad
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
+from drllm.policies.card import CardFacts
 from drllm.policies.constant import as_source, is_identity
 from drllm.policies.policy import Policy, RouteSource
 from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
-from drllm.runs.card_facts import refresh_card
 
 
 class RoutedModel:
@@ -290,14 +290,16 @@ class RoutedModel:
         return generation.padding_token(self.model, self.tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the policy, what it was made for and a model card with the figures of its run folder; never base weights."""
+        """Write the policy, what it was made for and a model card; never base weights. A run's commands add figures to the card."""
         save_policy(self.policy, self.identity, Path(folder))
-        return refresh_card(Path(folder)).folder
+        saved = open_folder(Path(folder))
+        saved.write_card(CardFacts())
+        return saved.folder
 
     def push_to_hub(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
         """Upload what `save_pretrained` writes to a Hub repository, made if there is none; the commit's address."""
         with tempfile.TemporaryDirectory() as place:
-            return refresh_card(self.save_pretrained(Path(place) / "policy")).push(repo_id, revision, private, token)
+            return open_folder(self.save_pretrained(Path(place) / "policy")).push(repo_id, revision, private, token)
 
     @classmethod
     def from_pretrained(

@@ -18,7 +18,6 @@ from drllm.runs.shards import Shards, content_digest, encode, read_shard
 from drllm.runs.store import DECIDED, KEY, VERDICTS, picked
 
 EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
-FILTERS = ("task", "split", "reward", "route", "dtype")  # columns that rows are picked by
 
 
 def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> pa.Table:

@@ -196,14 +196,10 @@ def read_matrix(folder: Path, manifest: Manifest) -> list[RouteRecord]:
         verdicts = found[one.question]
         if all(route in verdicts for route in routes):
             right = [route for route in routes if verdicts[route].correct]
-            chosen = min(right, key=lambda route: (route.n_passes, -_or_least(verdicts[route].margin)), default=None)
+            chosen = min(right, key=lambda one: (one.n_passes, -m if (m := verdicts[one].margin) == m else float("inf")), default=None)
             checks = (Check(routes[0], FINITE, False, verdicts[routes[0]].margin),) if verdicts[routes[0]].broken else ()
             records.append(RouteRecord(one, manifest.under, manifest.counts, 0, chosen, routes, verdicts, (), checks))
     return records
-
-
-def _or_least(margin: float) -> float:
-    return margin if margin == margin else float("-inf")
 
 
 def _shards(folder: Path) -> Shards:
