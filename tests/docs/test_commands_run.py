@@ -42,7 +42,7 @@ ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
     "llama-3.2-3b-instruct.yaml": "needs the Hub",
-    "--outside mmlu,aime24": "needs files of eight tasks: tests/paper/test_reproduce.py has a passage task and a letter task",
+    "--outside mmlu,aime24": "needs files of eight tasks: tests/research/test_reproduce.py has a passage task and a letter task",
 }
 REFUSED = {"--epsilon 0.01   # refused": "promise"}  # as its own comment says
 
