@@ -162,7 +162,7 @@ def test_an_export_that_computes_something_else_is_refused(tmp_path, monkeypatch
     written = drllm.deploy.formats.checkpoint.write_weights
 
     def spoiled(routed, route, place):
-        return written(routed, Route.full(L), place)
+        return written(routed, [Route.full(L)], place)
 
     monkeypatch.setattr(drllm.deploy.formats.checkpoint, "write_weights", spoiled)
     with pytest.raises(UnsupportedModelError, match="logits are off by"):
