@@ -126,7 +126,7 @@ def _opening(bench: Bench) -> list[Part]:
     elsewhere = "".join(f" The searches of {', '.join(tasks)} were done in {name}." for name, tasks in others)
     text = (
         f"Dr.LLM's tables and figures, made again at scale {config.scale:g}: learned from {_searched(bench)}{source}. {JUDGED} "
-        f"{_splits(config.split)} Weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
+        f"{_splits(config.split)} Prompts {config.prompts}, reader {config.reader}; weights {bench.routed.fingerprint}, {dtype}.{elsewhere}"
     )
     return [Heading(f"{PAPER} on {setup.model}", 1), Paragraph(text)]
 
