@@ -60,8 +60,8 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing; 95 % intervals; the base has {sizes} MB. Row 1 ([examples](examples/README.md)): exported, in float32 "
-    "(496 MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw {elsewhere}. Rows 2 to 4: in drllm "
-    "([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's equals always saying "
+    "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw {elsewhere}. Rows 2 to 4: in "
+    "drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's equals always saying "
     "yes. ¹ Of one short prompt on one thread, choosing the route included, over the base's."
 )
 
@@ -86,10 +86,10 @@ def elsewhere() -> str:
     return f"{lost[0]:.1f} to {lost[-1]:.1f}"
 
 
-def megabytes(model: str, n_blocks: int) -> str:
-    """Of the weights that are stored, in bfloat16."""
+def megabytes(model: str, n_blocks: int, n_bytes: int = 2) -> str:
+    """Of the weights that are stored, in bfloat16 or by the bytes of each."""
     rest, block = WEIGHTS[model]
-    return f"{2 * (rest + n_blocks * block) / 1e6:,.0f}"
+    return f"{n_bytes * (rest + n_blocks * block) / 1e6:,.0f}"
 
 
 def instead() -> str:
@@ -158,6 +158,7 @@ def table(results: str) -> str:
         sizes=sizes,
         elsewhere=elsewhere(),
         promised=f"{100 * promise['epsilon']:g}",
+        whole=megabytes(SMALL, 27, 4),
     )
     return "\n".join([*lines, "", textwrap.fill(caveat, 138, break_long_words=False, break_on_hyphens=False), ""])
 

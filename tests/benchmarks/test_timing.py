@@ -18,6 +18,7 @@ import families
 import generate
 import serve_runs
 import timed_prompts
+import timed_routes
 import timing
 from byte_tokens import byte_tokenizer
 from drllm import Route, RoutedModel
@@ -40,6 +41,18 @@ def test_an_exported_route_has_the_base_s_own_weights_and_says_the_same(tmp_path
     assert len(theirs) == route.n_passes
     for place, block in enumerate(route.path):
         assert theirs[place].mlp.up_proj.weight.data_ptr() == ours[block].mlp.up_proj.weight.data_ptr()
+
+
+@pytest.mark.parametrize("n_layers", [28, 30])
+def test_the_timed_routes_of_a_model(n_layers: int):
+    looped = Route.parse(timed_routes.looped(n_layers), n_layers)
+    assert looped.n_passes == n_layers + 4
+    assert Route.parse(timed_routes.in_place(n_layers)).actions == looped.actions
+    assert Route.parse(timed_routes.common(n_layers)).n_passes == 24
+    nested = [Route.parse(text) for text in timed_routes.nested(n_layers) + timed_routes.deeper(n_layers)]
+    assert [n_layers - route.n_passes for route in nested] == [0, 3, 6, 9, 6, 9, 12, 15]
+    assert all(len(route) == n_layers for route in nested)
+    assert set(generate.EXPORTED) < set(generate.ARMS)
 
 
 def asked(routed: Any, data: Path, *options: str) -> list[str]:
@@ -69,6 +82,13 @@ def test_each_task_may_have_its_own_reward(tiny, data: Path):
         asked(tiny, data, "--tasks", tasks, "--reward", "letter,loglik,letter")
     with pytest.raises(SystemExit, match="--reward 'letters' is no reward: choose from auto, generated, loglik, letter"):
         asked(tiny, data, "--reward", "letters")
+
+
+def test_tasks_take_turns(tiny, data: Path):
+    easy, hard = asked(tiny, data), asked(tiny, data, "--tasks", "arc_challenge")
+    both = asked(tiny, data, "--tasks", "arc_easy,arc_challenge")
+    assert both[:4] == [easy[0], hard[0], easy[1], hard[1]]
+    assert sorted(both) == sorted(easy + hard)
 
 
 def test_prompts_may_begin_alike(tiny, data: Path):

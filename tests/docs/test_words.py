@@ -18,7 +18,10 @@ READ = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path i
 # (how it is found, what it meant, what is said instead)
 RETIRED = (
     (r"\bknobs?\b|knob(?=_)|(?<=_)knob", "a field of a configuration; the paper's p", "option; control"),
-    (r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b", "what a policy has to beat", "baseline"),
+    (r"\bgate\b(?!s)|gate(?=_config)|GateConfig", "a statistical test", "guarantee, unless it is a small network in a block"),
+    (r"(?<!functools)\.partial\b", "a file not yet whole", ".tmp"),
+    (r"(?<![\w`\"'-])[Bb]ooks?\b(?![`\"'])|\b[Cc]ode books?\b", "a codebook", "codebook"),
+    (r"\b(?:blind|random|shuffled) controls?\b|\b(?:by the|minus) control\b|\bown controls\b|\bControls:", "a rival", "baseline"),
 )
 # (file, text on the line, why it stays)
 KEPT: tuple[tuple[str, str, str], ...] = (
@@ -27,6 +30,14 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("tests/research/test_reproduce.py", "knob.csv", "a picture's name in a run folder"),
     (".*", "knob.json", "the table of operating points in a run folder"),
     ("research/drllm_research/paper/figures.py", '"knob"', "a picture's name in a run folder: knob.png"),
+    (".*(rivals|glossary).*", "gate", "a small network in a block"),
+    ("docs/decisions/2026-11-26-every-method-on-tune.md", "`gate` section", "the section of a YAML file"),
+    ("docs/decisions/.*", "--gate-", "flags of then"),
+    ("docs/decisions/.*", "MkDocs", "a package's name"),
+    ("src/drllm/core/files.py|tests/searching/test_search_faults.py", ".partial", "the suffix of every version, so that each removes it"),
+    ("docs/benchmarks.md", "identity book, in", "the name of an arm in files of results"),
+    ("docs/benchmarks.md", "trained book", "the name of an arm in files of results"),
+    ("benchmarks/serve.*|tests/benchmarks/test_timing.py", "book", "arms and keys in files of results, and the flag --book"),
 )
 
 

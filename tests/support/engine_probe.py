@@ -10,12 +10,21 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from serve_engine import ENVIRONMENT
 
 os.environ |= ENVIRONMENT
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def told(output: Any) -> dict[str, Any] | None:
+    if output is None:
+        return None
+    ids, entries = list(output.outputs[0].token_ids), output.outputs[0].logprobs
+    logprobs = [entry[token].logprob for token, entry in zip(ids, entries, strict=True)]
+    return {"ids": ids, "logprobs": logprobs, "finished": output.finished, "cached": output.num_cached_tokens}
 
 
 def main() -> None:
@@ -63,25 +72,8 @@ def main() -> None:
             outputs[output.request_id] = output
         step += 1
     cache = engine.vllm_config.cache_config
-    result = {
-        "answers": [
-            None
-            if outputs.get(str(index)) is None
-            else {
-                "ids": list(outputs[str(index)].outputs[0].token_ids),
-                "logprobs": [
-                    entry[token].logprob
-                    for token, entry in zip(outputs[str(index)].outputs[0].token_ids, outputs[str(index)].outputs[0].logprobs, strict=True)
-                ],
-                "finished": outputs[str(index)].finished,
-                "cached": outputs[str(index)].num_cached_tokens,
-            }
-            for index in range(len(requests))
-        ],
-        "blocks": cache.num_gpu_blocks,
-        "block_size": cache.block_size,
-        "steps": step,
-    }
+    result = {"answers": [told(outputs.get(str(index))) for index in range(len(requests))], "steps": step}
+    result |= {"blocks": cache.num_gpu_blocks, "block_size": cache.block_size}
     if job["spec"] is not None:
         result["stats"] = engine.collective_rpc("drllm_stats")[0]
         names = [str(index) for index in range(len(requests))]

@@ -91,7 +91,7 @@ def _table3(bench: Bench) -> list[Part]:
     for name, tasks in groups_of(stage):
         for reader, said in _readers(bench, stage, tasks).items():
             found = [against(bench, stage, ROUTERS, BASE, tasks, reader)]
-            accuracy.append(weighed(f"routers raise accuracy{name}{said}", found, **({"by": OURS} if said else {})))
+            accuracy.append(weighed(f"routers raise accuracy{name}{said}", found, by=OURS if said else paper.PAPER))
         passes += [fewer(bench, stage, name, tasks), fewer(bench, stage, name, tasks, "layers")]
     claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained"), *_instead(bench, stage)))
     caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."

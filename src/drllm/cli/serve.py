@@ -50,7 +50,7 @@ def run(job: Job) -> Lines:
         routed = RoutedModel.from_pretrained(saved, base=base or None, **placement) if saved else RoutedModel.wrap(base, **placement)
     name = arguments.name or Path(routed.base_id).name
     cache = launching.cache_folder()
-    with said_if_slow("merging adapters into a checkpoint ..."):
+    with said_if_slow("writing the checkpoint that vLLM loads ..."):
         if routed.policy is not None and routed.policy.adapters and routed.policy.route is not None:
             routed, folder = launching.merged(routed, cache), ""
         arch = launching.check_supported(routed)

@@ -10,6 +10,7 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.fitting import train
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
+from drllm.policies.saved import save_policy
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import RunFolder
 
@@ -35,8 +36,8 @@ def fit_policy(
 
 
 def save_as(routed: RoutedModel, policy: RouteSource, folder: Path) -> Path:
-    with under_policy(routed, policy):
-        return refresh_card(routed.save_pretrained(folder)).folder
+    save_policy(policy, routed.identity, folder)
+    return refresh_card(folder).folder
 
 
 @contextmanager

@@ -97,9 +97,8 @@ def _can_be(module: Any) -> bool:
     if type(module) is not nn.Linear or type(module.weight) is not nn.Parameter or not module.weight.numel():
         return False
     stands = vars(module).get("forward")
-    if stands is not None and (not isinstance(stands, AdaptedLinear) or stands.had_own_forward):
-        return False
-    return module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
+    is_own = stands is None or (isinstance(stands, AdaptedLinear) and not stands.had_own_forward)
+    return is_own and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
 
 
 @cache

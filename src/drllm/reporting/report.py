@@ -55,9 +55,7 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    bare = (loaded.scan is not None or loaded.healing is not None) and not (
-        loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs
-    )
+    bare = bool(loaded.scan or loaded.healing) and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
     sections = (_provenance,) if bare else (_results, _labels, _training, _promises, _dropped, _provenance)
     parts = [part for section in (_scan, _healing, *sections) for part in section(loaded)]
     write_charts(parts, folder)
@@ -95,13 +93,10 @@ def _healing(run: Run) -> Iterator[Part]:
         ("KL to the base, nats a token", *(f"{found[name]:.3f}" for name in ("kl_before", "kl_after"))),
         ("same next token as the base", *(f"{percent(found[name])} %" for name in ("same_before", "same_after"))),
     )
-    where = f"{found['n_held_out']} held-out prompts, which also chose when to stop"
+    prompts = f"{found['n_held_out']} held-out prompts, which also chose when to stop"
     seconds = ", ".join(f"{name} {value:.0f}" for name, value in found["seconds"].items())
-    yield Table(
-        ("", "without the adapter", "with it"),
-        rows,
-        f"Route {found['route']} of {found['n_passes']} passes. On {where}. Seconds: {seconds}.",
-    )
+    caption = f"Route {found['route']} of {found['n_passes']} passes. On {prompts}. Seconds: {seconds}."
+    yield Table(("", "without the adapter", "with it"), rows, caption)
 
 
 def _results(run: Run) -> Iterator[Part]:

@@ -40,8 +40,7 @@ def write_stack(routed: RoutedModel, routes: Sequence[Route], folder: Path) -> N
             found.append(difference_from(routed, route, loaded, CANNOT))
             at += route.n_passes
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
-        worst = max(difference for difference, _ in found)
-        done = Exported(folder, str(routes[0]), at, n_bytes, copied_bytes, worst, found[0][1])
+        done = Exported(folder, str(routes[0]), at, n_bytes, copied_bytes, *max(found))
         use = f"Of no use by itself: `drllm serve` runs one after the other {', '.join(map(str, routes))}.\n"
         finish(place, routed, routes[0], done, "transformers", use)
 
@@ -58,11 +57,12 @@ def write_weights(routed: RoutedModel, routes: Sequence[Route], place: Path) -> 
         is_copy = block in [earlier for earlier, _ in path[:place_of]]
         for key, value in weights.items():
             if key.startswith(f"{prefix}{block}."):
-                # Safetensors stores no tensor twice under two names: a later pass needs its own.
-                stored = value.clone() if is_copy else value
                 name = key.removeprefix(f"{prefix}{block}.")
                 linear = (block, name.removesuffix(".weight"))
-                stored = stored if adapter is None or linear not in adapter.weights else adapter.merged(linear, value)
+                if adapter is not None and linear in adapter.weights:
+                    stored = adapter.merged(linear, value)
+                else:  # safetensors stores no tensor twice under two names: a later pass needs its own
+                    stored = value.clone() if is_copy else value
                 state[f"{prefix}{place_of}.{name}"] = stored
                 copied_bytes += value.numel() * value.element_size() * is_copy
     try:

@@ -59,19 +59,25 @@ class ServeSpec:
         return tuple(1 + more[block] for block in range(self.n_layers))
 
     @cached_property
+    def first_blocks(self) -> dict[str, int]:
+        """Where the blocks of each healed route begin in the checkpoint."""
+        starts, at = dict[str, int](), self.n_layers
+        for text in reversed(self.healed):
+            at = starts[text] = at - Route.parse(text).n_passes
+        return starts
+
+    @property
     def of_base(self) -> int:
         """Blocks of the checkpoint that are the base's."""
-        return self.n_layers - sum(Route.parse(text).n_passes for text in self.healed)
+        return min(self.first_blocks.values(), default=self.n_layers)
 
     def laid(self, route: Route) -> Route:
         """A route that `check` took, through the blocks of the checkpoint."""
         if not route.adapter:
             return Route.along(route.spans, self.n_layers) if self.healed else route
-        place = self.healed.index(str(route))
-        first = self.of_base + sum(Route.parse(text).n_passes for text in self.healed[:place])
-        return Route.along(range(first, first + route.n_passes), self.n_layers)
+        return Route.along(range(first := self.first_blocks[str(route)], first + route.n_passes), self.n_layers)
 
-    @property
+    @cached_property
     def laid_routes(self) -> list[str]:
         return [str(self.laid(self.check(text))) for text in self.routes]
 
