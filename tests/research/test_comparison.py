@@ -437,7 +437,7 @@ def test_each_model_has_its_page_and_its_part_of_the_results(tmp_path):
         f"## {name}: one task: OpenBookQA" for name in ("one, 30 blocks", "two, 18 blocks")
     ]
     assert "| winners minus random |  | +6.8 (+3.9 to +9.8), n 128 | +2.2 (+0.6 to +3.7), n 448 |" in text
-    assert "holds: 2, does not hold: 1, neither confirmed nor refuted: 0" in text
+    assert "holds: 2, does not hold: 1, open: 0" in text
     assert "tune split" not in text.partition("## one")[2]
     given = (tmp_path, pages.Stored(outs), SETTINGS, ["openbookqa"])
     pages.write_pages(*given)

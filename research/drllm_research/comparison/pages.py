@@ -196,9 +196,9 @@ def judged(contrast: Contrast | None) -> str:
 
 def claims(page: Path) -> str:
     """How many claims of a reproduction hold, from its own table."""
-    states = ("holds", "does not hold", "neither confirmed nor refuted")
+    states = {"holds": "holds", "does not hold": "does not hold", "neither confirmed nor refuted": "open"}
     counts = Counter(re.findall(rf"^\| ({'|'.join(states)}) \|", page.read_text(encoding="utf-8"), re.M))
-    return ", ".join(f"{state}: {counts[state]}" for state in states)
+    return ", ".join(f"{word}: {counts[state]}" for state, word in states.items())
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
