@@ -680,9 +680,10 @@ def test_what_was_asked_stands_in_the_manifest_and_nothing_mixes_it(read_twice, 
     made, _ = read_twice
     manifest = read_manifest(made.setup.run.search("arc_easy"))
     assert (manifest.prompts, manifest.reader) == ("instruct", "lenient")
-    ours = dataclasses.replace(made.setup, config=dataclasses.replace(made.setup.config, prompts="ours"))
-    with pytest.raises(ArtifactError, match=r"was searched with prompts = 'instruct', now it is 'ours'|config.prompts"):
-        Search("arc_easy").run(Bench(made.routed, ours))
+    for changed, said in (({}, "prompts = 'instruct', now|config.prompts"), ({"searched": True}, "instruct and lenient, this .* ours and")):
+        ours = dataclasses.replace(made.setup, config=dataclasses.replace(made.setup.config, prompts="ours", **changed))
+        with pytest.raises(ArtifactError, match=f"searched with.* {said}"):
+            Search("arc_easy").run(Bench(made.routed, ours))
 
 
 def test_the_search_taken_apart_is_counted_from_its_records(bench, page):

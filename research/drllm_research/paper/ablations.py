@@ -83,10 +83,6 @@ def _factors(setup: Setup) -> list[str]:
     return [name for name in FACTORS if read_twice or "reader" not in FACTORS[name]]
 
 
-def _searched(setup: Setup) -> list[Stage]:
-    return [SearchWith(task, factor) for factor in _factors(setup) for task in setup.tasks]
-
-
 def _show(bench: Bench) -> list[Part]:
     found = {name: [bench.run(SearchWith(task, name)) for task in bench.setup.tasks] for name in _factors(bench.setup)}
     return [Table(("search", "solved, %", SOLVED, "mended, %", "paths judged", "passes kept"), tuple(_rows(found)), CAPTION)]
@@ -117,6 +113,6 @@ def _forced(bench: Bench) -> list[Part]:
 
 
 ABLATIONS = (
-    Exhibit("search", "The search taken apart", _searched, _show),
+    Exhibit("search", "The search taken apart", lambda s: [SearchWith(task, name) for name in _factors(s) for task in s.tasks], _show),
     Exhibit("forcing", "Teacher forcing", after_training(FORCING), _forced),
 )

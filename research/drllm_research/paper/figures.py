@@ -15,7 +15,6 @@ from drllm.reporting.figures import accuracy_chart, mean_usage, usage_map
 from drllm.reporting.parts import Bullets, Chart, Part, Table
 from drllm.reporting.summary_table import by_task, verdict
 from drllm.runs.names import BASE
-from drllm.runs.records import read_records
 from drllm.runs.summary import SummaryRow
 from drllm_research.paper import charts
 from drllm_research.paper.charts import Point
@@ -251,13 +250,10 @@ def _fig9(bench: Bench) -> list[Part]:
 
 
 def _fig10(bench: Bench) -> list[Part]:
-    kept = {task: [r.chosen for r in read_records(bench.setup.run.search(task)) if r.chosen is not None] for task in bench.setup.tasks}
+    kept = {task: [record.chosen for record in bench.kept(task).records if record.chosen] for task in bench.setup.tasks}
     counts = {task: Counter(min(n, Action.REPEAT) for route in routes for n in route) for task, routes in kept.items()}
     series = {task: [Point(action.name.lower(), count[action]) for action in Action] for task, count in counts.items()}
-    title, caption = (
-        f"Labels of the search, n = {sum(map(len, kept.values()))} kept routes",
-        "By task, on a log scale.",
-    )
+    title, caption = f"Labels of the search, n = {sum(map(len, kept.values()))} kept routes", "By task, on a log scale."
     labels = "action of the kept route at a block", "labels (blocks x questions), log scale"
     return [charts.curves("label_distribution", title, caption, labels, series, is_log=True)]
 

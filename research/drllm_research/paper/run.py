@@ -139,11 +139,8 @@ def _splits(split: str) -> str:
 
 def _searched(bench: Bench) -> str:
     """How many questions of each task were kept, of how many the paper or its stand-in asks for at this scale, and how many visited."""
-    found = []
-    for task in bench.setup.tasks:
-        kept = bench.kept(task)
-        found.append(f"{task} {len(kept.records)} of {bench.setup.n_searched(task)} ({len(kept.visited)} visited)")
-    return ", ".join(found)
+    found, asked = {task: bench.kept(task) for task in bench.setup.tasks}, bench.setup.n_searched
+    return ", ".join(f"{task} {len(kept.records)} of {asked(task)} ({len(kept.visited)} visited)" for task, kept in found.items())
 
 
 def overview(bench: Bench, claims: Sequence[tuple[Exhibit, Claim]]) -> list[Part]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from drllm.core.config import EvaluateConfig, to_dict
 from drllm.core.errors import ArtifactError, BudgetError, InputError, UnsupportedModelError
 from drllm.runs.labels import Kept, kept_in
+from drllm.runs.manifest import read_manifest
 from drllm.runs.names import owner_of
 from drllm.runs.records import read_records
 from drllm.runs.stages import Stages, key_of
@@ -122,11 +123,16 @@ class Search(Stage):
         return setup.command("search", *flags, *changed_flags(config, ("keep", "verify", "control", *OF_SEARCH, *SHARED)))
 
     def run(self, bench: Bench) -> Any:
+        from drllm.scoring.scorer import asked_how, scorer_of
         from drllm.searching.runner import search
 
         setup = bench.setup
         config, given = setup.search_config(self.task), (setup.out, setup.data or None, bench.argv)
         if setup.config.searched:  # and it was there, or the line before had refused
+            there, asking = read_manifest(setup.run.search(self.task)), setup.evaluate_config("tune", ablation=False)
+            if (before := (there.prompts, there.reader)) != (now := asked_how(scorer_of(bench.routed, get_task(self.task), asking))):
+                told = [" and ".join(filter(None, how)) or "log-likelihoods" for how in (before, now)]
+                raise ArtifactError("{} was searched with {}, this compares with {}: say the same of both".format(self.task, *told))
             return None
         with bench.stages.doing(self.name):
             return search(bench.routed, [self.task], config, *given, resources=setup.resources, finished_in_any_type=True)

@@ -93,7 +93,7 @@ def _table3(bench: Bench) -> list[Part]:
             found = [against(bench, stage, ROUTERS, BASE, tasks, reader)]
             accuracy.append(weighed(f"routers raise accuracy{name}{said}", found, by=OURS if said else paper.PAPER))
         passes += [fewer(bench, stage, name, tasks), fewer(bench, stage, name, tasks, "layers")]
-    claims = Bullets((*accuracy, *passes, looking(bench, stage, "where routers were trained"), *_instead(bench, stage)))
+    claims = Bullets((*accuracy, *passes, *_instead(bench, stage)))
     caption = f"Routers where they were trained, {summary.split} split; in brackets 95 % intervals."
     return [by_task(summary, caption), claims, *_beside(bench, stage)]
 
@@ -102,7 +102,8 @@ def _instead(bench: Bench, stage: Evaluate) -> list[Claim]:
     """Whether a policy that reads the prompt beats the best single route, and its own routes dealt to other prompts, by each reader."""
     found, tasks = [], stage.tasks
     for policy in (ROUTERS, *(name for name in bench.setup.config.beside if name != "static" and not owner_of(name))):
-        for other in [name for name in ("static", f"shuffled-{policy}") if name in stage.methods]:
+        dealt = "shuffled" if policy == ROUTERS else f"shuffled-{policy}"
+        for other in [name for name in ("static", dealt) if name in stage.methods]:
             for reader, said in _readers(bench, stage, tasks).items():
                 difference = [against(bench, stage, policy, other, tasks, reader)]
                 found.append(weighed(f"more right answers by {policy} than by {other}{said}", difference, by=OURS))
@@ -118,11 +119,6 @@ def groups_of(stage: Evaluate) -> list[tuple[str, tuple[str, ...]]]:
     n_tasks = len(stage.tasks)
     whole = [(f", mean over {n_tasks} tasks" if n_tasks > 1 else "", stage.tasks)]
     return whole + ([(f" on {name}", tasks) for name, tasks in found.items()] if all(found.values()) else [])
-
-
-def looking(bench: Bench, stage: Evaluate, where: str) -> Claim:
-    """Whether routers beat their own routes, dealt to other prompts."""
-    return weighed(f"routers gain from what they read of the prompt {where}", [against(bench, stage, ROUTERS, "shuffled")], by=OURS)
 
 
 def _readers(bench: Bench, stage: Evaluate, tasks: Sequence[str]) -> dict[str, str]:
@@ -204,7 +200,8 @@ def _table4(bench: Bench) -> list[Part]:
         parts += answers_of_passages(bench, stage)
         rows = sorted((row for row in summary.rows if row.task in stage.tasks and row.method == ROUTERS), key=lambda row: row.difference)
         ends.append(f"By task, in points: {', '.join(f'{row.task} {row.change}' for row in rows)}.")
-        ends.append(looking(bench, stage, "out of domain"))
+        looking = [against(bench, stage, ROUTERS, "shuffled")]
+        ends.append(weighed("routers gain from what they read of the prompt out of domain", looking, by=OURS))
     if worked is not None:
         parts += worked_answers(bench, worked)
     return [*parts, Bullets((*_losses(bench, stage, worked), *ends))]
