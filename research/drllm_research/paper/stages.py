@@ -84,7 +84,7 @@ class Bench:
 
     def policy(self, name: str) -> Any:
 
-        return self.routed.load_policy(self.setup.run.policy(name)).to(self.routed.device)
+        return self.routed.as_source(self.routed.load_policy(self.setup.run.policy(name)))
 
     def kept(self, task: str) -> Kept:
         """What the search of a task has kept, of what it has visited."""

@@ -81,9 +81,11 @@ def add_prompt_flags(parser: Parser, n_tokens: int) -> None:
 
 def load_controlled(job: Job) -> tuple[RoutedModel, Route | None]:
     """`Job.load_routed`, the policy under the control that --control gives."""
+    from drllm.policies.routers import controlled
+
     routed, route = job.load_routed()
     if job.arguments.control is not None and routed.policy is not None:
-        routed.policy = routed.policy.with_control(job.arguments.control)
+        routed.policy = controlled(routed.policy, job.arguments.control)
     return routed, route
 
 

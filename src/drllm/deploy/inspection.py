@@ -16,6 +16,7 @@ from drllm.model.prompts import Prompt, encode_prompts
 from drllm.model.routed import RoutedModel
 from drllm.policies.codebook import Codebook, TextSelector
 from drllm.policies.policy import Decider, RouteSource
+from drllm.policies.routers import Routers, pool_matrix
 from drllm.policies.timed import WrappedSource
 
 MARKS = {Action.SKIP: "_", Action.EXECUTE: "|", Action.REPEAT: "#"}
@@ -53,8 +54,10 @@ def inspect(
     given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "check_prompt_format": check_prompt_format, "do_sample": False}
     (output,) = routed.generate([prompt], policy=watched, **given)
     tokens = [routed.tokenizer.decode([token]) for token in ids]
-    windows_BWT = policy.windows(torch.ones((1, len(tokens)), dtype=torch.bool))
-    windows = [torch.ones(len(tokens))] if windows_BWT is None else [window for window in windows_BWT[0] if window.any()]
+    windows = [torch.ones(len(tokens))]  # a window is pooled, or the whole prompt, or nothing is
+    if isinstance(policy, Routers):
+        pooled_BWT, valid_BW = pool_matrix(torch.ones((1, len(tokens))), policy.config.n_windows)
+        windows = list(pooled_BWT[valid_BW])
     found = [[tokens[at] for at in window.nonzero()[:, 0]] for window in windows]
     seen = policy.name, prompt_format, tuple(map(tuple, found)), len(tokens) - sum(map(len, found))
     spoken: tuple[tuple[str, float], ...] = ()

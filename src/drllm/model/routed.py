@@ -26,8 +26,9 @@ from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_pro
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
 from drllm.policies.card import CardFacts
-from drllm.policies.constant import as_source, is_identity
-from drllm.policies.policy import Policy, RouteSource
+from drllm.policies.constant import as_source, for_batch, is_identity
+from drllm.policies.policy import Policy, RouteSource, check_fits
+from drllm.policies.routers import Routers
 from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
 from drllm.policies.saved_config import BaseIdentity
 
@@ -130,7 +131,9 @@ class RoutedModel:
     def as_source(self, given: RouteSource | Route | Sequence[Route]) -> RouteSource:
         """Any way of giving routes, checked against this model's shape; the adapters that come with it are the model's from now on."""
         source = as_source(given, self.n_layers)
-        source.check_model(self.n_layers, self.hidden_size)
+        check_fits(source, self.n_layers, self.hidden_size)
+        if isinstance(source, Routers):
+            source = source.to(self.device)  # else their weights follow the states, a copy a block
         for adapter in source.adapters:
             self.adopt(adapter)
         for route in (*source.routes, source.route):
@@ -214,7 +217,7 @@ class RoutedModel:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
         if source is not None:
-            source.check_batch(len(input_ids))
+            for_batch(source, len(input_ids))
         if source is None or is_identity(source):
             return self.model(**inputs)
         generation.refuse_layer_outputs(self.config, kwargs)
@@ -259,7 +262,7 @@ class RoutedModel:
             input_ids, attention_mask = left_pad(encoded, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
         if source is not None:
-            source.check_batch(len(input_ids))
+            for_batch(source, len(input_ids))
         options = generation.generate_options(self.model, self.tokenizer, hf, max_new_tokens, max(n_prompt_B))
         if epsilon is not None:
             generation.check_covered(source, options, bool(generation.setting(self.model, options, "do_sample")))
@@ -267,9 +270,8 @@ class RoutedModel:
         cache: RoutedCache | None = None
         if source is not None and not is_identity(source):
             generation.refuse_unroutable(self.model, options)
-            expanded = source.select([index for index in range(len(input_ids)) for _ in range(n_each)])
             mask, ids = (each.repeat_interleave(n_each, dim=0) for each in (attention_mask, input_ids))
-            options[self.cache_argument] = cache = self.new_cache(expanded, mask, input_ids=ids)
+            options[self.cache_argument] = cache = self.new_cache(for_batch(source, len(input_ids), n_each), mask, input_ids=ids)
         ends = generation.SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (generation.setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])

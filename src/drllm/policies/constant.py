@@ -48,12 +48,14 @@ class GivenRoutes(RouteSource):
     def routes_for(self, prompts: Sequence[Sequence[int]]) -> list[Route]:
         return list(self.of_sequences)
 
-    def select(self, indices: Sequence[int]) -> GivenRoutes:
-        return GivenRoutes([self.of_sequences[index] for index in indices])
 
-    def check_batch(self, n_sequences: int) -> None:
-        if len(self.of_sequences) != n_sequences:
-            raise InputError(f"got {len(self.of_sequences)} routes for {n_sequences} prompts, expected one a prompt")
+def for_batch(source: RouteSource, n_prompts: int, n_each: int = 1) -> RouteSource:
+    """What decides for a batch in which each prompt stands some times; `InputError` where routes were given for more or fewer."""
+    if not isinstance(source, GivenRoutes):
+        return source
+    if len(source.of_sequences) != n_prompts:
+        raise InputError(f"got {len(source.of_sequences)} routes for {n_prompts} prompts, expected one a prompt")
+    return GivenRoutes([route for route in source.of_sequences for _ in range(n_each)])
 
 
 def as_source(given: Any, n_layers: int) -> RouteSource:

@@ -9,7 +9,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -72,31 +72,14 @@ class RouteSource:
         """Each prompt's route from its token ids, where these alone decide it; None where hidden states do: then `start` is asked."""
         return None if self.route is None else [self.route] * len(prompts)
 
-    def select(self, indices: Sequence[int]) -> RouteSource:
-        """What decides for some sequences of the batch, in that order; only given routes belong to sequences."""
-        return self
 
-    def to(self, device: Any) -> RouteSource:
-        """The same on a device; without tensors nothing changes."""
-        return self
-
-    def check_batch(self, n_sequences: int) -> None:
-        """Refuse a batch of another size than the routes were given for."""
-
-    def windows(self, prompt_mask_BT: Tensor) -> Tensor | None:
-        """The tokens of each window that is pooled (B, W, T) bool; None where the whole prompt is pooled, or nothing."""
-        return None
-
-    def with_control(self, p: float) -> Self:
-        """The policy under the control p of the paper's appendix C; only routers have one."""
-        raise InputError(f"a {self.name!r} policy has no control; with_control works on routers")
-
-    def check_model(self, n_layers: int, hidden_size: int) -> None:
-        if getattr(self, "n_layers", None) != n_layers:
-            raise InputError(f"got a route or policy of {getattr(self, 'n_layers', None)} blocks, the model has {n_layers}")
-        if self.hidden_size not in (0, hidden_size):
-            size = f"states of size {self.hidden_size}, the model's have {hidden_size}"
-            raise InputError(f"the {self.name!r} policy reads {size}: use one made for this model")
+def check_fits(source: RouteSource, n_layers: int, hidden_size: int) -> None:
+    """`InputError` where a policy or routes are of a model of another shape."""
+    if getattr(source, "n_layers", None) != n_layers:
+        raise InputError(f"got a route or policy of {getattr(source, 'n_layers', None)} blocks, the model has {n_layers}")
+    if source.hidden_size not in (0, hidden_size):
+        size = f"states of size {source.hidden_size}, the model's have {hidden_size}"
+        raise InputError(f"the {source.name!r} policy reads {size}: use one made for this model")
 
 
 class Policy(RouteSource, ABC):

@@ -139,7 +139,9 @@ class Routers(Policy):
         return list(self.tensors.values())
 
     def to(self, device: str | torch.device) -> Routers:
-        """The same routers on a device; without it they follow the states block by block, at the cost of a copy."""
+        """The same routers on a device, which they then need not be copied to at each block."""
+        if all(tensor.device == torch.device(device) for tensor in self.parameters()):
+            return self
         moved = copy.copy(self)
         moved.tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
         return moved
@@ -166,9 +168,6 @@ class Routers(Policy):
 
     def start(self, prompt_mask_BT: Tensor) -> PrefillRouters:
         return PrefillRouters(self, prompt_mask_BT)
-
-    def windows(self, prompt_mask_BT: Tensor) -> Tensor:
-        return pool_matrix(prompt_mask_BT, self.config.n_windows)[0] > 0
 
     def actions(self, logits_BC: Tensor) -> Tensor:
         return (logits_BC if self.control is None else self.probabilities(logits_BC)).argmax(-1)
@@ -246,6 +245,13 @@ class PrefillRouters(Decider):
         if self._first_BWD is None:
             self._first_BWD = pool(self._weights_BWT, x_BTD)
         return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere
+
+
+def controlled(policy: object, p: float) -> Routers:
+    """A policy under the control p of appendix C; `InputError` where it is not the routers, which alone have one."""
+    if not isinstance(policy, Routers):
+        raise InputError(f"a {getattr(policy, 'name', type(policy).__name__)!r} policy has no control: it works on routers")
+    return policy.with_control(p)
 
 
 def window_shares(valid_BW: Tensor) -> Tensor:

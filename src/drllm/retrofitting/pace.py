@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -40,8 +39,7 @@ def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> d
 
 def seconds_on(routed: RoutedModel, prompts: Prompts, policy: Policy) -> dict[str, float]:
     """The same on prompts that are given."""
-    moved: Any = policy.to(routed.device)
-    [row] = throughput(routed, moved, prompts, (1,), CLOCK_TOKENS, ROUNDS)
+    [row] = throughput(routed, policy, prompts, (1,), CLOCK_TOKENS, ROUNDS)
     return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
 

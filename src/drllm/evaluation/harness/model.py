@@ -31,6 +31,7 @@ from drllm.model.load import dtype_of
 from drllm.model.routed import RoutedModel
 from drllm.policies.constant import is_identity
 from drllm.policies.policy import RouteSource
+from drllm.policies.routers import controlled
 from drllm.policies.saved import is_policy
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.route_prediction import decide_routes
@@ -352,5 +353,5 @@ def wanted_policy(routed: RoutedModel, route: str | int | None, control: float |
     if control is not None:
         if policy is None:
             raise InputError("control is for trained routers: give a saved policy as pretrained")
-        policy = policy.with_control(control)
+        policy = controlled(policy, control)
     return policy
