@@ -169,7 +169,7 @@ def scanned(folder: Path) -> Iterator[list[str]]:
         LEAD: result.mean_of(LEAD),
         **{f"best loop: blocks {row.first} to {row.last} again": row for row in loops[:1]},
     }
-    model = f"[{result.model}](../results/{folder.name}/report/report.md), {sum(result.candidates[:1]):,} spans"
+    model = f"[{folder.name.removeprefix('scan-')}](../results/{folder.name}/report/report.md), {sum(result.candidates[:1]):,} spans"
     for name, row in named.items():
         if row is not None:
             passes = "" if name == LEAD else f"{row.passes:.1f} of {result.n_layers}"
