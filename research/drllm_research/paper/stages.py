@@ -83,7 +83,6 @@ class Bench:
         return self.results[stage]
 
     def policy(self, name: str) -> Any:
-
         return self.routed.as_source(self.routed.load_policy(self.setup.run.policy(name)))
 
     def kept(self, task: str) -> Kept:
@@ -130,9 +129,10 @@ class Search(Stage):
         config, given = setup.search_config(self.task), (setup.out, setup.data or None, bench.argv)
         if setup.config.searched:  # and it was there, or the line before had refused
             there, asking = read_manifest(setup.run.search(self.task)), setup.evaluate_config("tune", ablation=False)
-            if (before := (there.prompts, there.reader)) != (now := asked_how(scorer_of(bench.routed, get_task(self.task), asking))):
-                told = [" and ".join(filter(None, how)) or "log-likelihoods" for how in (before, now)]
-                raise ArtifactError("{} was searched with {}, this compares with {}: say the same of both".format(self.task, *told))
+            asked = (there.prompts, there.reader), asked_how(scorer_of(bench.routed, get_task(self.task), asking))
+            before, now = (" and ".join(filter(None, how)) or "log-likelihoods" for how in asked)
+            if before != now:
+                raise ArtifactError(f"{self.task} was searched with {before}, this compares with {now}: ask as was searched")
             return None
         with bench.stages.doing(self.name):
             return search(bench.routed, [self.task], config, *given, resources=setup.resources, finished_in_any_type=True)

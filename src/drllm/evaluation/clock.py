@@ -20,7 +20,7 @@ from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
-from drllm.policies.policy import Policy
+from drllm.policies.policy import RouteSource
 from drllm.policies.timed import TimedPolicy
 from drllm.scoring.base import Question
 from drllm.scoring.loglik import LoglikScorer
@@ -36,7 +36,7 @@ Prompts = Sequence[Sequence[int]]  # token ids
 
 
 def throughput(
-    routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int
+    routed: RoutedModel, policy: RouteSource, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int
 ) -> list[dict[str, float]]:
     """One row a batch size: seconds and tokens a second of the base and of the policy, and the ratio of their seconds.
 
@@ -51,7 +51,9 @@ def throughput(
     return rows
 
 
-def latency(routed: RoutedModel, policy: Policy, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int) -> dict[str, float]:
+def latency(
+    routed: RoutedModel, policy: RouteSource, prompts: Prompts, batches: Sequence[int], n_tokens: int, rounds: int
+) -> dict[str, float]:
     """Seconds of long answers to one prompt each, by the base and by the policy, and those that the policy takes to decide."""
     with Progress("latency", rounds) as progress:
         found = _in_turn(routed, policy, prompts, batches[0], n_tokens, rounds, progress)
@@ -104,7 +106,7 @@ def _timed_questions(scorer: Scorer, loaded: LoadedTask) -> list[Question]:
 
 
 def _in_turn(
-    routed: RoutedModel, policy: Policy, prompts: Prompts, size: int, n_tokens: int, rounds: int, progress: Progress
+    routed: RoutedModel, policy: RouteSource, prompts: Prompts, size: int, n_tokens: int, rounds: int, progress: Progress
 ) -> dict[str, float]:
     """Median seconds of the base and of the policy, their ratio with its 95 % interval, the passes of the policy's routes, and the tokens.
 

@@ -26,7 +26,7 @@ from drllm.model.prompts import Prompt, check_ids, check_prompt_mask, encode_pro
 from drllm.model.transformers_private import cache_argument, causal_lm, commit_of
 from drllm.policies.adapter import Adapter
 from drllm.policies.card import CardFacts
-from drllm.policies.constant import as_source, for_batch, is_identity
+from drllm.policies.constant import as_source, check_batch, is_identity, repeated
 from drllm.policies.policy import Policy, RouteSource, check_fits
 from drllm.policies.routers import Routers
 from drllm.policies.saved import SavedPolicy, open_folder, open_policy, save_policy
@@ -217,7 +217,7 @@ class RoutedModel:
                 raise InputError(f"model_type {self.config.model_type!r} takes no position_ids: it derives them from the attention mask")
             inputs["position_ids"] = position_ids
         if source is not None:
-            for_batch(source, len(input_ids))
+            check_batch(source, len(input_ids))
         if source is None or is_identity(source):
             return self.model(**inputs)
         generation.refuse_layer_outputs(self.config, kwargs)
@@ -262,7 +262,7 @@ class RoutedModel:
             input_ids, attention_mask = left_pad(encoded, self.pad_id, self.device)
         input_ids, attention_mask, n_prompt_B = check_ids(input_ids, attention_mask)
         if source is not None:
-            for_batch(source, len(input_ids))
+            check_batch(source, len(input_ids))
         options = generation.generate_options(self.model, self.tokenizer, hf, max_new_tokens, max(n_prompt_B))
         if epsilon is not None:
             generation.check_covered(source, options, bool(generation.setting(self.model, options, "do_sample")))
@@ -271,7 +271,7 @@ class RoutedModel:
         if source is not None and not is_identity(source):
             generation.refuse_unroutable(self.model, options)
             mask, ids = (each.repeat_interleave(n_each, dim=0) for each in (attention_mask, input_ids))
-            options[self.cache_argument] = cache = self.new_cache(for_batch(source, len(input_ids), n_each), mask, input_ids=ids)
+            options[self.cache_argument] = cache = self.new_cache(repeated(source, n_each), mask, input_ids=ids)
         ends = generation.SequenceEnds(self.model, self.tokenizer, options, input_ids.shape[1])
         if (generation.setting(self.model, options, "num_beams") or 1) == 1:
             options["stopping_criteria"] = StoppingCriteriaList([ends])

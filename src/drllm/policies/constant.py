@@ -49,13 +49,16 @@ class GivenRoutes(RouteSource):
         return list(self.of_sequences)
 
 
-def for_batch(source: RouteSource, n_prompts: int, n_each: int = 1) -> RouteSource:
-    """What decides for a batch in which each prompt stands some times; `InputError` where routes were given for more or fewer."""
-    if not isinstance(source, GivenRoutes):
-        return source
-    if len(source.of_sequences) != n_prompts:
+def check_batch(source: RouteSource, n_prompts: int) -> None:
+    """`InputError` where routes were given for more prompts or fewer."""
+    if isinstance(source, GivenRoutes) and len(source.of_sequences) != n_prompts:
         raise InputError(f"got {len(source.of_sequences)} routes for {n_prompts} prompts, expected one a prompt")
-    return GivenRoutes([route for route in source.of_sequences for _ in range(n_each)])
+
+
+def repeated(source: RouteSource, n_each: int) -> RouteSource:
+    """What decides for a batch in which each prompt stands some times, one behind the other."""
+    given = source.of_sequences if isinstance(source, GivenRoutes) else ()
+    return GivenRoutes([route for route in given for _ in range(n_each)]) if given else source
 
 
 def as_source(given: Any, n_layers: int) -> RouteSource:

@@ -20,7 +20,7 @@ from torch import Tensor
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Action
 from drllm.policies.files import PolicyFiles, check_shapes
-from drllm.policies.policy import Decider, Policy
+from drllm.policies.policy import Decider, Policy, RouteSource
 
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
@@ -247,10 +247,10 @@ class PrefillRouters(Decider):
         return self._first_BWD.to(x_BTD.device)  # a device map may have put later blocks elsewhere
 
 
-def controlled(policy: object, p: float) -> Routers:
+def controlled(policy: RouteSource, p: float) -> Routers:
     """A policy under the control p of appendix C; `InputError` where it is not the routers, which alone have one."""
     if not isinstance(policy, Routers):
-        raise InputError(f"a {getattr(policy, 'name', type(policy).__name__)!r} policy has no control: it works on routers")
+        raise InputError(f"a {policy.name!r} policy has no control: it works on routers")
     return policy.with_control(p)
 
 

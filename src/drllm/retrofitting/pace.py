@@ -39,7 +39,7 @@ def answer_seconds(routed: RoutedModel, data: TrainingData, policy: Policy) -> d
 
 def seconds_on(routed: RoutedModel, prompts: Prompts, policy: Policy) -> dict[str, float]:
     """The same on prompts that are given."""
-    [row] = throughput(routed, policy, prompts, (1,), CLOCK_TOKENS, ROUNDS)
+    [row] = throughput(routed, routed.as_source(policy), prompts, (1,), CLOCK_TOKENS, ROUNDS)
     return {key: row[key] for key in ("ratio", "ratio_low", "ratio_high")}
 
 

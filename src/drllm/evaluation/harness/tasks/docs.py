@@ -16,18 +16,16 @@ logger = logging.getLogger("lm_eval.drllm")
 
 
 def documents(drllm_task: str, data: str | None = None, split: str = "tune", **_: Any) -> dict[str, Dataset]:
-    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}, where it has questions; called with `--metadata`."""
+    """{"fewshot": the fit split (tune where fit is asked), "eval": the wanted one}; called with `--metadata`."""
     loaded = load_task(drllm_task, data)
     questions = loaded.select(split)
     logger.info("%s: %d questions of split %s from %s", drllm_task, len(questions), split, loaded.source)
     if split == "test":
         logger.warning("%s: reading the test split, which is for final tables only", drllm_task)
     SPLITS_READ[f"drllm_{drllm_task}"] = split
-    found = {"eval": _dataset(loaded.task, questions)}
-    # Shots never come from the questions that are asked.
-    if shots := loaded.examples["fit" if split != "fit" else "tune"]:
-        found["fewshot"] = _dataset(loaded.task, shots)
-    return found
+    # Shots never come from the questions that are asked: where there are no others there are none, for the harness would take those.
+    shots = loaded.examples["fit" if split != "fit" else "tune"]
+    return {"eval": _dataset(loaded.task, questions), "fewshot": _dataset(loaded.task, shots)}
 
 
 def aime_results(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
