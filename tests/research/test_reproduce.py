@@ -602,7 +602,7 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
         for stem, part in (("train", rows[:40]), ("dev", rows[40:])):
             write_rows(folder / name / f"{stem}.jsonl", part)
     config = ReproduceConfig(
-        scale=0.02, reward="generated", n_simulations=12, visits=3, outside=("gsm8k",), reader="lenient", answer_tokens=9
+        scale=0.02, reward="generated", n_simulations=12, visits=3, outside=("gsm8k",), reader="lenient", answer_tokens=9, worked=8
     )
     setup = Setup("tiny", ("arc_easy", "dart-1"), folder / "run", str(folder), config)
     made = Bench(answering("llama"), setup)
@@ -658,11 +658,11 @@ def test_layers_a_query_are_passes_times_generated_tokens(read_twice):
 def test_worked_answers_of_table_4_are_lm_evals(read_twice):
     made, page = read_twice
     section_4 = section(page, EXHIBITS["table4"].title)
-    (folder,) = (made.setup.out / "harness" / "tune-first-16").iterdir()
+    (folder,) = (made.setup.out / "harness" / "tune-first-8").iterdir()
     logs = {method: read_rows(next((folder / method).glob("samples_drllm_gsm8k*.jsonl"))) for method in ("base", "routers")}
     for kind in ("strict-match", "flexible-extract"):
         means = [100 * np.mean([row["exact_match"] for row in rows if row["filter"] == kind]) for rows in logs.values()]
-        assert f"| gsm8k, {kind} | 16 | {means[0]:.1f} | {means[1]:.1f} |" in section_4
+        assert f"| gsm8k, {kind} | 8 | {means[0]:.1f} | {means[1]:.1f} |" in section_4
     ((prompt, settings),) = logs["base"][0]["arguments"]
     assert prompt.count("#### ") == 5
     assert prompt.startswith("Question: What is ")

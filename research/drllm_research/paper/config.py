@@ -34,6 +34,7 @@ class ReproduceConfig(Options):
     max_step_tokens: int = option(512, STEP_HELP, ge=1)
     group_size: int = option(32, "questions a shard of a search; a kill loses the shards under way: fewer for a large model", ge=1)
     answer_tokens: int = option(2048, "new tokens of a worked answer in table 4 at most (the paper: 2,048)", ge=1)
+    worked: int = option(0, "questions of GSM8K and AIME at most, since a worked answer is long; 0: as many as of the others", ge=0)
     tokens: int = option(1000, "tokens that `latency` generates, at scale 1", ge=1)
     plain_ms: float = option(0.0, "--dry-run: milliseconds of one plain forward of a question; 0: measured on this model", ge=0)
     seed: int = option(0, "seed of search, training and blind baselines", ge=0, le=MAX_SEED)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.text import percent, with_interval
 from drllm.evaluation.harness import TASKS_FOLDER
@@ -49,11 +50,14 @@ class Worked(Stage):
     def forwards(self, setup: Setup) -> float:
         """Answers are decoded some together."""
         tokens = min(setup.config.answer_tokens, USUAL_TOKENS)
-        return 2 * setup.n_compared() * len(self.tasks) * (1 + tokens * DECODE_COST)
+        return 2 * self.config(setup).limit * len(self.tasks) * (1 + tokens * DECODE_COST)
+
+    def config(self, setup: Setup) -> EvaluateConfig:
+        config = setup.evaluate_config(self.split, False)
+        return replace(config, limit=min(config.limit, setup.config.worked or config.limit))
 
     def command(self, setup: Setup) -> str:
-        config = setup.evaluate_config(self.split, False)
-        tasks = ",".join(f"drllm_{name}" for name in self.tasks)
+        config, tasks = self.config(setup), ",".join(f"drllm_{name}" for name in self.tasks)
         flags = ["--harness", "--methods", f"{BASE},{ROUTERS}", "--tasks", tasks, "--split", config.split]
         flags += ["--limit", str(config.limit), *changed_flags(config, ("batch_size",)), f"--harness-args={' '.join(self.given(setup))}"]
         return setup.command("evaluate", *flags)
@@ -62,7 +66,7 @@ class Worked(Stage):
         from drllm.evaluation.harness.run import evaluate_harness
 
         setup = bench.setup
-        config, data = setup.evaluate_config(self.split, False), setup.data or None
+        config, data = self.config(setup), setup.data or None
         tasks = [f"drllm_{name}" for name in self.tasks]
         return evaluate_harness(bench.routed, [BASE, ROUTERS], tasks, setup.out, config, data, self.given(setup), bench.argv)
 
@@ -77,8 +81,7 @@ def logged(bench: Bench, stage: Worked) -> tuple[Logged, Logged]:
 
     setup = bench.setup
     bench.run(stage)
-    config = setup.evaluate_config(stage.split, False)
-    folder = harness_folder(setup.out, [f"drllm_{name}" for name in stage.tasks], config, stage.given(setup))
+    folder = harness_folder(setup.out, [f"drllm_{name}" for name in stage.tasks], stage.config(setup), stage.given(setup))
     return read_scores(folder / ROUTERS), read_scores(folder / BASE)
 
 
