@@ -18,8 +18,6 @@ from drllm.policies.routers import N_ACTIONS, RouterConfig, Routers
 from record_factory import record
 from reference import path_model
 
-# --- losses
-
 
 def test_class_weights_by_hand():
     # beta = 0.5: (1 - b) / (1 - b^n) is 1, 2/3, 4/7 for n = 1, 2, 3; their mean is 47/63.
@@ -65,9 +63,6 @@ def test_focal_loss_has_finite_gradients_when_sure(gamma):
     assert logits.grad.isfinite().all()
 
 
-# --- metrics ------------------------------------------------------------------------------------------------------------------------
-
-
 def test_f1_by_hand_and_an_absent_class():
     predictions, labels = torch.tensor([[1, 1, 0], [1, 0, 1]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     scores = f1_scores(predictions, labels, 3)
@@ -91,9 +86,6 @@ def test_mean_passes_counts_a_repeat_twice():
     assert metrics["f1_execute"] == pytest.approx(4 / 5)
     assert metrics["f1_repeat"] == pytest.approx(2 / 3)
     assert metrics["macro_f1"] == pytest.approx((1 + 4 / 5 + 2 / 3) / 3)
-
-
-# --- the loop -----------------------------------------------------------------------------------------------------------------------
 
 
 def planted(n_records: int = 300, n_layers: int = 3, n_windows: int = 4, size: int = 12, seed: int = 0, noise: float = 0.3) -> Features:
@@ -274,8 +266,6 @@ def test_warm_up_is_at_most_a_tenth_of_all_steps(tmp_path):
     assert most == four
     assert len({four, two, none}) == 3
 
-
-# --- the features -------------------------------------------------------------------------------------------------------------------
 
 LABELS = [Route.parse(text) for text in ("1111", "0111", "1102", "2011", "1210", "0021", "2221", "1000")]
 LENGTHS = [9, 3, 17, 8, 26, 1, 12, 5]

@@ -187,9 +187,6 @@ def test_the_base_dtype_does_not_reach_the_routers():
     assert torch.equal(seen[0], seen[1])
 
 
-# --- the control ---------------------------------------------------------------------------------------------------------------
-
-
 def decisions(policy, x, mask) -> torch.Tensor:
     decider = policy.start(mask)
     return torch.stack([decider.decide(block, x) for block in range(policy.n_layers)])
@@ -238,9 +235,6 @@ def test_operating_points_go_from_the_base_to_the_routers():
     assert points[:-1] == sorted(points[:-1], reverse=True)
     held = Routers(SMALL).with_control(0.05).operating_points()
     assert [point.control for point in held] == [0.4, 0.3, 0.2, 0.1, 0.05]
-
-
-# --- the artefact -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -332,9 +326,6 @@ def test_moving_to_a_device_leaves_the_routers_where_they_are():
     assert {parameter.device.type for parameter in moved.parameters()} == {"meta"}
     assert {parameter.device.type for parameter in routers.parameters()} == {"cpu"}
     assert moved.config is routers.config
-
-
-# --- in a model ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_two_prefills_at_once_keep_their_own_windows():

@@ -606,7 +606,7 @@ def read_twice(tmp_path_factory) -> tuple[Bench, str]:
     )
     setup = Setup("tiny", ("arc_easy", "dart-1"), folder / "run", str(folder), config)
     made = Bench(answering("llama"), setup)
-    page = reproduce(made, wanted_exhibits(["table3", "table4"])).with_suffix(".md").read_text(encoding="utf-8")
+    page = reproduce(made, wanted_exhibits(["table3", "table4", "table5", "search"])).with_suffix(".md").read_text(encoding="utf-8")
     return made, page
 
 
@@ -627,6 +627,16 @@ def test_a_gain_is_told_by_both_readers_and_form_is_their_difference(read_twice)
     assert [float(cell.split()[0]) for cell in cells[1:4]] == pytest.approx([100 * value for value in expected], abs=0.0501)
     assert float(cells[4]) == pytest.approx(100 * asked, abs=0.0501)
     assert "routers raise accuracy, mean over 2 tasks, read leniently" in page
+
+
+@pytest.mark.slow
+def test_rivals_and_the_search_taken_apart_are_read_twice_as_well(read_twice):
+    _, page = read_twice
+    rivals, parts = (section(page, EXHIBITS[name].title) for name in ("table5", "search"))
+    assert any(line.startswith("| mindskip |") and line.count("|") == 7 for line in rivals.splitlines()), "strict, lenient and form"
+    assert "flexidepth is not in the table: a 'flexidepth' policy spends at least 4.0 passes" in rivals, "trained, and too dear"
+    solved = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in parts.splitlines() if line.startswith("| the ")}
+    assert solved["the lenient reader"] >= solved["the paper's"]
 
 
 @pytest.mark.slow
@@ -669,6 +679,7 @@ def test_worked_answers_of_table_4_are_lm_evals(read_twice):
     assert prompt.endswith("\nAnswer:")
     assert settings["max_gen_toks"] == 9
     assert "mean over 1 tasks (there over eight), flexible-extract" in section_4
+    assert re.search(r"\| gsm8k, form \| +\| +\| +\| [+-]\d+\.\d \(", section_4), "the strict gain less the flexible one"
 
 
 def read_rows(path: Path) -> list[dict]:

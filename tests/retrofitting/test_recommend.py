@@ -214,9 +214,6 @@ def test_a_refused_retrofit_leaves_its_folder_to_other_minutes(tmp_path):
         assert not RunFolder(tmp_path / "run").asked.exists()
 
 
-# --- words --------------------------------------------------------------------------------------------------------------------------------
-
-
 def row(n: int = 100, better: int = 12, worse: int = 8, passes: float = 28.5) -> SummaryRow:
     difference = (better - worse) / n
     return SummaryRow("codebook", "all", n, 0.5, 0.4, 0.6, passes, 30, 3, 0.5, difference, -0.05, 0.13, 0.5, better, worse)
@@ -270,9 +267,6 @@ def test_only_one_route_for_all_is_exported_and_commands_can_be_pasted():
     assert "drllm export --policy 'my runs/x/promised' --out 'my runs/x/exported'" in static
     assert not any("drllm export" in line for line in (*damped, *codebook)), "no format holds a strength"
     assert commands(kept(deploy=PROMISED, is_chat=True), "x")[0] == 'drllm generate --policy x/promised --chat --beside-base "a prompt"'
-
-
-# --- sizes --------------------------------------------------------------------------------------------------------------------------------
 
 
 ACCURACY, SPEED = RetrofitConfig(), RetrofitConfig(objective="speed")

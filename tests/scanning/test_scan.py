@@ -290,9 +290,6 @@ def _kill_a_worker(folder: Path) -> None:
     os.kill(found[0], signal.SIGKILL)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------------------
-
-
 def test_fewer_questions_than_the_race_needs_is_one_line_and_its_advice_works(data, tmp_path):
     with pytest.raises(InputError, match=r"arc_easy has \d+ questions in split fit that this model can be asked, the race needs 500"):
         scan(runs.model(), [runs.TASK], replace(SMALL, questions=500), tmp_path, data)

@@ -47,9 +47,6 @@ def options(**changes) -> SearchConfig:
     return SearchConfig(**{**vars(SEARCH), **changes})
 
 
-# --- what the records hold ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.gpu
 def test_search_records_every_evaluation(run, tiny, fit, plain):
     """Each record: the routes its tree asked for, each with the verdict of a plain computation, and what the tree chose."""
@@ -104,15 +101,22 @@ def test_base_and_kept_route_are_checked_alone_under_both_metrics_and_another_te
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_letter_search_resumes_to_the_same_bytes(lost, data, tmp_path):
+@pytest.mark.parametrize(("name", "lost"), [(TASK, 0), pytest.param(TASK, 1, marks=pytest.mark.slow), ("dart-1", 0)])
+def test_a_search_of_letters_or_boxes_resumes_to_the_same_bytes(name, lost, data, tmp_path):
     """Generated answers round by the batch they are decoded in: so their groups are searched one at a time, whole."""
-    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter", max_new_tokens=3)
-    search(model(), [TASK], config, tmp_path / "whole", data)
+    sums = [
+        {"question": f"What is {n} + 1?", "answer": str(n + 1) if n % 9 else "}" * (n + 1), "level": 1, "part": "train"} for n in range(30)
+    ]
+    asked = data if name == TASK else write_rows(tmp_path / "sums.jsonl", sums)
+    config = SearchConfig(n_simulations=3, limit=8, group_size=4, reward="letter" if name == TASK else "boxed", max_new_tokens=3)
+    search(model(), [name], config, tmp_path / "whole", asked)
     copy_run(tmp_path / "whole", tmp_path / "torn", "search", "verdicts")
-    shard_path(tmp_path / "torn" / "search" / TASK, lost).unlink()
-    search(model(), [TASK], config, tmp_path / "torn", data)
+    shard_path(tmp_path / "torn" / "search" / name, lost).unlink()
+    search(model(), [name], config, tmp_path / "torn", asked)
     assert folder_bytes(tmp_path / "torn" / "search") == folder_bytes(tmp_path / "whole" / "search")
+    skipped = json.loads((tmp_path / "whole" / "search" / name / "_plan.json").read_text())["skipped"]
+    unread = ["a question has a gold answer that math-verify cannot read"]
+    assert list(dict.fromkeys(skipped.values())) == (unread if name == "dart-1" else []), "one reason, whatever the answers are"
 
 
 def test_a_question_with_one_choice_is_left_out_with_its_reason(tiny, data, tmp_path):
@@ -139,9 +143,6 @@ def test_groups_are_filled_by_length_and_the_last_is_short(run):
     assert shard_indices(folder) == list(range(-(-n // 8)))
     sizes = [pq.ParquetFile(shard_path(folder, index)).metadata.num_rows for index in shard_indices(folder)]
     assert sizes == [8] * (n // 8) + ([n % 8] if n % 8 else [])
-
-
-# --- the same search, the same bytes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,6 @@ def test_resuming_scores_only_what_is_missing(run, tiny, data, tmp_path):
     assert len(notes.found) == n_told > 0, "a finished search asks nothing"
 
 
-# --- loops
-
-
 @pytest.mark.slow
 def test_a_search_with_loops_records_plain_verdicts_checks_and_a_blind_baseline_and_resumes(tiny, data, fit, plain, tmp_path):
     config = options(max_loop_span=2, limit=16, n_simulations=30, early_stop=False)
@@ -273,9 +271,6 @@ def test_generated_answers_along_loops_do_not_depend_on_the_order_of_a_list(tiny
     for one, other in zip(together, reverse, strict=True):
         assert len(one.routes) == len(routes)
         assert dict(zip(one.routes, one.rewards, strict=True)) == dict(zip(other.routes, other.rewards, strict=True))
-
-
-# --- a list of routes on every question ---------------------------------------------------------------------------------------------
 
 
 def test_a_list_of_routes_gives_a_dense_matrix(tiny, data, plain, tmp_path):
@@ -339,9 +334,6 @@ def test_an_unusable_file_of_routes_is_named_with_its_line(text, message, tmp_pa
         read_routes(path)
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
-
-
-# --- what is refused ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

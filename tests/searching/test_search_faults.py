@@ -58,9 +58,6 @@ def odd_rows() -> list[dict]:
     ]
 
 
-# --- questions ----------------------------------------------------------------------------------------------------------------------
-
-
 def searched_rows(path: Path, rows: list[dict]) -> Path:
     """A file whose `rows` may all be searched: others stand for its development part."""
     others = [row | {"part": "dev", "id": f"dev {row['id']}", "question": f"dev {row['question']}"} for row in questions(4)]
@@ -104,9 +101,6 @@ def test_a_question_that_fits_is_searched_though_its_second_wording_does_not(dat
     search(model(), [bare], SMALL, tmp_path)
     checks = {check.check for record in read_records(tmp_path / "search") for check in record.checks}
     assert checks == {"fp32:acc", "fp32:acc_norm"}
-
-
-# --- logits that are NaN or infinite -----------------------------------------------------------------------------------------------------
 
 
 def broken_on(marker: str) -> RoutedModel:
@@ -166,9 +160,6 @@ def test_a_model_of_nothing_but_broken_logits_is_refused(data, tmp_path):
     routed = RoutedModel.wrap(routed.unwrap(), byte_tokenizer())
     with pytest.raises(InputError, match="logits are NaN or infinite"):
         search(routed, [TASK], SMALL, tmp_path, data)
-
-
-# --- the disk -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -251,9 +242,6 @@ def test_another_tokenizer_is_another_search(data, tmp_path):
     other.add_tokens(["what is"])
     with pytest.raises(ArtifactError, match="was searched with questions = "):
         search(RoutedModel.wrap(model().unwrap(), other), [TASK], SMALL, tmp_path, data)
-
-
-# --- Ctrl-C and kill -9 -------------------------------------------------------------------------------------------------------------
 
 
 class Interrupting(Reporter):

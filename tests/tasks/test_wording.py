@@ -180,7 +180,7 @@ def test_what_stands_in_the_last_box(text, content):
 def test_a_gold_answer_that_cannot_be_read_is_refused():
     assert is_parsed("\\frac{1}{2}")
     assert not is_parsed("}{")
-    with pytest.raises(InputError, match=r"question s has a gold answer that math-verify cannot read, '\}\{'"):
+    with pytest.raises(InputError, match=r"question s has a gold answer that math-verify cannot read: '\}\{'"):
         get_task("dart-1").boxed_prompt(Example("s", "?", (), "}{", "dart-1"), WORDINGS["ours"])
 
 

@@ -100,11 +100,7 @@ ROWS = {
     "random_skip@0.9": Row("random_skip", {"budget": BUDGET}, True, fit=0, tune=0),
     "mindskip@0.9": Row("mindskip", {"budget": BUDGET, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)),
     "flexidepth@0.9": Row(
-        "flexidepth",
-        {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD},
-        fit=400,
-        tune=THRESHOLD,
-        only=("in-domain",),
+        "flexidepth", {"budget": BUDGET, "penalty": 3e-3, "tune_questions": THRESHOLD}, fit=400, tune=THRESHOLD, only=("in-domain",)
     ),
 }  # gates: 150 steps of 8 questions; they answer by log-likelihood alone, so not in the settings with letters or numbers
 # Of the frontier, static against a policy a prompt; the rows without a budget spend what they like. A policy a prompt has no budget above

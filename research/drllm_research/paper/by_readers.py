@@ -23,10 +23,9 @@ def by_readers(bench: Bench, stage: Evaluate) -> list[Part]:
     tasks = [task for task in stage.tasks if STRICT in answers(bench, stage, BASE, task)[0]]
     if not tasks:
         return []
-    others = [name for name in bench.there(stage.methods) if name != BASE]
     accuracy = (percent(mean_of(bench, stage, BASE, tasks, reader)) for reader in (STRICT, LENIENT))
     rows = [(f"{BASE} (its accuracy, %)", *accuracy, "", *_forms(bench, stage, BASE, tasks))]
-    for name in others:
+    for name in (method for method in bench.there(stage.methods) if method != BASE):
         gains = [against(bench, stage, name, BASE, tasks, reader) for reader in (STRICT, LENIENT)]
         shown = (with_interval(gain.mean, gain.low, gain.high) for gain in gains)
         rows.append((name, *shown, with_interval(*form_of(bench, stage, name, tasks)), *_forms(bench, stage, name, tasks)))

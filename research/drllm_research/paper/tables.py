@@ -190,8 +190,7 @@ def _outside_stages(setup: Setup) -> list[Stage]:
 
 
 def _table4(bench: Bench) -> list[Part]:
-    stage, worked, parts = _outside(bench.setup), _worked(bench.setup), list[Part]()
-    ends: list[str] = []
+    stage, worked, parts, ends = _outside(bench.setup), _worked(bench.setup), list[Part](), list[str]()
     if stage is not None:
         summary = bench.run(stage)
         parts.append(
@@ -271,14 +270,13 @@ def _table5(bench: Bench) -> list[Part]:
     lines += [f"{policy} is not in the table: {reason}." for policy, reason in bench.missed.items()]
     if BUDGETED in there:
         leads = [against(bench, stage, BUDGETED, rival) for rival in rivals]
-        text = "at equal savings routers keep more accuracy than any rival"
         figures = f"Best of the rivals: {min(leads, key=lambda lead: lead.mean)}"
         kept = {name: pooled(summary, name) for name in (BUDGETED, *rivals)}
         aim = BUDGET * kept[BUDGETED].n_layers
         off = [f"{name} {row.mean_passes:.2f}" for name, row in kept.items() if abs(row.mean_passes - aim) > NEAR]
         if off:
             lines.insert(0, f"The savings are not quite equal: of {aim:.2f} passes aimed at, these make: {', '.join(off)}.")
-        lines = [verdict(summary, BUDGETED), weighed(text, leads, figures), *lines]
+        lines = [verdict(summary, BUDGETED), weighed("at equal savings routers keep more accuracy than any rival", leads, figures), *lines]
     caption = (
         f"{paper.SAVED} of {paper.OF_LAYERS} passes saved ({percent(BUDGET)} % kept), {summary.split} split: {BUDGETED} are routers "
         "of preset default with the control set on tune; routers are the paper's, which have no budget."

@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from drllm.core.config import EvaluateConfig
 from drllm.core.errors import InputError
 from drllm.core.text import percent, with_interval
 from drllm.evaluation.harness import TASKS_FOLDER
 from drllm.reporting.parts import Part, Table
 from drllm.runs.names import BASE
+from drllm.runs.summary import evenly
 from drllm.tasks import get_task
 from drllm_research.paper.setup import Setup, changed_flags
 from drllm_research.paper.stages import DECODE_COST, ROUTERS, Bench, Stage
@@ -66,9 +69,8 @@ class Worked(Stage):
         from drllm.evaluation.harness.run import evaluate_harness
 
         setup = bench.setup
-        config, data = self.config(setup), setup.data or None
-        tasks = [f"drllm_{name}" for name in self.tasks]
-        return evaluate_harness(bench.routed, [BASE, ROUTERS], tasks, setup.out, config, data, self.given(setup), bench.argv)
+        tasks, source = [f"drllm_{name}" for name in self.tasks], setup.data or None
+        return evaluate_harness(bench.routed, [BASE, ROUTERS], tasks, setup.out, self.config(setup), source, self.given(setup), bench.argv)
 
 
 Scored = dict[str, list[float]]  # task -> what each question scored
@@ -103,7 +105,10 @@ def worked_answers(bench: Bench, stage: Worked) -> list[Part]:
             name = row["task"].removeprefix("drllm_") + ("" if row["filter"] == "none" else f", {row['filter']}")
             change = with_interval(*(row[key] for key in ("difference", "difference_low", "difference_high")))
             rows.append((name, f"{row['n']:,}", percent(row["reference"]), percent(row["value"]), change))
+    if READ_TWICE in stage.tasks:  # form is the strict gain less the flexible one, question by question
+        both = [scored(logged(bench, stage), (READ_TWICE,), reader) for reader in (STRICT, FLEXIBLE)]
+        strict, flexible = (np.subtract(ours[READ_TWICE], base[READ_TWICE]) for ours, base in both)
+        rows.append((f"{READ_TWICE}, form", "", "", "", with_interval(*evenly([strict - flexible])[1])))
     header = ("task", "questions", "base, %", "routers, %", "difference, points")
-    limit = bench.setup.config.answer_tokens
-    caption = f"Problems worked out in writing, as lm-evaluation-harness asks and grades them, at most {limit:,} new tokens an answer."
+    caption = f"In writing, as lm-evaluation-harness asks and grades, at most {bench.setup.config.answer_tokens:,} new tokens an answer."
     return [Table(header, tuple(rows), caption)]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from drllm.core.errors import InputError
+from drllm.core.progress import Progress
 from drllm.core.route import Route
 from drllm.policies.files import PolicyFiles, check_shapes
 from drllm.runs.store import Verdict
@@ -242,18 +243,20 @@ def generate_gated(scorer: GeneratedScorer, policy: Gates, questions: Sequence[Q
     full = Route.full(routed.n_layers)
     answers = [Answer(handle, full, question) for handle, question in enumerate(questions)]
     depths = [GatedDepth(float(routed.n_layers))] * len(questions)
-    for places in split_steps([question.n_tokens + scorer.max_new_tokens for question in questions], scorer.max_step_tokens):
-        running = [answers[place] for place in places]
-        while running:
-            inputs = prompt_inputs(routed, [(*answer.question.context_ids, *answer.tokens) for answer in running])
-            real = inputs["attention_mask"].bool()
-            n_new = torch.tensor([len(answer.tokens) for answer in running], device=real.device)[:, None]
-            is_prompt = real & (torch.arange(real.shape[1], device=real.device)[None] < real.shape[1] - n_new)
-            step = Step.of(is_prompt, real)
-            with policy.installed(routed, step):
-                logits_BV = routed.model(**inputs, use_cache=False).logits[:, -1]
-            scorer.extend(running, logits_BV)
-            for answer, passes in zip(running, step.used_B.tolist(), strict=True):
-                depths[answer.handle] = GatedDepth(passes)
-            running = [answer for answer in running if not answer.done]
+    with Progress("answers under gates", len(questions)) as progress:
+        for places in split_steps([question.n_tokens + scorer.max_new_tokens for question in questions], scorer.max_step_tokens):
+            running = [answers[place] for place in places]
+            while running:
+                inputs = prompt_inputs(routed, [(*answer.question.context_ids, *answer.tokens) for answer in running])
+                real = inputs["attention_mask"].bool()
+                n_new = torch.tensor([len(answer.tokens) for answer in running], device=real.device)[:, None]
+                is_prompt = real & (torch.arange(real.shape[1], device=real.device)[None] < real.shape[1] - n_new)
+                step = Step.of(is_prompt, real)
+                with policy.installed(routed, step):
+                    logits_BV = routed.model(**inputs, use_cache=False).logits[:, -1]
+                scorer.extend(running, logits_BV)
+                for answer, passes in zip(running, step.used_B.tolist(), strict=True):
+                    depths[answer.handle] = GatedDepth(passes)
+                running = [answer for answer in running if not answer.done]
+            progress.advance(len(places))
     return [scorer.verdict(answer) for answer in answers], depths

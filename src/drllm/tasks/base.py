@@ -143,7 +143,7 @@ class Task:
         r"""What asks for the answer in \boxed{}, in a wording; InputError for a gold answer that no answer can be compared with."""
         if not is_parsed(str(example.answer)):
             raise InputError(
-                f"question {example.id} has a gold answer that math-verify cannot read, {example.answer!r}: mend it or leave it out"
+                f"question {example.id} has a gold answer that math-verify cannot read: {example.answer!r}, mend it or leave it out"
             )
         return wording.asked_for_box(example.question)
 
