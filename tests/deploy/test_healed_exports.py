@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from drllm.cli.main import main
 from drllm.deploy.export import check_export, export
 from drllm.deploy.serving.launch import make_spec
 from drllm.deploy.serving.spec import ServeSpec
+from drllm.model.packages import PACKAGED
+from drllm.policies.adapter import Adapter
 from drllm.policies.codebook import Codebook, Point, TextSelector
 from healed import random_adapter, random_policy
 from standings import HEALED
@@ -23,6 +26,7 @@ from standings import HEALED
 pytestmark = pytest.mark.long
 
 ROUTES = ["1011", "1120", "0-2,1-3"]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "smollm2-135m-27-of-30"
 IDS = torch.tensor([[5, 9, 33, 7, 21, 60], [8, 8, 41, 3, 12, 90]])
 
 
@@ -44,6 +48,17 @@ def test_merged_it_is_a_plain_checkpoint_that_computes_the_same(family, route, t
     assert (loaded(IDS).logits - bare).abs().max() > 1e-2
     assert "were trained to say what the base says" in (tmp_path / "merged" / "README.md").read_text()
     check_export(tmp_path / "merged")
+
+
+@pytest.mark.skipif(PACKAGED["smollm2-135m-q4"].installed is None, reason="needs the data package of smollm2-135m-q4 (drllm models)")
+def test_in_16_bits_both_are_compared_in_float32(tmp_path, capsys, monkeypatch):
+    """The example of the README; merged weights round, and in bfloat16 the base's logits are 1.4 from its own in float32."""
+    command = ["export", "--policy", str(EXAMPLE), "--dtype", "bfloat16", "--out", str(tmp_path / "short")]
+    assert main(command) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "short").dtype == torch.bfloat16
+    monkeypatch.setattr(Adapter, "merged", lambda adapter, linear, weight: weight)
+    assert main(command) == 2
+    assert "cannot express this route as a plain checkpoint: its logits are off by" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -25,9 +25,6 @@ def test_the_page_is_current(tool):
     assert tool.PAGE.read_text(encoding="utf-8") == tool.page(), f"run python tools/{tool.__name__}.py"
 
 
-# --- docs/api.md
-
-
 def test_every_public_name_is_on_the_page():
     """Of each `:::` line, and the members that are listed behind it; of a module without a list, all of its own."""
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -35,9 +32,6 @@ def test_every_public_name_is_on_the_page():
     shown |= {name.strip() for names in re.findall(r"members: \[([^\]]+)\]", page) for name in names.split(",")}
     assert "::: drllm.core.errors" in page
     assert set(drllm.__all__) - shown == set()
-
-
-# --- docs/architecture.md, from the import contract and the folders' docstrings
 
 
 def test_the_drawing_and_the_table_of_folders_are_current():
@@ -56,9 +50,6 @@ def test_files_that_the_walks_name_are_there():
     assert [name for name in named if not (ROOT / "src" / "drllm" / name).is_file() and not (ROOT / name).is_file()] == []
 
 
-# --- docs/audit.md, from the claims and the stored scans
-
-
 CLAIMS = yaml.safe_load(write_audit.CLAIMS.read_text(encoding="utf-8"))
 
 
@@ -73,9 +64,6 @@ def test_a_claim_names_its_source_and_was_measured_on_new_questions_beside_other
     for row in rows:
         assert row.fresh is not None
         assert claim.result.mean_of(write_audit.ELSEWHERE, row.route) is not None
-
-
-# --- docs/families.md, from the lists that the tests hold
 
 
 def test_every_family_stands_once_and_the_lists_name_no_other():
@@ -94,9 +82,6 @@ def test_what_the_rows_say():
     assert found["deepseek_v32"]["rewards of written answers"] == "no"
     assert (found["mistral"]["serve"], found["mistral-sliding"]["serve"]) == ("yes", "no")
     assert found["gemma3_text"]["`gguf`"] == "some routes"
-
-
-# --- docs/glossary.md
 
 
 def test_every_word_stands_once_and_says_something():

@@ -133,8 +133,6 @@ def test_what_is_read_can_be_asked_for(tiny, run):
         train(tiny, run, CodebookConfig(read="text", block=2))
 
 
-# --- by KL
-
 N_PROMPTS = 200
 
 

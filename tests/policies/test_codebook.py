@@ -151,9 +151,6 @@ def test_adapters_that_no_route_names_or_a_route_lacks_are_refused():
             Codebook(routes, codebook.selector, codebook.points, 0, adapters)
 
 
-# --- of states
-
-
 @pytest.fixture(scope="module")
 def tiny() -> RoutedModel:
     return runs.model()

@@ -26,9 +26,6 @@ def routed() -> RoutedModel:
     return RoutedModel.wrap(families.build("llama", vocab_size=300, max_position_embeddings=512), byte_tokenizer())
 
 
-# --- golden artefacts: they load, and decide what they decided
-
-
 @pytest.fixture(scope="module")
 def golden_base() -> RoutedModel:
     return RoutedModel.wrap(str(GOLDEN / "base"))
@@ -59,9 +56,6 @@ def test_a_newer_key_warns_and_a_newer_schema_refuses(golden_base, tmp_path):
     (folder / "drllm_config.json").write_text(json.dumps(config | {"schema_version": 99}))
     with pytest.raises(ArtifactError, match="upgrade drllm"):
         RoutedModel.from_pretrained(folder, base=golden_base)
-
-
-# --- the model card
 
 
 def run_with_figures(routed: RoutedModel, root: Path) -> Path:
@@ -181,9 +175,6 @@ def test_info_refuses_a_torn_policy(routed, tmp_path, capsys):
     (folder / "policy.json").write_text('{"route": "1111"}')
     assert main(["info", str(folder)]) == 2
     assert "not the file that was saved" in capsys.readouterr().err
-
-
-# --- the Hub, its two calls replaced by a folder
 
 
 @pytest.fixture

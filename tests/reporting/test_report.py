@@ -352,9 +352,6 @@ def test_without_loops_no_page_speaks_of_them(run: Path):
     assert "loop" not in markdown_of(run)
 
 
-# --- many policies on many tasks, and half of a run
-
-
 FULL_TASKS = ("arc_easy", "arc_challenge", "arith-1", "arith-2", "arith-3", "arith-4", "arith-5")
 FULL_METHODS = (
     *("base", "routers", "random", "shuffled", "routers_first_block", "routers_windows_16", "routers_budget"),

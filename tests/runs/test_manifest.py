@@ -128,9 +128,6 @@ def test_remembered_questions_are_found_from_another_folder(tmp_path, monkeypatc
     assert data_of(run, None) is None
 
 
-# --- dataclasses of JSON files
-
-
 ROW = {"method": "base", "task": "t", "n": 2, "accuracy": 0.5, "wilson_low": 0.1, "wilson_high": 0.9, "mean_passes": 4.0, "n_layers": 4}
 SUMMARY = {"split": "tune", "reference": "base", "model": "m", "tasks": ["t"], "rows": [ROW]}
 

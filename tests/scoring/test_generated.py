@@ -71,9 +71,6 @@ def alone(routed: RoutedModel, example: Example, route: Route, n_new: int = 10) 
     return routed.generate([asked(ARC.letter_prompt(example, OURS))], policy=route, max_new_tokens=n_new, do_sample=False)[0].text or ""
 
 
-# --- the answers ------------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_letters_are_settled_by_the_beginning_of_what_each_prompt_generates(family):
     routed = answering(family)
@@ -165,9 +162,6 @@ def test_a_question_reads_the_same_on_every_day_and_leaves_no_room_to_think():
     assert text.endswith("<think></think>")
 
 
-# --- a model that answers by rote ---------------------------------------------------------------------------------------------------------
-
-
 # Each token is followed by one other, whatever stood before. A prompt ends in its question's first character.
 def test_generated_verdicts_are_those_of_the_right_question():
     """Questions of several lengths, asked out of order and twice; answers that end, settle, or run on to the limit."""
@@ -221,9 +215,6 @@ def test_answers_leave_the_batch_when_they_are_settled():
     scorer = GeneratedScorer(by_rote(), "letter", 600, max_new_tokens=1)
     scorer.load([scorer.question(ARC, example) for example in examples])
     assert decode_sizes(by_rote(), lambda: scorer.score(pairs)) == [], "one new token needs no decoding"
-
-
-# --- nothing else shows -------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,9 +309,6 @@ def below(node: Node) -> list[Node]:
     return [found for child in node.children.values() for found in (child, *below(child))]
 
 
-# --- the choice of each token -------------------------------------------------------------------------------------------------------------
-
-
 def test_the_repetition_penalty_of_the_model_is_followed():
     """Prompt tokens count too, pads do not: the answers of `generate`, which differ from those without a penalty."""
     routed, pairs = answering("llama", repetition_penalty=1.6), mixed_pairs(12, seed=6)
@@ -374,9 +362,6 @@ def test_attention_that_keeps_more_than_keys_and_values_is_refused(family):
         scorer.score([(0, ROUTES[0])])
 
 
-# --- questions at the edges ---------------------------------------------------------------------------------------------------------------
-
-
 REFUSED = {
     "27 choices": (replace(EXAMPLES[0], choices=("x",) * 27), "27 choices, a letter prompt holds at most 26"),
     "half a character": (replace(EXAMPLES[0], question="half \ud83d"), "cannot be tokenised"),
@@ -420,9 +405,6 @@ def test_logits_that_are_not_numbers_are_marked_broken_and_spoil_no_other():
             assert (got.broken, got.correct) == (True, False)
         else:
             assert (got.text, got.correct, got.broken) == (expected.text, expected.correct, False)
-
-
-# --- wordings and readers -----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_answer_may_not_end_before_the_wording_lets_it():

@@ -122,9 +122,6 @@ def state_bytes(question: Question, dtype: torch.dtype = torch.float32) -> int:
     return max(math.ceil(len(sequence) / 8) * 8 for sequence in question.sequences) * 32 * dtype.itemsize
 
 
-# --- verdicts depend on the question and the route alone ------------------------------------------------------------------------------
-
-
 @functools.cache
 def plain_order(family: str, dtype: torch.dtype) -> dict[Pair, Verdict]:
     scorer, questions = scorer_of(family, dtype)
@@ -211,9 +208,6 @@ def test_rows_that_fill_their_width_have_a_mask_too():
     assert scorer.score([(1, route) for route in ROUTES]) == alone
 
 
-# --- verdicts are right -----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "family",
     [*FAST_FAMILIES] + [pytest.param(name, marks=pytest.mark.slow) for name in sorted(families.FAMILIES) if name not in FAST_FAMILIES],
@@ -258,9 +252,6 @@ def test_a_model_with_a_weight_that_is_not_a_number_breaks_its_routes_only(famil
     assert {verdict.broken for verdict in found.values()} == {True, False}
 
 
-# --- nothing is computed twice ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
@@ -283,9 +274,6 @@ def test_each_shared_prefix_is_applied_once(family, pairs, seed):
     assert scorer.runner.n_bytes == scorer.runner.peak_bytes == sum(node.state.nbytes for node in nodes_of(scorer))
     scorer.close(handles)
     assert scorer.runner.n_bytes == 0
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------------------------
 
 
 def check_books(scorer: LoglikScorer) -> None:
@@ -400,9 +388,6 @@ def test_a_closed_question_is_forgotten():
     assert scorer.runner.n_bytes == 0
     # A handle is never given twice, so a late user of an old one cannot reach another question.
     assert not {first, second} & set(scorer.open(questions[2:3]))
-
-
-# --- routes that a policy decides ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "mistral-sliding", "modernbert-decoder"])

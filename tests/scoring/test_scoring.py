@@ -67,9 +67,6 @@ def assert_logliks(got: Verdict, question: Any, expected: list[float]) -> None:
     assert (got.acc, got.acc_norm) == (wanted.acc, wanted.acc_norm)
 
 
-# --- log-likelihoods ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_pack_where_a_tree_shaped_mask_is_possible(family):
     _, routed = base_and_routed(family)
@@ -184,9 +181,6 @@ def test_scoring_without_a_tokenizer_is_refused():
             make(routed)
 
 
-# --- verdicts -----------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Asked:
     """As much of a question as a verdict reads."""
@@ -247,8 +241,6 @@ def test_the_digest_follows_the_content_not_the_order_of_scoring():
         assert questions_digest([scorer.question(ARC, replace(EXAMPLES[0], **change)), *questions[1:]]) != questions_digest(questions)
 
 
-# --- questions at the edges ---------------------------------------------------------------------------------------------------------
-
 ODD = {
     "empty question": replace(EXAMPLES[0], question=""),
     "blank question": replace(EXAMPLES[0], question=" \n "),
@@ -307,8 +299,6 @@ def test_a_question_that_just_fits_is_scored(family, packed, limit):
     with pytest.raises(InputError, match=f"a prompt of {limit + 1} tokens"):
         scorer.question(ARC, replace(fits, question=fits.question + "w"))
 
-
-# --- rows and steps -----------------------------------------------------------------------------------------------------------------
 
 PAIRS = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([5, 6, 7], [11, 12, 13])]
 

@@ -263,9 +263,6 @@ def test_the_shortest_path_is_chosen_then_that_of_the_fewest_blocks_then_that_of
     assert str(tree.chosen) == str(chosen)
 
 
-# --- simulations counted as the authors count them
-
-
 @settings(max_examples=60, deadline=None)
 @given(n_layers=st.integers(1, 40), n_simulations=st.integers(0, 80), seed=seeds)
 def test_all_simulations_count_the_base_known_routes_and_edits_that_change_nothing(n_layers, n_simulations, seed):
@@ -299,9 +296,6 @@ def test_met_routes_are_told_what_is_known_of_them():
 def test_loops_are_off_unless_asked_for():
     assert all(route.is_in_place for route in run(RouteTree(5, config_of(n_simulations=500), 0), never))
     assert Route.full(5).loop(1, 2) in run(RouteTree(5, config_of(n_simulations=500, max_loop_span=2), 0), never)
-
-
-# --- asking and telling
 
 
 def test_asking_twice_in_a_row_and_telling_what_was_not_asked_are_refused():

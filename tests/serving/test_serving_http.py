@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from drllm import Route, RoutedModel
+from drllm.cli.main import main
 from drllm.model.packages import PACKAGED
 from drllm.policies.codebook import Codebook, Point, TextSelector, grams_in
 from engines import PYTHON, checkpoint, free_port, needs_vllm, random_routers, serving
@@ -389,6 +390,18 @@ def test_one_route_as_users_start_it(routed, tmp_path):
         assert [text for text, _ in together] == [answer_of(routed, prompt, route) for prompt in PROMPTS[:4]]
     finally:
         served.stop()
+
+
+def test_the_healed_example_in_vllms_own_server(tmp_path):
+    """As the README has it: exported, then `vllm serve`, which knows nothing of drllm; transformers' answers."""
+    example, folder, port = ROOT / "examples" / "smollm2-135m-27-of-30", tmp_path / "short", free_port()
+    assert main(["export", "--policy", str(example), "--dtype", "float32", "--out", str(folder)]) == 0
+    healed = RoutedModel.from_pretrained(example, dtype="float32")
+    command = [str(PYTHON.with_name("vllm")), "serve", str(folder), "--port", str(port)]
+    with serving(command, port, {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_PLUGINS": ""}, minutes=10) as served:
+        asked = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none")
+        said = [asked.completions.create(model=str(folder), prompt=prompt, max_tokens=12, temperature=0) for prompt in PROMPTS[:4]]
+    assert [one.choices[0].text for one in said] == [healed.generate([prompt], max_new_tokens=12)[0].text for prompt in PROMPTS[:4]]
 
 
 def test_a_policy_in_the_engine_tells_its_routes(tmp_path):

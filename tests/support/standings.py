@@ -5,19 +5,15 @@ Names are those of `families.ALL_FAMILIES`. What stands in no list of a tool is 
 
 from __future__ import annotations
 
-# --- written answers (tests/scoring/test_generated.py) --------------------------------------------------------------------------------
 # Their attention keeps more than keys and values.
 NOT_WRITTEN = ("axk2", "deepseek_v32", "dots3_note_text")
 
-# --- healing (tests/healing, tests/deploy/test_healed_exports.py) ---------------------------------------------------------------------
 HEALED = ("llama", "gemma2", "qwen2", "gpt_neox")
 NO_LINEAR_MAPS = ("gpt2",)  # its blocks hold another kind of module
 
-# --- checkpoints (tests/deploy/test_export.py) ----------------------------------------------------------------------------------------
 # Some route has no configuration: a block's index decides what it computes, or which of two kinds of block it is.
 NOT_EVERY_CHECKPOINT = {"diffllama", "gpt2-inverse-layer-scale", "modernbert-decoder", "afmoe", "beam", "ernie4_5_moe", "dots3_note_text"}
 
-# --- PEFT (tests/deploy/formats/test_adapter.py) --------------------------------------------------------------------------------------
 # PEFT knows lists of blocks called `model.layers`, `encoder.layer` and `h`, of which no causal language model with the last two is left.
 LAYOUT = {
     *("biogpt", "codegen", "ctrl", "dbrx", "falcon", "falcon-new", "gpt-sw3", "gpt2", "gpt2-inverse-layer-scale", "gpt_bigcode"),

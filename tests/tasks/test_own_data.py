@@ -193,9 +193,6 @@ def test_columns_of_choices_by_other_names_are_no_free_answers(header, tmp_path)
         kind_of(tmp_path / "mine.csv")
 
 
-# --- folders
-
-
 def write(path: Path, names: Iterable[str], **changes: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return lines(path, *({"id": name, "question": f"Question {name}?", "choices": ["x", "y"], "answer": 1, **changes} for name in names))

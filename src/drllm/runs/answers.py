@@ -15,13 +15,7 @@ from drllm.runs.store import Verdict
 
 _TEXT = pa.string()
 _ROW = [("method", _TEXT), ("task", _TEXT), ("id", _TEXT), ("route", _TEXT), ("n_passes", pa.float64()), ("correct", pa.bool_())]
-_SOME = {
-    "f1": pa.float32(),
-    "strict": pa.bool_(),
-    "lenient": pa.bool_(),
-    "form": _TEXT,
-    "n_new": pa.int32(),
-}  # else null
+_SOME = {"f1": pa.float32(), "strict": pa.bool_(), "lenient": pa.bool_(), "form": _TEXT, "n_new": pa.int32()}  # else null
 ANSWERS = pa.schema([*_ROW, *_SOME.items()])
 
 

@@ -69,7 +69,7 @@ class Manifest(Stored):
 
     @property
     def dtype_name(self) -> str:
-        """The type of the weights, as a flag takes it; empty where an older version did not say."""
+        """The type of the weights, as a flag takes it."""
         return type_name(self.dtype)
 
 

@@ -21,7 +21,7 @@ CANNOT = "cannot express this route as a plain checkpoint"
 def write_checkpoint(routed: RoutedModel, route: Route, folder: Path) -> Exported:
     with new_folder(folder) as place:
         copied_bytes = write_weights(routed, [route], place)
-        difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT)
+        difference, n_checked = difference_from(routed, route, load_written(routed, place), CANNOT, bool(route.adapter))
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(route), route.n_passes, n_bytes, copied_bytes, difference, n_checked)
         load = f'from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained("{folder.name}")'
@@ -37,7 +37,7 @@ def write_stack(routed: RoutedModel, routes: Sequence[Route], folder: Path) -> N
         found, at = [], 0
         for route in routes:
             loaded.policy = Route.along(range(at, at + route.n_passes), loaded.n_layers)
-            found.append(difference_from(routed, route, loaded, CANNOT))
+            found.append(difference_from(routed, route, loaded, CANNOT, bool(route.adapter)))
             at += route.n_passes
         n_bytes = sum(path.stat().st_size for path in place.glob("*.safetensors"))
         done = Exported(folder, str(routes[0]), at, n_bytes, copied_bytes, *max(found))
