@@ -29,6 +29,4 @@ ask = transformers.pipeline(\"text-generation\", \"runs/demo/merged\")
 [answer] = ask([{\"role\": \"user\", \"content\": \"What do plants need to grow?\"}], max_new_tokens=40, do_sample=False)
 print(answer[\"generated_text\"][-1][\"content\"])"'
 
-printf '\nServe it: vllm serve runs/demo/merged'
-if ! command -v vllm > /dev/null; then printf ' (not installed here: make serve-env brings it, as .venv-serve/bin/vllm)'; fi
-echo
+printf '\nServe it: make serve-env (once), VLLM_CPU_KVCACHE_SPACE=2 .venv-serve/bin/vllm serve runs/demo/merged\n'

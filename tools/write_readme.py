@@ -60,9 +60,9 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing; 95 % intervals; the base has {sizes} MB. Row 1 ([examples](examples/README.md)): exported, in float32 "
-    "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw {elsewhere}. Rows 2 to 4: in "
-    "drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's equals always saying "
-    "yes. ¹ Of one short prompt on one thread, choosing the route included, over the base's."
+    "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw it lost {elsewhere}. Rows 2 to 4: in "
+    "drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's is what always saying "
+    "yes gives. ¹ Of one short prompt on one thread, choosing the route included, over the base's."
 )
 
 
@@ -70,7 +70,7 @@ def healed_row() -> str:
     """The policy in `examples/`, on calibrate questions of the tasks it was healed on."""
     rows = {row["method"]: row for row in read_json(HEALED / "calibrate.json")["rows"] if row["task"] == "all"}
     pooled, base = rows["healed"], rows["base"]
-    clock = read_json(HEALED / "clock.json")["prompt"]
+    clock = read_json(HEALED / "heal.json")["clock"]["prompt"]
     words = f"{SMALL}: a shorter route and its adapter (`healed`); ARC-Easy, OpenBookQA"
     points = with_interval(*(pooled[name] for name in ("difference", "difference_low", "difference_high")))
     asked = f"{base['n']:,} ({100 * base['accuracy']:.0f} %)"
