@@ -1,9 +1,12 @@
-"""The layout holds: folders are the layers, files are short, and only the command line reads arguments."""
+"""The layout holds: folders are the layers, functions are short, and only the command line reads arguments."""
 
 import ast
 import functools
 import itertools
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +102,26 @@ def test_no_string_names_a_module_above_its_own_layer():
             wrong.append(f"{name} names {text}")
     assert not wrong, wrong
     assert sum(text.split(".")[1] in level for _, text in spelled_modules()) > 8, "there are such strings: the test can fail"
+
+
+IMPORTING = """
+import importlib, json, pkgutil, sys
+rows = json.loads(sys.argv[1])
+for n, row in enumerate(rows):
+    for found in [m for name in row for m in pkgutil.walk_packages(importlib.import_module(name).__path__, f"{name}.")]:
+        if ".serving.engine" not in found.name:  # runs inside vLLM, which is in another environment
+            importlib.import_module(found.name)
+    above = tuple(f"{name}." for later in rows[n + 1 :] for name in later)
+    print(*(f"{' and '.join(row)} import {module}" for module in sys.modules if f"{module}.".startswith(above)), end="", sep=", ")
+"""
+
+
+def test_importing_a_folder_imports_none_above_it():
+    """In a process of its own, row by row from below: whatever is imported when modules load."""
+    contract, _ = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rows = [[name.strip() for name in re.split(r"[:|]", row)] for row in reversed(contract["layers"])]
+    done = subprocess.run([sys.executable, "-c", IMPORTING, json.dumps(rows)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_functions_are_short():

@@ -192,8 +192,6 @@ def test_what_cannot_be_trained_gets_one_line(tiny, run, tmp_path):
         train(tiny, run, CodebookConfig(block=1, budget=0.1))
 
 
-# --- the codebook
-
 N, K = 900, 6
 
 
@@ -386,9 +384,6 @@ def test_the_reach_leaves_out_the_share_that_was_asked_for():
     assert reach_of(read, 0, 0.0) == away.max(), "a text stranger than all that were learned from keeps the base"
 
 
-# --- several lists of routes
-
-
 @pytest.mark.slow
 def test_routes_added_later_join_the_matrix(tiny, data, tmp_path):
     """Two calls with routes are the matrix of both, also after a merge; a matrix of other questions is refused, two tasks share routes."""
@@ -424,8 +419,6 @@ def test_loops_share_what_their_visits_have_in_common_at_their_beginning():
     assert served_passes([full.loop(1, 3), full.loop(4, 5)]) == 8 + 3 + 2
     assert served_passes([full.edit(2, 0), full.edit(2, 2)]) == 8 + 1
 
-
-# --- loops and static routes: what methods make of a list that has them
 
 LOOPS = [Route.full(L), Route.parse("1101"), Route.full(L).loop(1, 2), Route.full(L).loop(2, 3), Route.full(L).loop(1, 2, 0.5)]
 
@@ -554,9 +547,6 @@ def test_a_route_needs_questions_that_did_not_choose_it():
     assert not confirmed(-good, good, 0.9)
 
 
-# --- the promise around a policy
-
-
 def test_operating_points_are_shares_of_the_tune_prompts_that_leave():
     matrix, features = planted(0, 0.5)
     tune, tune_features = planted(1, 0.5)
@@ -667,9 +657,6 @@ def test_every_other_policy_tried_on_the_same_questions_is_counted(tiny, run, da
     first, again = (calibrate(tiny, tmp_path / "run", codebook, asked)[1] for asked in (promise, less))
     assert len(codebook.operating_points()) > 1
     assert again.earlier == first.earlier, "also of several points, which are tested in an order until one fails"
-
-
-# --- routers that learn from all right paths
 
 
 def record(routes: list[str], margins: list[float]) -> RouteRecord:

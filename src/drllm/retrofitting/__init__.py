@@ -1,4 +1,4 @@
-"""All stages in one call: search, train, evaluate, answer, report.
+"""All stages in one call: search, train, evaluate, report.
 
 Imports every stage; nothing imports it but `cli`.
 """
