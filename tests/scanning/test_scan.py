@@ -364,7 +364,7 @@ def test_claims_that_cannot_be_read_are_one_line(claim, content, message, tmp_pa
     [
         (20, "The claimed +20 points lie above that interval: the claim does not hold on these questions."),
         (-5, "The claimed -5 points lie below that interval: it does better than claimed on these questions."),
-        (8, "The claimed +8 points lie inside that interval, and so does no change at all: about 100 questions would tell them apart."),
+        (8, "The claimed +8 points lie inside that interval, and so does no change at all: about 204 questions would tell them apart."),
         (None, "Measured: no sure difference, +4.0 (-4.0 to +12.0) points on 100 questions."),
     ],
 )

@@ -109,7 +109,7 @@ def _judged(gain: float, fresh: Difference) -> str:
         return f"lie {place} that interval: {word} on these questions"
     if not fresh.low <= 0 <= fresh.high or not gain:
         return "lie inside that interval: the claim holds on these questions"
-    needed = fresh.n * ((fresh.high - fresh.low) / 2 / gain) ** 2  # an interval shrinks with the root of its questions
+    needed = fresh.n * ((fresh.high - fresh.low) / 2 / gain * 2.8 / 1.96) ** 2  # intervals shrink with the root of n; a power of 80 %
     return f"lie inside that interval, and so does no change at all: about {max(needed, fresh.n):,.0f} questions would tell them apart"
 
 

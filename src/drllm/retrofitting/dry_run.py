@@ -70,9 +70,9 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) 
         more = f"Bring about {least / share:,.0f} questions in all."
         if less is not None:
             more += f" These {n:,} bear a smaller promise of a policy that changes no answer: --promise-epsilon {less:g}."
-        yield f"{n:,} calibrate questions are too few unless a policy gains: {needs}. {more}"
+        yield f"{n:,} calibrate questions are too few unless a policy gains much: {needs}. {more}"
     elif n < likely:
-        yield f"{n:,} calibrate questions may be too few unless a policy gains: {needs}."
+        yield f"{n:,} calibrate questions may be too few unless a policy gains much: {needs}."
     else:
         yield f"{n:,} calibrate questions are enough: {needs}."
 
