@@ -60,8 +60,8 @@ TITLES = {"arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", "openbookqa"
 TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing; 95 % intervals; the base has {sizes} MB. Row 1 ([examples](examples/README.md)): exported, in float32 "
-    "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw it lost {elsewhere}. Rows 2 to 4: in "
-    "drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's is what always saying "
+    "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw it lost {elsewhere}. Rows 2 to 4"
+    ": in drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's is what always saying "
     "yes gives. ¹ Of one short prompt on one thread, choosing the route included, over the base's."
 )
 
