@@ -6,12 +6,11 @@ For each arm `drllm serve` stands beside a server of plain vLLM (the same base, 
 them, on loopback. In each round the same questions, one a client and all at once, are asked of both, streamed, who goes first drawn anew;
 the other server waits meanwhile. Printed are the seconds until a client has its first token and its last, by the mean client, the seconds
 until all have, and the processor seconds of the server's processes; medians over the rounds of arm over plain, with 95 % intervals by order
-statistics. Arms: one route of 24 blocks for all; the trained codebook `--book`, which chooses each prompt's route from its text, before the
-engine; the trained routers `--routers`, if they are given, which decide in it; and such a book and such routers that always take the base's
-route, whose answers must be plain vLLM's: in float32 the benchmark fails where more than one in a hundred is not. Everything is counted:
-HTTP, the choice, the scheduler; and clients run on the same processor. Without
-`--shared` only prompts of more than 128 tokens fill a block of the prefix cache. Rounds that run out of questions begin
-anew.
+statistics. Arms: plain vLLM again, a control; one route of 24 blocks for all; the trained codebook `--book`, which chooses each prompt's
+route from its text, before the engine; the trained routers `--routers`, if they are given, which decide in it; and such a book and such
+routers that always take the base's route, whose answers must be plain vLLM's: in float32 the benchmark fails where more than one in a
+hundred is not. Everything is counted: HTTP, the choice, the scheduler; and clients run on the same processor. Without `--shared` only
+prompts of more than 128 tokens fill a block of the prefix cache. Rounds that run out of questions begin anew.
 """
 
 from __future__ import annotations
@@ -51,7 +50,15 @@ PAUSE = 1.5  # seconds before each burst: an engine's worker spins for one after
 MAX_OTHER = 0.01  # of the identity's texts in float32, where sums of another order may flip a choice of near equals
 STATIC, ROUTERS = "static, 24 of", "trained routers"  # the first, and the number of blocks
 # Each arm's policy.
-ARMS = {STATIC: "static", "trained book": "trained", "identity book": "never", ROUTERS: "routers", "identity routers": "executes"}
+AGAIN = "plain vLLM again"  # a control: how one server differs from another of its kind
+ARMS = {
+    AGAIN: "",
+    STATIC: "static",
+    "trained book": "trained",
+    "identity book": "never",
+    ROUTERS: "routers",
+    "identity routers": "executes",
+}
 MEASURES = {"first": "first token", "last": "last token", "wall": "all done", "cpu": "processor"}
 
 
@@ -120,9 +127,9 @@ def measure(server: Served, plain: Served, prompts: list[list[int]], clients: in
         rng.shuffle(pair)
         done = {which.url: burst(which, questions, new) for which in pair}
         found += [(done[server.url], done[plain.url])] if round_ >= 0 else []
-    routes = [Route.parse(route) for mine, _ in found for route in mine.routes]
-    result: dict[str, Any] = {"clients": clients, "new": new, "rounds": rounds, "answers": len(routes), "routes": len(set(routes))}
-    result["passes"] = statistics.mean(route.n_passes for route in routes)
+    routes = [Route.parse(route) for mine, _ in found for route in mine.routes if route]
+    result: dict[str, Any] = {"clients": clients, "new": new, "rounds": rounds, "answers": clients * rounds, "routes": len(set(routes))}
+    result["passes"] = statistics.mean(route.n_passes for route in routes) if routes else None
     result["other_texts"] = sum(a != b for mine, other in found for a, b in zip(mine.texts, other.texts, strict=True))
     for measured in MEASURES:
         pairs = [(getattr(mine, measured), getattr(other, measured)) for mine, other in found]
@@ -139,8 +146,8 @@ def measure(server: Served, plain: Served, prompts: list[list[int]], clients: in
 def report(name: str, result: dict[str, Any]) -> None:
     """What people read."""
     load = f"{result['clients']} clients, {result['new']} tokens, {result['rounds']} rounds"
-    routes = f"{result['routes']} routes of {result['passes']:.1f} passes on average"
-    print(f"\n{name}: {load}; {routes}; {result['other_texts']} of {result['answers']} texts are not plain vLLM's")
+    routes = f" {result['routes']} routes of {result['passes']:.1f} passes on average;" if result["routes"] else ""
+    print(f"\n{name}: {load};{routes} {result['other_texts']} of {result['answers']} texts are not plain vLLM's")
     for measured, shown in MEASURES.items():
         seconds, (middle, low, high) = result[measured], result[measured]["ratio"]
         print(f"  {shown:12} {seconds['seconds']:7.3f} s, plain {seconds['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
@@ -196,14 +203,16 @@ def main() -> None:
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
     port = free_port()
     stock = [sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm"]
-    stock += ["--host", "127.0.0.1", "--port", str(port), *same]
-    with serving(stock, port, environment(device) | {"VLLM_PLUGINS": "none"}) as plain:
+    stock += ["--host", "127.0.0.1", *same, "--port"]
+    as_plain = environment(device) | {"VLLM_PLUGINS": "none"}
+    with serving([*stock, str(port)], port, as_plain) as plain:
         for name, policy in ARMS.items():
             if not name.startswith(given.wanted) or (name == ROUTERS and not given.routers):
                 continue
             port, folder = free_port(), str(Path(folders.name) / policy)
             command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same]
-            with serving(command, port) as server:
+            started = serving([*stock, str(port)], port, as_plain) if name == AGAIN else serving(command, port)
+            with started as server:
                 for clients in map(int, given.clients.split(",")):
                     result = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)
                     named = f"{name} {n_layers}" if name == STATIC else name

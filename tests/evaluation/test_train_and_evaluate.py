@@ -328,7 +328,6 @@ def test_an_evaluation_reads_the_questions_that_were_searched_unless_told(tiny, 
     assert untold.data == told.data == {TASK: str(data)}
     assert untold.texts == told.texts == {TASK: texts_digest(load_task(TASK, data).select(EVALUATE.split, EVALUATE.limit))}
     assert data.name in told.sources[TASK]
-    # A quick look overwrites no full table.
     before = {path: path.read_bytes() for path in (tmp_path / "evaluate").rglob("*") if path.is_file()}
     looked = evaluate(tiny, [], [TASK], tmp_path, dataclasses.replace(EVALUATE, limit=2), data)
     assert looked.rows[0].n == 2

@@ -36,7 +36,7 @@ from drllm.runs.manifest import path_manifests
 from drllm.runs.merge import merge_runs
 from drllm.runs.records import RouteRecord, read_records
 from drllm.scoring.route_prediction import read_prompts
-from drllm.searching.edits import single_edits
+from drllm.searching.edits import EditSpace
 from drllm.tasks import load_task
 from record_factory import record as made_record
 from record_factory import verdict
@@ -44,7 +44,7 @@ from runs import EVALUATE, SEARCH, TASK, TRAIN, L, folder_bytes, model, question
 
 pytestmark = pytest.mark.long
 
-ROUTES = [route for route in single_edits(L, 1) if route[0] == 1]
+ROUTES = [route for route in EditSpace(L, 1).edited(Route.full(L)) if route[0] == 1]
 OPTIONS = {"routers": TRAIN, "codebook": CodebookConfig(block=1, n_routes=4)}
 
 

@@ -16,7 +16,7 @@ from drllm.methods.nearest import SAVED, fit_nearest
 from drllm.methods.prompt_reading import TEXT, Read, read_text
 from drllm.policies.codebook import Codebook, StateSelector, TextSelector
 from drllm.scoring.route_prediction import decide_routes
-from drllm.searching.edits import single_edits
+from drllm.searching.edits import EditSpace
 from healed import random_adapter
 from runs import SEARCH, TASK, L, model, questions, write_rows
 
@@ -86,7 +86,7 @@ def run(tiny, tmp_path_factory):
     rows = [row | {"part": "train" if number % 3 else "dev"} for number, row in enumerate(questions(60))]
     out = tmp_path_factory.mktemp("run")
     data = write_rows(out / "sums.jsonl", rows)
-    search(tiny, [TASK], SEARCH_ALL, out, data, routes=single_edits(L, 1))
+    search(tiny, [TASK], SEARCH_ALL, out, data, routes=EditSpace(L, 1).edited(Route.full(L)))
     return out
 
 

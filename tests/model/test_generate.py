@@ -182,7 +182,6 @@ def test_refusals_look_into_generation_configs_too(tiny):
     tiny.model.generation_config.num_beams = 3
     with pytest.raises(InputError, match="num_beams"):
         tiny.generate(["Hello"], policy=ROUTE)
-    # The base takes what the base takes.
     beams = tiny.generate(["Hello"], max_new_tokens=2, **GREEDY)[0]
     assert (
         beams.token_ids

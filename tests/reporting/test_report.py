@@ -306,15 +306,6 @@ def test_the_report_is_of_the_latest_evaluation_of_a_split(run: Path):
     assert "| all | routers |" in markdown_of(run)
 
 
-def test_a_folder_without_its_trainings_says_that_they_are_not_kept(run: Path):
-    shutil.rmtree(run / "train")
-    jobs = json.loads((run / "run.json").read_text())
-    write_json(run / "run.json", [*jobs, {"job": "train", "status": "finished"}])
-    page = markdown_of(run)
-    assert "holds no metrics of epochs, though run.json tells of" in page
-    assert "holds no saved policy, though run.json tells" in page
-
-
 def test_a_task_that_a_method_leaves_alone_is_on_the_heat_map():
     """That it takes the base's route there is a finding; a method that does so everywhere is no row, and is named."""
     asked = {("routers", "piqa"): "1111", ("routers", "arc_easy"): "1011", ("static", "piqa"): "1111", ("base", "piqa"): "1111"}

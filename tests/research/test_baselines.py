@@ -10,13 +10,13 @@ import torch
 from drllm import Route, RoutedModel, evaluate, search, train
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method
-from drllm.searching.edits import single_edits
+from drllm.searching.edits import EditSpace
 from drllm_research.rivals.shortgpt import block_influence
 from runs import EVALUATE, SEARCH, TASK, L, folder_bytes
 
 pytestmark = pytest.mark.long
 
-ROUTES = [*(route for route in single_edits(L, 1) if route[0] == 1), Route.full(L).loop(1, 2)]
+ROUTES = [*(route for route in EditSpace(L, 1).edited(Route.full(L)) if route[0] == 1), Route.full(L).loop(1, 2)]
 # MindSkip and FlexiDepth are no policies: test_rivals.py.
 ROUTED = ("polar", "tale", "shortgpt", "early_exit", "random_skip", "random_codebook", "input_blind")
 

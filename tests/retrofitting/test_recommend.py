@@ -234,6 +234,8 @@ def test_how_many_questions_would_make_a_gain_sure():
     assert "on about 973 tune questions: 4,865 rows of a file without parts" in text
     assert "on 100 tune questions, which chose it" in text
     assert "calibrate questions" in " ".join(lines(kept(calibrate=row(60, 5, 3))))
+    assert "no answer changed on 9 calibrate questions" in " ".join(lines(kept(calibrate=row(9, 0, 0)))), "no interval of width 0"
+    assert "The base is right on all" in " ".join(lines(kept(calibrate=dataclasses.replace(row(9, 0, 1), accuracy=8 / 9))))
 
 
 def test_a_box_says_what_was_not_made_and_why():

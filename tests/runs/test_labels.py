@@ -48,7 +48,6 @@ def easy() -> list[RouteRecord]:
         record(name="d", others=(0.0, 1.0), **control(False, False)),
         # The base is right, the last route too.
         record(name="e", base=1.0, others=(0.0, 0.0, 1.0), **control(True, True, True)),
-        # Solved, without a control.
         record(name="f", others=(1.0,)),
     ]
 

@@ -420,7 +420,7 @@ def test_a_dry_run_says_what_the_scan_will_cost_and_leaves_nothing(saved, data, 
     typed = command(saved, data, tmp_path / "out")
     assert main([*typed, "--dry-run"]) == 0
     header, *stages, total = capsys.readouterr().out.splitlines()
-    assert header.split() == ["plain", "forwards", "hours", "stage"]
+    assert header.split() == ["plain", "forwards", "minutes", "stage"], "hours where it is an hour or more"
     assert not (tmp_path / "out").exists()
     told = [float(line.split()[0].replace(",", "")) for line in (*stages, total)]
     assert "the race: candidates on questions by round: 9 on 4, 5 on 8" in stages[0]

@@ -17,7 +17,7 @@ from drllm.core.errors import InputError
 from drllm.core.route import Route, Span
 from drllm.scoring.generated import NEW_TOKENS
 from drllm.searching.cost import PATH_COST, stages_of
-from drllm.searching.edits import EditSpace, random_routes, single_edits
+from drllm.searching.edits import EditSpace, random_routes
 from drllm.tasks import Example, LoadedTask, get_task
 from drllm.tasks.wording import WORDINGS
 from landscapes import closure
@@ -148,7 +148,7 @@ def test_all_random_routes_there_are_can_be_had_and_no_more(n_layers, ratio, n_r
 @pytest.mark.parametrize(("n_layers", "max_skip_run", "n_routes"), [(1, 1, 1), (2, 2, 4), (3, 3, 8), (12, 2, 35), (30, 2, 89)])
 def test_every_single_edit_is_there_once(n_layers, max_skip_run, n_routes):
     """The run over all blocks is the empty path and not among them."""
-    routes = single_edits(n_layers, max_skip_run)
+    routes = EditSpace(n_layers, max_skip_run).edited(Route.full(n_layers))
     assert len(set(routes)) == len(routes) == n_routes
     assert {str(route).strip("1") for route in routes} <= {"2", *("0" * length for length in range(1, max_skip_run + 1))}
 

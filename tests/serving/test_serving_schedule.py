@@ -22,6 +22,7 @@ from drllm.deploy.serving.engine.schedule import Loop, Schedule, Undecided, lay_
 from drllm.deploy.serving.engine.segments import cuts, most_passes
 from drllm.deploy.serving.engine.vllm_private import StepAttention
 from drllm.policies.policy import Policy
+from drllm.policies.routers import RouterConfig, Routers
 from random_paths import paths
 
 L, D = 4, 8
@@ -261,6 +262,27 @@ def test_a_prompt_that_a_policy_cannot_read_harms_no_other():
     assert schedule.undecided[0].failure == "states are not finite"
     assert [str(Route(actions)) for actions in schedule.actions_SL.tolist()] == ["1011", "1200"]
     assert torch.allclose(together[4:], run(["1011", "1200"], [4, 3])[0][4:])
+
+
+def test_prompts_of_one_policy_are_read_together_as_each_alone():
+    """Padded, beside one whose states are not finite: it fails alone, and its blocks are executed from there on."""
+    routers, lengths = Routers(RouterConfig(L, D, 8, 2), seed=3), [4, 9, 2]
+    states = torch.randn(sum(lengths), D, generator=torch.Generator().manual_seed(9))
+
+    def decided(places: Sequence[int], states: torch.Tensor) -> tuple[list[str], list[str]]:
+        waiting = [Undecided("", routers, [place]) for place in places]
+        schedule = schedule_of(["1111"] * 3, attention_of(step_of(lengths)), waiting)
+        for block in range(L):
+            schedule.decide(block, states * (block + 1) - block)
+        return [str(schedule.route_of(place)) for place in range(3)], [prompt.failure for prompt in waiting]
+
+    together, _ = decided(range(3), states)
+    assert len(set(together)) > 1, "a test of different routes"
+    assert together == [decided([place], states)[0][place] for place in range(3)]
+    states[5] = torch.nan
+    broken, failures = decided(range(3), states)
+    assert broken == [together[0], "1111", together[2]]
+    assert ["not finite" in failure for failure in failures] == [False, True, False]
 
 
 class _Looping(_Counting):

@@ -87,7 +87,7 @@ def test_what_is_no_table_is_said_in_one_line(tmp_path):
     for name, message in (
         ("a.parquet", r"a\.parquet: cannot be read"),
         ("b.csv", "save it as UTF-8 text, or as Parquet"),
-        ("c.csv", "choices is 'red, blue', expected a list of at least two texts"),
+        ("c.csv", "choices is 'red, blue', expected two texts or more"),
         ("d.jsonl", "no questions; expected rows with question, answer"),
     ):
         with pytest.raises(InputError, match=message) as caught:

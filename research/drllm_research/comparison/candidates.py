@@ -31,7 +31,7 @@ from drllm import Route, SearchConfig
 from drllm.core.span import in_place
 from drllm.runs.manifest import path_manifests, read_manifest
 from drllm.runs.records import read_matrix
-from drllm.searching.edits import EditSpace, random_routes, single_edits
+from drllm.searching.edits import EditSpace, random_routes
 
 MAX_SKIP_RUN = 2
 CLIP = 0.1  # standard deviations of a task's margins
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="", help="with --combine: tasks that they should help")
     arguments = parser.parse_args()
     if arguments.singles:
-        print("\n".join(map(str, single_edits(arguments.singles, MAX_SKIP_RUN))))
+        print("\n".join(map(str, EditSpace(arguments.singles, MAX_SKIP_RUN).edited(Route.full(arguments.singles)))))
         return
     if arguments.combine:
         print("\n".join(map(str, combined(arguments.combine, arguments.tasks.split(","), arguments.n, 0.9))))

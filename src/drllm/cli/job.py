@@ -96,7 +96,7 @@ class Job:
         from drllm.evaluation.clock import batched_ms
 
         spent = batched_ms(routed, tasks, config, self.data)
-        yield from cost_lines(((name, forwards, "") for name, forwards in stages.items()), spent)
+        yield from cost_lines([(name, forwards, "") for name, forwards in stages.items()], spent)
 
     @contextmanager
     def loading(self, name: str, dtype: str = "", keeps_type: bool = False) -> Iterator[dict[str, Any]]:

@@ -12,16 +12,16 @@ from rich.text import Text
 WIDTH = 118
 
 
-def cost_lines(stages: Iterable[tuple[str, float, str]], plain_ms: float) -> list[str]:
-    """What would run, as a table: (name, plain forwards, command or nothing) of each stage, with hours, and their sum."""
-    lines = [f"{'plain forwards':>16} {'hours':>9}  stage"]
-    total, hours = 0.0, plain_ms / 3.6e6
+def cost_lines(stages: Sequence[tuple[str, float, str]], plain_ms: float) -> list[str]:
+    """What would run, as a table: (name, plain forwards, command or nothing) of each stage, with hours or minutes, and their sum."""
+    total = sum(forwards for _, forwards, _ in stages)
+    unit, each = ("hours", plain_ms / 3.6e6) if total * plain_ms >= 3.6e6 else ("minutes", plain_ms / 6e4)
+    lines = [f"{'plain forwards':>16} {unit:>9}  stage"]
     for name, forwards, command in stages:
-        total += forwards
-        lines.append(f"{forwards:16,.0f} {forwards * hours:9.3f}  {name}")
+        lines.append(f"{forwards:16,.0f} {forwards * each:9.2f}  {name}")
         if command:
             lines.append(f"{'':28}{command}")
-    return [*lines, f"{total:16,.0f} {total * hours:9.3f}  in all, at {plain_ms:.4g} ms a plain forward of one question"]
+    return [*lines, f"{total:16,.0f} {total * each:9.2f}  in all, at {plain_ms:.4g} ms a plain forward of one question"]
 
 
 def type_name(dtype: object) -> str:

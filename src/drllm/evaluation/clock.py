@@ -22,11 +22,10 @@ from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
 from drllm.policies.timed import TimedPolicy
-from drllm.scoring.base import Question
 from drllm.scoring.loglik import LoglikScorer
-from drllm.scoring.scorer import Scorer, askable, scorer_of
+from drllm.scoring.scorer import askable, scorer_of
 from drllm.searching.cost import listed_cost
-from drllm.tasks import LoadedTask, load_task
+from drllm.tasks import load_task
 
 TIMED = 8  # questions of a task, of which the one of middling length is timed
 DECODED = 8  # answers of other routes, at most, that are decoded beside the base's to time one
@@ -91,18 +90,13 @@ def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str
         without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers)]
         without = without if isinstance(scorer, LoglikScorer) else without[:: -(-n_layers // DECODED)]
         routes = [Route.full(n_layers), *without]  # each leaves out another block
-        questions = sorted(_timed_questions(scorer, loaded), key=lambda one: one.n_tokens)
-        middle = questions[len(questions) // 2]  # of middling length
+        questions, reasons = askable(scorer, loaded.task, loaded.select("tune" if loaded.task.only_measured else "fit", TIMED))
+        if not questions:
+            raise InputError(f"none of the first {len(reasons)} questions of {name} can be asked ({next(iter(reasons.values()))})")
+        middle = sorted(questions, key=lambda one: one.n_tokens)[len(questions) // 2]  # of middling length
         scorer.score_all([middle], routes[:1])  # the first warms up
         found.append(_timed(routed.device, partial(scorer.score_all, [middle], routes))[0] / listed_cost(n_layers, routes))
     return 1000 * float(np.mean(found))
-
-
-def _timed_questions(scorer: Scorer, loaded: LoadedTask) -> list[Question]:
-    questions, reasons = askable(scorer, loaded.task, loaded.select("tune" if loaded.task.only_measured else "fit", TIMED))
-    if not questions:
-        raise InputError(f"none of the first {len(reasons)} questions of {loaded.task.name} can be asked ({next(iter(reasons.values()))})")
-    return questions
 
 
 def _in_turn(

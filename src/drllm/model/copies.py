@@ -149,8 +149,7 @@ def checked_ids(routed: RoutedModel) -> Tensor:
     """Random tokens (1, T), past a sliding window where there is one that is not too long."""
     text = routed.config
     windows = [value for name in ("sliding_window", "attention_window_size") if isinstance(value := getattr(text, name, None), int)]
-    n_tokens = max([16, *(window + 8 for window in windows if window + 8 <= MAX_CHECKED)])
-    return random_ids(routed, n_tokens)
+    return random_ids(routed, max([16, *(window + 8 for window in windows if window + 8 <= MAX_CHECKED)]))
 
 
 def random_ids(routed: RoutedModel, n_tokens: int) -> Tensor:

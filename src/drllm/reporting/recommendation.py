@@ -33,8 +33,10 @@ def lines(found: Recommendation) -> Iterator[str]:
     if row is not None:
         start = "It makes" if found.deploy else f"Best that was tried: {found.best}. It makes"
         yield f"{start} {row.mean_passes:.1f} block passes a prompt, the base {row.n_layers}.{_seconds(found)}"
-        base = percent(row.accuracy - row.difference)
-        yield f"Right answers: {percent(row.accuracy)} %, the base {base} %: {row.change} points on {row.n:,} {_questions(found)}."
+        base, change = row.accuracy - row.difference, f"{row.change} points" if row.better or row.worse else "no answer changed"
+        yield f"Right answers: {percent(row.accuracy)} %, the base {percent(base)} %: {change} on {row.n:,} {_questions(found)}."
+        if base > 1 - 0.5 / row.n:
+            yield "The base is right on all of them: harder questions could show a gain, these only a loss."
         if row.accuracy <= found.constant + NEAR_CONSTANT:  # never of nan
             yield (
                 f"Beware: always giving the commonest answer is right on {percent(found.constant)} % of them. So these questions do not "

@@ -143,21 +143,17 @@ def _labels(run: Run) -> Iterator[Part]:
 def _training(run: Run) -> Iterator[Part]:
     """The metrics of each policy's last epoch, a row each."""
     yield Heading("Training")
-    curves = {method: run.epochs[method] for method in sorted(run.epochs, key=lambda name: name != "routers") if run.epochs[method]}
-    lasts = {method: epochs[-1] for method, epochs in curves.items()}
+    lasts = {method: run.epochs[method][-1] for method in sorted(run.epochs, key=lambda name: name != "routers") if run.epochs[method]}
     if not lasts:
-        nothing = "No method with epochs has been trained yet: `drllm train` writes this section."
-        yield Paragraph(_lost(run, "no metrics of epochs") or nothing)
+        yield Paragraph("No method with epochs has been trained yet: `drllm train` writes this section.")
         return
     names = dict.fromkeys(name for last in lasts.values() for name in last if name != "epoch" and not name.startswith("val_"))
     rows = []
     for method, last in lasts.items():
-        n_epochs = len(curves[method])
-        rows.append((method, f"{last.get('epoch', n_epochs)} of {n_epochs}", *(_both(last, name) for name in names)))
+        done = len(run.epochs[method])
+        rows.append((method, f"{last.get('epoch', done)} of {done}", *(_both(last, name) for name in names)))
     caption = "After the last epoch: on the questions trained on / on those held back. All epochs: `train/NAME/metrics.jsonl`."
     yield Table(("policy", "epoch", *names), tuple(rows), caption)
-    if empty := [method for method in run.epochs if method not in curves]:
-        yield Paragraph(f"Their metrics file is empty: {', '.join(empty)}.")
 
 
 def _both(last: Mapping[str, Any], name: str) -> str:
@@ -165,16 +161,10 @@ def _both(last: Mapping[str, Any], name: str) -> str:
     return " / ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in found)
 
 
-def _lost(run: Run, what: str) -> str:
-    """Where policies were trained, and what came of it is not in the folder; empty where none was."""
-    n_trained = sum(job.get("job") == "train" for job in run.jobs)
-    return f"This folder holds {what}, though run.json tells of {n_trained} trainings: what they left was not kept." if n_trained else ""
-
-
 def _promises(run: Run) -> Iterator[Part]:
     yield Heading("Calibration and promise")
     if not run.policies:
-        yield Paragraph(_lost(run, "no saved policy") or "No policy has been saved in this run.")
+        yield Paragraph("No policy has been saved in this run.")
     promises = {name: config.get("promise") for name, config in run.policies.items()}
     tested = run.recommendation if run.recommendation is not None and not run.recommendation.promised else None
     if tested is not None and tested.promise:

@@ -61,13 +61,12 @@ def counted(available: Mapping[str, Mapping[str, int]], promise: PromiseConfig) 
     yield table_text(("task", *SPLITS), rows)
     check_questions(available)
     n = sum(of["calibrate"] for of in available.values())
-    share = min(DRAWN["calibrate"], max(n, 1) / sum(sum(of[split] for split in SPLITS) for of in available.values()))
     least, likely = (fewest_questions(promise.epsilon, promise.delta, changed) for changed in (0.0, CHANGED))
     promised = f"a promise of at most {points_lost(promise.epsilon)} lost, {100 * (1 - promise.delta):g} % sure"
     needs = f"{promised}, needs {least:,} where a policy changes no answer, {likely:,} where every tenth answer changes for no gain"
     if n < least:
         less = smaller_promise(promise.epsilon, promise.delta, n)
-        more = f"Bring about {least / share:,.0f} questions in all."
+        more = f"Bring about {least / DRAWN['calibrate']:,.0f} questions, in a file without parts."
         if less is not None:
             more += f" These {n:,} bear a smaller promise of a policy that changes no answer: --promise-epsilon {less:g}."
         yield f"{n:,} calibrate questions are too few unless a policy gains much: {needs}. {more}"

@@ -31,7 +31,7 @@ from drllm.retrofitting.choice import NAMES, best_on_tune, constant_accuracy, is
 from drllm.retrofitting.claim import claim_folder, claimed_if_begun, data_key
 from drllm.retrofitting.dry_run import counted, loaded_tasks, questions_of
 from drllm.retrofitting.pace import CLOCK_TOKENS, FEWEST_STEPS, HEALING, answer_seconds, costs_of_healing, token_ms
-from drllm.retrofitting.sizes import LISTED, N_LISTED, Sizes, TimeLeft, sizes_of
+from drllm.retrofitting.sizes import FEWEST, LISTED, N_LISTED, Sizes, TimeLeft, sizes_of
 from drllm.runs.layout import RunFolder
 from drllm.runs.load import read_summary
 from drllm.runs.names import BASE
@@ -176,7 +176,8 @@ class _Tries:
         if self.asked.kept > 1:
             self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
-        self._make("routers", RoutersConfig(tune_questions=self.sizes.pointed, **budget))
+        pointed = min(self.sizes.tuned, max(FEWEST, self.sizes.tuned // 2))  # each asked along some eight operating points
+        self._make("routers", RoutersConfig(tune_questions=pointed, **budget))
         if self.asked.kept < 1:
             self._heal()
 

@@ -46,11 +46,6 @@ class Sizes:
     calibrated: int  # questions that the promise is tested on, at most
     most_tuned: int = 0  # tune questions that there are
 
-    @property
-    def pointed(self) -> int:
-        """Tune questions on which the operating point of routers is chosen, at a forward or so for each point."""
-        return min(self.tuned, max(FEWEST, self.tuned // 2))
-
 
 def list_cost(n_routes: int) -> float:
     """Plain forwards of a question along the base's route and so many others."""

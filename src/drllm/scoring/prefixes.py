@@ -376,5 +376,4 @@ class PrefixRunner:
         def put(block: int, x_BTD: Tensor, _: dict[str, Any]) -> Tensor | None:
             return states_ND[:, None].to(x_BTD.device) if block == self.routed.n_layers - 1 else None
 
-        cache = self.routed.new_cache(self._skip, torch.ones_like(ids), put)
-        return self.routed.forward(cache, input_ids=ids).logits[:, 0]
+        return self.routed.forward(self.routed.new_cache(self._skip, torch.ones_like(ids), put), input_ids=ids).logits[:, 0]

@@ -68,11 +68,6 @@ class EditSpace:
         return [after for code in range(self.n_codes) if (after := self.apply(route, code)) is not None]
 
 
-def single_edits(n_layers: int, max_skip_run: int) -> list[Route]:
-    """All routes of one repeat or skip, about (1 + max_skip_run) * L; the base is not among them."""
-    return EditSpace(n_layers, max_skip_run).edited(Route.full(n_layers))
-
-
 def random_routes(n_layers: int, n: int, config: SearchConfig, seed: int) -> list[Route]:
     """The blind baseline: `n` distinct routes of 1, 2 or 3 uniformly drawn legal edits (about as often as 1 : 2 : 1.5).
 

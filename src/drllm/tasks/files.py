@@ -236,7 +236,7 @@ _NEEDED = {"choice": ("answer", "choices"), "math": ("answer",), "passage": ("co
 def _choices(task: Task, raw: dict[str, Any], where: str) -> tuple[tuple[str, ...], int | str]:
     choices, answer = raw["choices"], raw["answer"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-        raise InputError(f"{where}: choices is {choices!r}, expected a list of at least two texts")
+        raise InputError(f"{where}: choices is {choices!r}, expected two texts or more: add a wrong answer, or leave it out")
     if answer is None or answer == "":
         return tuple(choices), ""
     index = _index(choices, answer, where)

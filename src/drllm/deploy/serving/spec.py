@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -55,8 +54,7 @@ class ServeSpec:
         """For each block, how many passes of a request have keys and values."""
         if (fixed := self.fixed) is not None:
             return tuple(map(int, fixed.actions))
-        more = Counter(self.repeatable)
-        return tuple(1 + more[block] for block in range(self.n_layers))
+        return tuple(1 + self.repeatable.count(block) for block in range(self.n_layers))
 
     @cached_property
     def first_blocks(self) -> dict[str, int]:

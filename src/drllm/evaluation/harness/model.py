@@ -248,15 +248,10 @@ class RoutedLM(stock_model()):
 
     def get_model_info(self) -> dict[str, Any]:
         """The stock figures, and what routing did and cost in each task; the harness asks at the end of a run."""
-        summary = self.routing.summary()
-        for task, figures in summary.items():
-            passes = f"mean passes {figures['mean_passes']:.2f} of {figures['n_layers']}, {figures['distinct_routes']} routes"
-            seconds = f"routers {figures['router_seconds']:.2f} s of {figures['seconds']:.1f} s"
-            logger.info("%s: %s, identity %.0f %%, %s", task, passes, 100 * figures["identity_share"], seconds)
         about = {"base": self.routed.base_id, "revision": self.routed.revision, "fingerprint": self.routed.fingerprint}
         policy = self._policy
         about["policy"] = "base" if policy is None else policy.source.name if policy.route is None else str(policy.route)
-        return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": summary}}
+        return super().get_model_info() | {"drllm": about | {"splits_read": dict(SPLITS_READ), "tasks": self.routing.summary()}}
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._contexts = deque(strings)  # `generate_until` calls it with a batch's

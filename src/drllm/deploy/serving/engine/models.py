@@ -14,7 +14,7 @@ from drllm.core.errors import UnsupportedModelError
 from drllm.core.route import Route
 from drllm.deploy.serving.engine.plugin import refuse
 from drllm.deploy.serving.engine.schedule import Loop, Schedule, number, run_schedule
-from drllm.deploy.serving.engine.segments import Segment, compiled, compiled_loops, cuts, looped, most_passes, single
+from drllm.deploy.serving.engine.segments import Segment, compiled, compiled_loops, compiled_single, cuts, looped, most_passes, single
 from drllm.deploy.serving.engine.vllm_private import (
     Blocks,
     current_schedule,
@@ -82,10 +82,16 @@ class RoutedMixin:
         if self.fixed is not None:
             return
         self.singles = [single(self.block, block, n_pass) for block, n in enumerate(self.spec.n_caches) for n_pass in range(n)]
-        if self.spec.routes and is_compiled(self.model):
+        if not is_compiled(self.model):
+            return
+        if self.spec.routes:
             self.segments = compiled(self.spec.laid_routes, self.block, self.vllm_config)
             self.loops = compiled_loops(self.spec.laid_routes, self.block, self.vllm_config)
-            run_once([segment.run for segment in (*self.segments, *self.loops.values())], self.vllm_config, self.model.norm.weight)
+        made = [*self.segments, *self.loops.values()]
+        if self.spec.mode == "engine":  # prompts are read block by block
+            self.singles = [compiled_single(one, self.vllm_config) for one in self.singles]
+            made += self.singles
+        run_once([segment.run for segment in made], self.vllm_config, self.model.norm.weight)
 
     def plain_loop(self, loop: Loop) -> Segment:
         if len(self.plain_loops) >= MOST_LOOPS:  # requests may name any

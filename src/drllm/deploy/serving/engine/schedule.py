@@ -105,8 +105,23 @@ class Undecided:
     name: str  # of the prompt
     policy: Any  # a Policy
     sequences: list[int] = field(default_factory=list)
-    decider: Any = None  # of this prefill, from the first block on
     failure: str = ""  # why it could not; blocks from there on are executed
+
+
+class _Asked:
+    """Undecided prompts that one policy reads together, padded at their ends, as in transformers; `starts` as for `Places.find`."""
+
+    def __init__(self, prompts: list[Undecided], starts: np.ndarray):
+        self.prompts = prompts
+        firsts = np.array([prompt.sequences[0] for prompt in prompts])
+        at_BT = starts[firsts, None] + np.arange((starts[firsts + 1] - starts[firsts]).max())
+        self.tokens_BT = torch.from_numpy(np.minimum(at_BT, starts[-1] - 1))
+        self._decider = prompts[0].policy.start(torch.from_numpy(at_BT < starts[firsts + 1, None]))
+
+    def decide(self, block: int, states_ND: Tensor) -> Sequence[Any]:
+        """An action or a visit of each prompt; `InputError` where some prompt cannot be read."""
+        decided = self._decider.decide(block, states_ND[self.tokens_BT.to(states_ND.device)])
+        return list(map(int, decided.tolist())) if isinstance(decided, Tensor) else check_decision(decided, len(self.prompts), block)
 
 
 class Schedule:
@@ -192,25 +207,30 @@ class Schedule:
 
     def decide(self, block: int, states_ND: Tensor) -> None:
         """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
-        starts = self.attention.starts
-        for prompt in self.undecided:
-            if prompt.failure:
-                continue
-            first = prompt.sequences[0]
-            x_1TD = states_ND[starts[first] : starts[first + 1]][None]
+        if block == 0:
+            by_policy = {id(one.policy): [other for other in self.undecided if other.policy is one.policy] for one in self.undecided}
+            self._asked = [_Asked(prompts, self.attention.starts) for prompts in by_policy.values()]
+        waiting, self._asked = self._asked, []
+        while waiting:
+            asked = waiting.pop()
             try:
-                if block == 0:
-                    prompt.decider = prompt.policy.start(torch.ones(x_1TD.shape[:2], dtype=torch.bool))
-                decided = prompt.decider.decide(block, x_1TD)
-                if isinstance(decided, Tensor):
-                    self.actions_SL[prompt.sequences, block] = int(decided[0])
-                else:
-                    self._take(prompt.sequences, block, check_decision(decided, 1, block)[0])
+                decided = asked.decide(block, states_ND)
             except InputError as error:  # one prompt's: the others of the step must not suffer
-                prompt.failure = " ".join(str(error).split())
+                if len(asked.prompts) > 1:
+                    waiting += [_Asked([prompt], self.attention.starts) for prompt in asked.prompts]
+                else:
+                    asked.prompts[0].failure = " ".join(str(error).split())
+                continue
+            self._asked.append(asked)
+            for prompt, one in zip(asked.prompts, decided, strict=True):
+                if isinstance(one, int):
+                    self.actions_SL[prompt.sequences, block] = one
+                elif not prompt.failure:
+                    prompt.failure = self._take(prompt.sequences, block, one)
         self._count()
 
-    def _take(self, sequences: Sequence[int], block: int, visit: Visit) -> None:
+    def _take(self, sequences: Sequence[int], block: int, visit: Visit) -> str:
+        """Why these sequences cannot; nothing if they do."""
         n_own = n_in_place(block, visit)
         known = self.loops.get(sequences[0], ())
         used = [int(action) for action in self.actions_SL[sequences[0]]]
@@ -220,11 +240,12 @@ class Schedule:
         loops = [number(span, used) for span in fewest_spans(visit[n_own:])]
         for at, n_passes in enumerate(used):
             if self._n_caches is not None and n_passes > self._n_caches[at]:
-                raise InputError(f"the policy decided pass {n_passes} of block {at}, the server keeps caches for {self._n_caches[at]}")
+                return f"the policy decided pass {n_passes} of block {at}, the server keeps caches for {self._n_caches[at]}"
         self.actions_SL[sequences, block] = n_own
         if loops:
             self.loops |= dict.fromkeys(sequences, (*known, *((block, loop) for loop in loops)))
             self._behind.setdefault(block, {}).update(dict.fromkeys(sequences, loops))
+        return ""
 
     def _count(self) -> None:
         most = int(self.actions_SL.max(initial=0))

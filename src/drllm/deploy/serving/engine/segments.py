@@ -8,7 +8,7 @@ Shapes: N tokens, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -57,6 +57,10 @@ def _parsed(routes: Sequence[str]) -> list[Route]:
 def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segment:
     module = block_of(block, n_pass)
     return Segment(block, n_pass, [attention_name(module)], module)
+
+
+def compiled_single(one: Segment, vllm_config: Any) -> Segment:
+    return replace(one, run=compile_blocks([one.run], f"single-{one.block}-{one.n_pass}", vllm_config))
 
 
 def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
