@@ -3,7 +3,7 @@
     .venv-serve/bin/python benchmarks/serve.py [--batches 1,32] [--rounds 20] [--new 32] [--only "4 nested; 4 deeper"] [--out FILE.json]
 
 Every engine is a process of its own with one thread; all are started first, in an order drawn by `--seed`: two engines of a kind differ
-by some hundredths for as long as they live, which no interval of one run holds, so run it with several seeds (`serve_runs.py`). Then in
+by some hundredths for as long as they live, which no interval of one run holds, so run it with several seeds. Then in
 each round every arm decodes the same prompts once, in an order drawn anew, beside stock vLLM: the two take turns step by step, who goes
 first drawn anew for each step, since a machine's speed drifts within seconds by more than what is measured here. The processor time is
 read: tokens a CPU-second, `--model` in bf16 where the processor multiplies bf16 itself, else in fp32. Ratios are of one arm and the stock
@@ -45,9 +45,8 @@ from drllm.deploy.serving.launch import cache_folder, checkpoint_of, make_spec
 from drllm.policies.codebook import Codebook
 from drllm.runs.provenance import hardware, versions
 from generate import native_dtype
-from serve_runs import shown
 from served import BOOK_OF_TEXT, always_executes, book_of_text
-from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, wanted_arms
+from timing import MIN_VALUES, ONLY_HELP, check_rounds, median_interval, shown, wanted_arms
 
 # Their names, the engine that has their segments compiled, and the routes.
 NESTS = {"4 nested routes": ("rows", timed_routes.nested), "4 deeper nested routes": ("deeper", timed_routes.deeper)}

@@ -87,6 +87,11 @@ def median_interval(values: Sequence[float]) -> list[float]:
     return [statistics.median(ordered), ordered[rank - 1], ordered[len(ordered) - rank]]
 
 
+def shown(value: Sequence[float], digits: int = 3) -> str:
+    """A median and its interval."""
+    return f"{value[0]:.{digits}f} ({value[1]:.{digits}f} to {value[2]:.{digits}f})"
+
+
 def check_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
     """End the command where so few rounds have no interval."""
     if rounds < MIN_VALUES:

@@ -4,10 +4,10 @@
 
 Each checkout has a process of its own with one computing thread and SmolLM2-135M in it; they take turns, in an order drawn anew for each
 round, so that the machine's drift meets both. A round is eight prompts of ARC-Easy with 8 new tokens, under the base's route, one common
-route and eight different ones; 4 questions x 8 routes through the log-likelihood scorer; and two whole searches of two questions with eight
-simulations each, ARC-Easy by log-likelihood and arithmetic by generated answers. Ratios are of one round, this checkout's
-over the other's; their median stands with its 95 % interval by order statistics. CPU seconds of the process, so that another job beside
-does not count; the answers of both must be the same.
+route and eight different ones; 4 questions x 8 routes through the log-likelihood scorer; and two whole calls of `search` on 2 questions x
+8 given routes, ARC-Easy by log-likelihood and arithmetic by generated answers. Ratios are of one round, this checkout's over the other's;
+their median stands with its 95 % interval by order statistics. CPU seconds of the process, so that another job beside does not count; the
+answers of both must be the same.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 MODEL, N_QUESTIONS, N_ROUTES, N_PROMPTS, N_NEW = "smollm2-135m-q4", 4, 8, 8, 8
-SEARCHES = {"search": "arc_easy", "boxed": "arith-1"}  # parts and their tasks
+SEARCHES = {"matrix": "arc_easy", "decoded": "arith-1"}  # parts and their tasks
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,7 +49,7 @@ def work(dtype: str) -> None:
         part = line.strip()
         started = time.process_time()
         if part in SEARCHES:
-            answer: Any = searched(routed, SEARCHES[part])
+            answer: Any = searched(routed, SEARCHES[part], routes)
         elif part == "scorer":
             scorer = LoglikScorer(routed, 512, packed=True)
             handles = scorer.open([scorer.question(task.task, example) for example in examples])
@@ -61,17 +62,19 @@ def work(dtype: str) -> None:
         sys.stdout.flush()
 
 
-def searched(routed: Any, task: str) -> Any:
-    """A small search from its start: the routes of each record, and the one chosen."""
+def searched(routed: Any, task: str, routes: Sequence[Any]) -> Any:
+    """A dense matrix through `search`, from its start: (question, route, whether it was right), sorted."""
     import pyarrow.parquet as pq
 
     from drllm import SearchConfig, search
 
-    config = SearchConfig(limit=2, n_simulations=8, verify=False, control=False, max_new_tokens=8)
+    config = SearchConfig(splits=("fit",), limit=2, verify=False, control=False, max_new_tokens=8)
     with tempfile.TemporaryDirectory() as out:
-        search(routed, tasks=[task], config=config, out=out)
-        rows = [row for file in sorted(Path(out, "search").rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-    return [(row["routes"], row["chosen"]) for row in rows]
+        search(routed, tasks=[task], config=config, out=out, routes=routes)
+        rows = [row for file in sorted(Path(out).rglob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    if "routes" in rows[0]:  # a row a question, as it was before there was one store
+        return sorted((row["id"], route, bool(right)) for row in rows for route, right in zip(row["routes"], row["rewards"], strict=True))
+    return sorted((row["id"], row["route"], bool(row["acc_norm"] if row["correct"] is None else row["correct"])) for row in rows)
 
 
 def start(checkout: Path, dtype: str) -> subprocess.Popen[str]:
@@ -97,7 +100,7 @@ def main() -> int:
     parser.add_argument("other", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--parts", default="base,common,different,scorer,search,boxed")
+    parser.add_argument("--parts", default="base,common,different,scorer,matrix,decoded")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

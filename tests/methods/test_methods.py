@@ -1,6 +1,7 @@
 """Every method, from records to a policy that is saved, loaded, evaluated and generates; and what each must and must not find."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 import drllm.methods.base as registry
 from codebooks import plain_selector
@@ -23,7 +25,7 @@ from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.prompt_reading import Read, reach_of
 from drllm.methods.router_training import focal_loss, rarity_weights, soft_loss
 from drllm.methods.routers import BELOW, soft_target
-from drllm.methods.selector import STAY, Folds, fit_ridges, lower_bound, principal_directions
+from drllm.methods.selector import PENALTIES, STAY, Folds, fit_ridges, lower_bound, moments, principal_directions
 from drllm.methods.static import StaticConfig, confirmed
 from drllm.methods.training_data import TrainingData
 from drllm.policies.codebook import Codebook, Point, StateSelector
@@ -316,27 +318,57 @@ def test_routes_that_share_their_passes_are_preferred():
 
 
 def test_the_threshold_by_hand():
-    """Sorted by score: 40 gains of 1, then 40 of -1. The bound is highest where the first 40 leave the base."""
-    scores = np.array([*np.linspace(1, 0.6, 40), *np.linspace(0.5, 0.1, 40)])
-    gains = np.array([1] * 40 + [-1] * 40)
+    """Sorted by score: 30 gains of 1, then 30 of -1. The bound is highest where the first 30 leave the base, the fewest that may."""
+    scores = np.array([*np.linspace(1, 0.6, 30), *np.linspace(0.5, 0.1, 30)])
+    gains = np.array([1] * 30 + [-1] * 30)
     assert lower_bound(scores, gains, 0.95) == pytest.approx((0.6 + 0.5) / 2)
-    assert lower_bound(scores, -gains, 0.95) == STAY
-    assert lower_bound(np.ones(80), gains, 0.95) == STAY, "equal scores leave together"
+    assert lower_bound(scores, -gains, 0.95) == lower_bound(scores, 0 * gains, 0.95) == STAY
+    assert lower_bound(np.ones(60), gains, 0.95) == STAY, "equal scores leave together"
     assert lower_bound(scores[:20], gains[:20], 0.95) == STAY, "too few to say"
 
 
-def test_out_of_fold_predictions_are_of_others():
-    """With as many features as questions a fit is perfect on its own questions and worthless on others."""
-    rng = np.random.default_rng(0)
-    features, targets = rng.normal(size=(100, 200)), rng.normal(size=(100, 1))
-    _, predicted = Folds(features, targets, 5, 0).pick([0])
-    assert abs(np.corrcoef(predicted[:, 0], targets[:, 0])[0, 1]) < 0.35
-    ridge, predicted = Folds(features[:, :2], features[:, :1] * 2 + 1, 5, 0).pick([0])
-    assert np.abs(predicted[:, 0] - (features[:, 0] * 2 + 1)).max() < 2.5
-    assert ridge.predict(features[:, :2]).shape == (100, 1)
+@pytest.mark.parametrize(("seed", "mean"), [(seed, mean) for seed in range(6) for mean in (0.02, 0.1, 0.5)])
+def test_the_threshold_has_the_highest_lower_bound_of_all(seed, mean):
+    rng = np.random.default_rng(seed)
+    scores, gains = rng.integers(0, 25, 90) / 10, rng.normal(mean, 0.3, 90)
+
+    def bound(threshold: float) -> float:
+        left = gains[scores > threshold]
+        return left.sum() - norm.ppf(0.9) * left.std() * math.sqrt(len(left)) if len(left) >= 30 else -math.inf
+
+    values = sorted(set(scores))
+    best = max([values[0] - 0.5, *((a + b) / 2 for a, b in itertools.pairwise(values))], key=bound)
+    assert lower_bound(scores, gains, 0.9) == pytest.approx(best if bound(best) > 0 else STAY)
 
 
-@pytest.mark.parametrize("n_features", [12, 90])
+def test_features_are_standardised_in_float64_each_or_by_one_scale():
+    features = (np.random.default_rng(0).normal(5, 1, size=(50, 4)) * [1, 5, 0, 900]).astype(np.float32)
+    mean, scale = moments(features)
+    exact = features.astype(float)
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scale, exact.std(0) + 1e-6, rtol=1e-12)
+    np.testing.assert_allclose(moments(features, one_scale=True)[1], math.sqrt((exact.std(0) ** 2).mean()) + 1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_components": 3}, {"one_scale": True}])
+def test_folds_pick_the_ridge_that_predicts_what_it_has_not_seen(options):
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(60, 30)) * rng.uniform(0.1, 9, 30)
+    targets = rng.normal(size=(60, 3)) + features[:, :1] * [0, 0.3, 0]
+    ridge, predicted = Folds(features, targets, 4, 3, **options).pick([1])
+    fold_of, folds = np.random.default_rng(3).permutation(60) % 4, range(4)
+    fitted = [fit_ridges(features[fold_of != fold], targets[fold_of != fold], **options) for fold in folds]
+    unseen = {penalty: np.zeros((60, 1)) for penalty in PENALTIES}
+    for penalty, fold in itertools.product(PENALTIES, folds):
+        unseen[penalty][fold_of == fold] = fitted[fold][penalty].predict(features[fold_of == fold])[:, [1]]
+    best = min(PENALTIES, key=lambda penalty: ((unseen[penalty] - targets[:, [1]]) ** 2).mean())
+    assert ridge.penalty == best > PENALTIES[0], "a test of a choice"
+    np.testing.assert_allclose(predicted, unseen[best])
+    np.testing.assert_allclose(ridge.weight, fit_ridges(features, targets, **options)[best].weight[:, [1]])
+    assert (len(set(ridge.scale)) == 1) == ("one_scale" in options)
+
+
+@pytest.mark.parametrize("n_features", [12, 60, 90])
 def test_few_components_find_what_kinds_of_questions_differ_in(n_features):
     """Two kinds of questions, far apart in many features: one component predicts what all features predict with more noise."""
     rng = np.random.default_rng(0)
@@ -364,8 +396,6 @@ def test_a_ridge_is_the_ridge_by_least_squares(n_features):
         rows = np.vstack([z, np.sqrt(penalty) * np.eye(n_features)])
         by_hand = np.linalg.lstsq(rows, np.vstack([targets - targets.mean(0), np.zeros((n_features, 3))]), rcond=None)[0]
         np.testing.assert_allclose(ridge.weight, by_hand, rtol=1e-4, atol=1e-7)
-    _, both = Folds(features, targets, 4, 0).pick([2, 0])
-    assert both.shape == (40, 2)
 
 
 def test_ties_on_tune_take_the_smaller_book():

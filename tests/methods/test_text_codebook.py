@@ -1,6 +1,7 @@
 """Codebooks that read text, by verdicts and by KL, from what they learn to a policy that decides before anything runs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from drllm.evaluation.calibrate import calibrate
 from drllm.methods.codebook import CodebookConfig, choices, choose_reading, choose_routes, fit_candidates, selector_of
 from drllm.methods.matrix import Matrix
 from drllm.methods.nearest import SAVED, fit_nearest
-from drllm.methods.prompt_reading import TEXT, Read, read_text
-from drllm.policies.codebook import Codebook, StateSelector, TextSelector
+from drllm.methods.prompt_reading import TEXT, Read, reach_of, read_states, read_text, reading_blocks
+from drllm.policies.codebook import LEAST_PROMPTS, Codebook, StateSelector, TextSelector
 from drllm.scoring.route_prediction import decide_routes
 from drllm.searching.edits import EditSpace
 from healed import random_adapter
@@ -58,8 +59,34 @@ def test_kinds_are_told_by_their_words():
     selector = selector_of(best, fit, 2)
     assert isinstance(selector, TextSelector)
     scores = selector.scores(tune.prompts)
+    assert selector.weight.dtype == selector.bias.dtype == torch.float32
     np.testing.assert_allclose(scores, best.scores(readings["tune"][TEXT]), atol=1e-5)
     assert bool((selector.scores([(7, 8, 9)] * 2) == -math.inf).all())
+
+
+def test_a_fit_prompt_is_as_strange_as_it_is_to_the_others():
+    """What two prompts have in common with each other alone, neither knows from the others; a tune prompt knows it from both."""
+    both, alone = (1, 2), (7, 8)
+    readings = read_text([both] * LEAST_PROMPTS, [both, alone])
+    assert np.isinf(readings["fit"][TEXT].away).all()
+    assert np.isfinite(readings["tune"][TEXT].away).tolist() == [True, False]
+    assert reach_of(readings["fit"][TEXT], TEXT, 0.0) == -math.inf, "no prompt leaves the base"
+    assert reach_of(readings["tune"][TEXT], TEXT, 0.0) == readings["tune"][TEXT].away[0]
+    assert [reading_blocks(n) for n in (4, 30)] == [[1], [3, 6, 10]]
+
+
+def test_states_are_measured_from_the_fit_prompts_and_kept_by_what_was_read(tmp_path):
+    routed, blocks = model(), [1, 2]
+    fit, tune = (SimpleNamespace(prompts=[(at, 5, 6, 7)[: 2 + at % 3] for at in range(start, start + 9)]) for start in (10, 40))
+    found = read_states(routed, tmp_path, fit, tune, blocks)
+    for block in blocks:
+        of_fit, of_tune = (found[split][block] for split in ("fit", "tune"))
+        z = (of_tune.features - of_fit.features.mean(0, dtype=float)) / (of_fit.features.std(0, dtype=float) + 1e-6)
+        np.testing.assert_allclose(of_tune.away, np.sqrt((z**2).mean(1)), rtol=1e-6)
+    assert sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir()) == ["prompts-fit", "prompts-tune"]
+    turned = read_states(routed, tmp_path, tune, fit, blocks)
+    np.testing.assert_array_equal(turned["fit"][1].features, found["tune"][1].features)
+    assert len(list(tmp_path.iterdir())) == 4, "of other prompts another file"
 
 
 @pytest.mark.parametrize(("says", "reads"), [(0.0, "text"), (6.0, "text"), (None, "states")])

@@ -82,26 +82,17 @@ def test_authors_stands_for_one_of_their_wordings(name, family, has_template, ex
     assert wording_of("ours", name, family, has_template) is WORDINGS["ours"]
 
 
-LETTERS = {  # of four choices, the second right: strict, lenient, form
-    "B": (True, True, "asked"),
-    " Answer: b.\n": (True, True, "asked"),
-    "Answer:B": (True, True, "asked"),
-    "C": (False, False, "asked"),
-    "(B)": (False, True, "other"),
-    "(B": (False, True, "other"),
-    "B. two": (False, True, "other"),
-    "The answer is B.": (False, True, "other"),
-    "**B**": (False, True, "other"),
-    "Because": (False, False, "other"),
-    "": (False, False, "other"),
-    "Answer: A": (False, False, "asked"),
-    "B\nB": (False, True, "other"),
+LETTERS = {  # strict, lenient, form: answers to a question of four choices, the second right
+    (True, True, "asked"): ("B", " Answer: b.\n", "Answer:B"),
+    (False, False, "asked"): ("C", "Answer: A"),
+    (False, True, "other"): ("(B)", "(B", "B. two", "The answer is B.", "**B**", "B\nB"),
+    (False, False, "other"): ("Because", ""),
 }
 
 
-@pytest.mark.parametrize("text", LETTERS)
-def test_the_readers_of_a_letter(text):
-    assert read_letter(text, 4, 1) == Reading(*LETTERS[text])
+@pytest.mark.parametrize(("text", "reading"), [(text, reading) for reading, texts in LETTERS.items() for text in texts])
+def test_the_readers_of_a_letter(text, reading):
+    assert read_letter(text, 4, 1) == Reading(*reading)
 
 
 def test_the_strict_reader_knows_no_fifth_choice_and_the_lenient_one_does():
@@ -109,26 +100,18 @@ def test_the_strict_reader_knows_no_fifth_choice_and_the_lenient_one_does():
 
 
 BOXES = {  # of 3/2
-    "\\boxed{\\frac{3}{2}}": (True, True, "asked"),
-    "\\boxed{1.5}": (True, True, "asked"),
-    "It is \\boxed{1}, no, \\boxed{ \\dfrac32 }.": (True, True, "asked"),
-    "\\boxed{1.5}, or \\boxed{2}": (False, False, "asked"),
-    "\\boxed{\\frac{3}{2": (False, True, "unclosed"),
-    "\\boxed{\\frac{3}{2}": (False, True, "unclosed"),
-    "\\boxed{3/2\n\n": (False, True, "unclosed"),
-    "The answer is 3/2.": (False, True, "other"),
-    "$\\frac{3}{2}$": (False, True, "other"),
-    "x = 1.5": (False, True, "other"),
-    "1.5 or 2": (False, False, "other"),
-    "To find it, we": (False, False, "other"),
-    "": (False, False, "other"),
-    "\\boxed": (False, False, "unclosed"),
+    (True, True, "asked"): ("\\boxed{\\frac{3}{2}}", "\\boxed{1.5}", "It is \\boxed{1}, no, \\boxed{ \\dfrac32 }."),
+    (False, False, "asked"): ("\\boxed{1.5}, or \\boxed{2}",),
+    (False, True, "unclosed"): ("\\boxed{\\frac{3}{2", "\\boxed{\\frac{3}{2}", "\\boxed{3/2\n\n"),
+    (False, False, "unclosed"): ("\\boxed",),
+    (False, True, "other"): ("The answer is 3/2.", "$\\frac{3}{2}$", "x = 1.5"),
+    (False, False, "other"): ("1.5 or 2", "To find it, we", ""),
 }
 
 
-@pytest.mark.parametrize("text", BOXES)
-def test_the_readers_of_a_box(text):
-    assert read_boxed(text, "\\frac{3}{2}") == Reading(*BOXES[text])
+@pytest.mark.parametrize(("text", "reading"), [(text, reading) for reading, texts in BOXES.items() for text in texts])
+def test_the_readers_of_a_box(text, reading):
+    assert read_boxed(text, "\\frac{3}{2}") == Reading(*reading)
 
 
 def test_a_box_that_the_prompt_opened_is_part_of_the_answer():
