@@ -129,6 +129,8 @@ def measure(server: Served, plain: Served, prompts: list[list[int]], clients: in
         found += [(done[server.url], done[plain.url])] if round_ >= 0 else []
     routes = [Route.parse(route) for mine, _ in found for route in mine.routes if route]
     result: dict[str, Any] = {"clients": clients, "new": new, "rounds": rounds, "answers": clients * rounds, "routes": len(set(routes))}
+    if routes and len(routes) < result["answers"]:
+        raise SystemExit(f"{result['answers'] - len(routes)} of {result['answers']} answers of {server.url} name no route")
     result["passes"] = statistics.mean(route.n_passes for route in routes) if routes else None
     result["other_texts"] = sum(a != b for mine, other in found for a, b in zip(mine.texts, other.texts, strict=True))
     for measured in MEASURES:
@@ -215,6 +217,8 @@ def main() -> None:
             with started as server:
                 for clients in map(int, given.clients.split(",")):
                     result = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)
+                    if (result["passes"] is None) != (name == AGAIN):
+                        sys.exit(f"{name}: answers of {server.url} name {result['routes']} routes")
                     named = f"{name} {n_layers}" if name == STATIC else name
                     report(named, result)
                     found["http"].setdefault(named, []).append(result)

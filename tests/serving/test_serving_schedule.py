@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -283,6 +283,35 @@ def test_prompts_of_one_policy_are_read_together_as_each_alone():
     broken, failures = decided(range(3), states)
     assert broken == [together[0], "1111", together[2]]
     assert ["not finite" in failure for failure in failures] == [False, True, False]
+
+
+class _Picky(_Counting):
+    """Refuses prompts of five tokens; skips block 2, if it is asked for every block in order."""
+
+    read: ClassVar[list[tuple[int, ...]]] = []
+
+    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
+        if (prompt_mask_BT.sum(1) == 5).any():
+            raise InputError("five are too many")
+        self.read.append(tuple(prompt_mask_BT.shape))
+        blocks = iter(range(L))
+        return Asked(lambda block, x_BTD, _: torch.full((len(x_BTD),), int(next(blocks) == block != 2)), prompt_mask_BT)
+
+
+def test_prompts_are_read_together_where_they_are_alike_and_a_refusal_is_their_own():
+    policy, lengths = _Picky(), [4, 5, 3, 9, 2]
+    waiting = [Undecided("", policy, [place]) for place in range(5)]
+    schedule = schedule_of(["1111"] * 5, attention_of(step_of(lengths)), waiting)
+    states = torch.zeros(sum(lengths), D)
+    for block in range(L):
+        states[10] = torch.nan if block else 0  # of the third prompt
+        schedule.decide(block, states)
+    assert sorted(policy.read) == [(1, 4), (1, 9), (2, 3)], "no row is mostly padding"
+    assert [str(schedule.route_of(place)) for place in range(5)] == ["1101", "1111", "1111", "1101", "1101"]
+    assert [prompt.failure[:10] for prompt in waiting] == ["", "five are t", "states ent", "", ""]
+    waiting = [Undecided("", of, [place]) for of in [_Counting()] for place in range(2)]  # one action, whatever is asked
+    schedule_of(["1111"] * 2, attention_of(step_of([3, 3])), waiting).decide(0, torch.zeros(6, D))
+    assert [prompt.failure for prompt in waiting] == ["", ""], "read alone, where together it cannot"
 
 
 class _Looping(_Counting):

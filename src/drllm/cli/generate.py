@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from drllm.model.routed import RoutedModel
 
 BATCH = 8  # prompts generated together
-# By --help.
 SHOWN = ("policy", "route", "model", "chat", "max_new_tokens", "beside_base", "control", "epsilon", "dtype", "any_format")
 
 

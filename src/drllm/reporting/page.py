@@ -15,8 +15,6 @@ from drllm.reporting.drawing import to_csv
 from drllm.reporting.parts import Chart, Folded, Heading, Part, Table, flat, to_markdown
 from drllm.runs.layout import MARKDOWN_FILE, PAGE_FILE
 
-SENTENCE = 40  # characters: a longer cell is wrapped
-
 
 def _text(name: str) -> str:
     return files("drllm.reporting").joinpath("static", name).read_text(encoding="utf-8")
@@ -56,26 +54,13 @@ def to_html(parts: Iterable[Part], pictures: Mapping[str, bytes]) -> str:
     return _environment().get_template("page.html").render(**page)
 
 
-def _kind(part: Part) -> str:
-    return type(part).__name__
-
-
-def _sentence(cell: Any) -> bool:
-    return len(str(cell)) > SENTENCE
-
-
-def _sentences(rows: Iterable[Iterable[Any]]) -> bool:
-    """Whether a table holds more than figures and names, so that on a phone its rows are easier to read than its columns."""
-    return any(_sentence(cell) for row in rows for cell in row)
-
-
 @cache
 def _environment() -> Any:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     trimmed: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_text), **trimmed)
-    filters = (_prose, _base64, _csv, _kind, _sentence, _sentences)
+    filters = (_prose, _base64, to_csv)
     environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     return environment
 
@@ -90,8 +75,3 @@ def _prose(text: str) -> Any:
 
 def _base64(picture: bytes) -> str:
     return base64.b64encode(picture).decode()
-
-
-def _csv(chart: Chart) -> str:
-    """The numbers as a link that needs no file."""
-    return f"data:text/csv;base64,{_base64(to_csv(chart).encode())}"

@@ -13,6 +13,7 @@ Shapes: N tokens of the step, S sequences, D hidden size, L blocks.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -109,19 +110,33 @@ class Undecided:
 
 
 class _Asked:
-    """Undecided prompts that one policy reads together, padded at their ends, as in transformers; `starts` as for `Places.find`."""
+    """Undecided prompts of like lengths that one policy reads together, padded, as in transformers; `starts` as for `Places.find`."""
 
     def __init__(self, prompts: list[Undecided], starts: np.ndarray):
         self.prompts = prompts
-        firsts = np.array([prompt.sequences[0] for prompt in prompts])
-        at_BT = starts[firsts, None] + np.arange((starts[firsts + 1] - starts[firsts]).max())
-        self.tokens_BT = torch.from_numpy(np.minimum(at_BT, starts[-1] - 1))
-        self._decider = prompts[0].policy.start(torch.from_numpy(at_BT < starts[firsts + 1, None]))
+        sequences = np.array([prompt.sequences[0] for prompt in prompts])
+        first_B1, end_B1 = starts[sequences, None], starts[sequences + 1, None]
+        at_BT = first_B1 + np.arange((end_B1 - first_B1).max())
+        self.within_BT = torch.from_numpy(at_BT < end_B1)
+        self.tokens_BT = torch.from_numpy(np.where(self.within_BT, at_BT, first_B1))
 
     def decide(self, block: int, states_ND: Tensor) -> Sequence[Any]:
-        """An action or a visit of each prompt; `InputError` where some prompt cannot be read."""
-        decided = self._decider.decide(block, states_ND[self.tokens_BT.to(states_ND.device)])
-        return list(map(int, decided.tolist())) if isinstance(decided, Tensor) else check_decision(decided, len(self.prompts), block)
+        """An action or a visit of each prompt; one whose states are not finite fails alone, and the policy reads zeros for it."""
+        if all(prompt.failure for prompt in self.prompts):
+            return [1] * len(self.prompts)
+        x_BTD = states_ND[self.tokens_BT.to(states_ND.device)]
+        finite = x_BTD.sum((1, 2), dtype=torch.float32).isfinite().tolist()
+        if not all(finite):
+            for row, prompt in enumerate(self.prompts):
+                if not finite[row]:
+                    prompt.failure = prompt.failure or f"states entering block {block} are not finite: load the base in bfloat16 or float32"
+                    x_BTD[row] = 0
+        if block == 0:
+            self._decider = self.prompts[0].policy.start(self.within_BT)
+        decided = self._decider.decide(block, x_BTD)
+        if isinstance(decided, Tensor) and decided.shape == (len(finite),) and not decided.is_floating_point():
+            return decided.tolist()
+        return check_decision(decided, len(finite), block)
 
 
 class Schedule:
@@ -207,23 +222,23 @@ class Schedule:
 
     def decide(self, block: int, states_ND: Tensor) -> None:
         """Ask each undecided sequence's policy for its passes of a block, from the states entering it, as at a prefill in transformers."""
-        if block == 0:
-            by_policy = {id(one.policy): [other for other in self.undecided if other.policy is one.policy] for one in self.undecided}
-            self._asked = [_Asked(prompts, self.attention.starts) for prompts in by_policy.values()]
-        waiting, self._asked = self._asked, []
-        while waiting:
-            asked = waiting.pop()
+        if block == 0:  # none is read with one twice as long: at most half of what is read is padding
+            alike, lengths = defaultdict[Any, list[Undecided]](list), np.diff(self.attention.starts)
+            for prompt in self.undecided:
+                alike[id(prompt.policy), int(lengths[prompt.sequences[0]]).bit_length()].append(prompt)
+            self._asked = [_Asked(prompts, self.attention.starts) for prompts in alike.values()]
+        for asked in self._asked:
             try:
                 decided = asked.decide(block, states_ND)
-            except InputError as error:  # one prompt's: the others of the step must not suffer
-                if len(asked.prompts) > 1:
-                    waiting += [_Asked([prompt], self.attention.starts) for prompt in asked.prompts]
-                else:
-                    asked.prompts[0].failure = " ".join(str(error).split())
-                continue
-            self._asked.append(asked)
+            except InputError as error:
+                if block == 0 and len(asked.prompts) > 1:  # each alone: the others must not suffer
+                    self._asked += [_Asked([prompt], self.attention.starts) for prompt in asked.prompts]
+                    asked.prompts = []
+                decided = [1] * len(asked.prompts)
+                for prompt in asked.prompts:
+                    prompt.failure = prompt.failure or " ".join(str(error).split())
             for prompt, one in zip(asked.prompts, decided, strict=True):
-                if isinstance(one, int):
+                if isinstance(one, int) and not prompt.failure:
                     self.actions_SL[prompt.sequences, block] = one
                 elif not prompt.failure:
                     prompt.failure = self._take(prompt.sequences, block, one)

@@ -54,9 +54,6 @@ def model_of(engine: Any) -> Any:
     return engine.model_executor.driver_worker.worker.model_runner.model
 
 
-# --- models ---
-
-
 def attention_name(block: Any) -> str:
     return block.self_attn.attn.layer_name
 
@@ -151,9 +148,6 @@ def run_once(runs: Iterable[Callable[..., Any]], vllm_config: VllmConfig, like: 
         positions = torch.zeros(n_tokens, dtype=torch.long, device=like.device)
         with torch.inference_mode(), set_forward_context(None, vllm_config, num_tokens=n_tokens):
             run(positions, states, torch.zeros_like(states))
-
-
-# --- a step ---
 
 
 @dataclass(eq=False)
