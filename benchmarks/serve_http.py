@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,15 @@ from drllm.policies.saved import open_folder
 from drllm.runs.provenance import hardware, versions
 from generate import native_dtype
 from served import BOOK_OF_TEXT, Served, always_executes, book_of_text, free_port, never_leaves, serving
-from timing import ONLY_HELP, check_rounds, median_interval, wanted_arms
+from timing import ONLY_HELP, check_rounds, median_interval, shown, wanted_arms
 
 NAME = "bench"
 CONTEXT = 1024
 PAUSE = 1.5  # seconds before each burst: an engine's worker spins for one after its last step
 MAX_OTHER = 0.01  # of the identity's texts in float32, where sums of another order may flip a choice of near equals
 STATIC, ROUTERS = "static, 24 of", "trained routers"  # the first, and the number of blocks
-# Each arm's policy.
 AGAIN = "plain vLLM again"  # a control: how one server differs from another of its kind
+# Each arm's policy.
 ARMS = {
     AGAIN: "",
     STATIC: "static",
@@ -150,9 +151,9 @@ def report(name: str, result: dict[str, Any]) -> None:
     load = f"{result['clients']} clients, {result['new']} tokens, {result['rounds']} rounds"
     routes = f" {result['routes']} routes of {result['passes']:.1f} passes on average;" if result["routes"] else ""
     print(f"\n{name}: {load};{routes} {result['other_texts']} of {result['answers']} texts are not plain vLLM's")
-    for measured, shown in MEASURES.items():
-        seconds, (middle, low, high) = result[measured], result[measured]["ratio"]
-        print(f"  {shown:12} {seconds['seconds']:7.3f} s, plain {seconds['plain']:7.3f} s, ratio {middle:.3f} ({low:.3f} to {high:.3f})")
+    for measured, what in MEASURES.items():
+        seconds = result[measured]
+        print(f"  {what:12} {seconds['seconds']:7.3f} s, plain {seconds['plain']:7.3f} s, ratio {shown(seconds['ratio'])}")
 
 
 def parsed() -> argparse.Namespace:
@@ -203,18 +204,19 @@ def main() -> None:
     found: dict[str, Any] = {"model": given.model, "dtype": dtype, "book": given.book, "seed": given.seed, "http": {}}
     found |= {"asked": timed_prompts.described(given), "hardware": hardware(), "versions": versions()}
     same = ["--dtype", dtype, "--max-model-len", str(CONTEXT)]
-    port = free_port()
     stock = [sys.executable, "-m", ENTRY, "--model", checkpoint, "--served-model-name", NAME, "--generation-config", "vllm"]
-    stock += ["--host", "127.0.0.1", *same, "--port"]
-    as_plain = environment(device) | {"VLLM_PLUGINS": "none"}
-    with serving([*stock, str(port)], port, as_plain) as plain:
+    stock += ["--host", "127.0.0.1", *same]
+
+    def plain_server(port: int) -> AbstractContextManager[Served]:
+        return serving([*stock, "--port", str(port)], port, environment(device) | {"VLLM_PLUGINS": "none"})
+
+    with plain_server(free_port()) as plain:
         for name, policy in ARMS.items():
             if not name.startswith(given.wanted) or (name == ROUTERS and not given.routers):
                 continue
             port, folder = free_port(), str(Path(folders.name) / policy)
             command = [sys.executable, "-m", "drllm", "serve", folder, "--any-format", "--name", NAME, "--port", str(port), *same]
-            started = serving([*stock, str(port)], port, as_plain) if name == AGAIN else serving(command, port)
-            with started as server:
+            with plain_server(port) if name == AGAIN else serving(command, port) as server:
                 for clients in map(int, given.clients.split(",")):
                     result = measure(server, plain, prompts, clients, given.new, given.rounds, given.seed)
                     if (result["passes"] is None) != (name == AGAIN):

@@ -112,7 +112,7 @@ def main() -> int:
     if arguments.other is None or not (arguments.other / "src" / "drllm").is_dir():
         parser.error(f"{arguments.other} is no checkout of drllm: give the folder that holds its src/")
     from drllm.runs.provenance import commit, hardware
-    from timing import check_rounds, median_interval
+    from timing import check_rounds, median_interval, shown
 
     check_rounds(parser, arguments.rounds)
     parts, sides = arguments.parts.split(","), {"this": start(ROOT, arguments.dtype), "other": start(arguments.other, arguments.dtype)}
@@ -132,9 +132,8 @@ def main() -> int:
     about = {"this": commit(ROOT), "other": commit(arguments.other), "processor": hardware()["processor"], "threads": 1}
     result: dict[str, Any] = {**about, "rounds": arguments.rounds, "dtype": arguments.dtype, "seconds": seconds, "ratio": {}}
     for part, of_sides in seconds.items():
-        middle, low, high = median_interval([a / b for a, b in zip(of_sides["this"], of_sides["other"], strict=True)])
-        result["ratio"][part] = [middle, low, high]
-        print(f"{part:10} {middle:.3f} ({low:.3f} to {high:.3f}) of the other's CPU seconds")
+        result["ratio"][part] = median_interval([a / b for a, b in zip(of_sides["this"], of_sides["other"], strict=True)])
+        print(f"{part:10} {shown(result['ratio'][part])} of the other's CPU seconds")
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0

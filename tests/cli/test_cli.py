@@ -466,6 +466,7 @@ RECORD_MISTAKES = {
     "no such rows": ("export {a} --out {tmp}/x.csv --task piqa", "holds no such rows: name another task"),
     "a text file": ("export {tmp}/file.txt --out {tmp}/x.csv", "file.txt is not a readable shard"),
     "a corrupt shard": ("info {broken}", "is not a readable shard"),
+    "merge of a corrupt shard": ("merge {a} {broken} --out {tmp}/x", "is not a readable shard"),
     "merge into verdicts": ("merge {a} --out {b}", "holds verdicts already: merge into a new folder"),
     "merge into a file": ("merge {a} --out {tmp}/file.txt", "file.txt"),
     "unknown format": ("export {a} --out {tmp}/x.xlsx", "expected a name that ends in .parquet, .csv, .jsonl"),

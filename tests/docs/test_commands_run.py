@@ -37,7 +37,7 @@ HERE = {"ID": "tiny", "smollm2-135m-q4": "tiny", "RUN": "runs/x", "runs/a": "run
 MADE = ("search", "scan", "retrofit", "reproduce", "heal")  # commands whose --out is new
 # Paths through as many blocks as the tiny model has.
 PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101", "12-14 twice": "1-2 twice", "12,13,14,15": "1,2"}
-PATHS |= {"examples/smollm2-135m-27-of-30": "runs/healed/healed"}
+PATHS |= {"examples/smollm2-135m-27-of-30": "runs/healed/healed", "examples/claim.jsonl": "claim.jsonl"}
 ELSEWHERE = {
     "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
@@ -81,6 +81,7 @@ def place(tmp_path_factory) -> Path:
             write_rows(folder / "DATA" / task / f"{part}.jsonl", some)
     write_rows(folder / "mine.jsonl", rows)
     write_rows(folder / "requests.jsonl", [{"prompt": row["question"]} for row in rows])
+    write_rows(folder / "claim.jsonl", [{"claim": "1-2 twice", "gain": 3}])
     (folder / "routes.txt").write_text("1111\n1121\n1101\n1112\n0-2,1-3\n1011\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -272,7 +272,7 @@ class Twice:
         self.base, self.out = base, out
 
     def work(self, jobs):
-        routed = self.base.load(1)
+        routed = self.base.load(1, 1)
         for index, _ in jobs:
             (self.out / f"{index}-{os.getpid()}-{routed.model.dtype}").touch()
 

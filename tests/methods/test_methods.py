@@ -355,16 +355,16 @@ def test_folds_pick_the_ridge_that_predicts_what_it_has_not_seen(options):
     rng = np.random.default_rng(5)
     features = rng.normal(size=(60, 30)) * rng.uniform(0.1, 9, 30)
     targets = rng.normal(size=(60, 3)) + features[:, :1] * [0, 0.3, 0]
-    ridge, predicted = Folds(features, targets, 4, 3, **options).pick([1])
+    ridge, predicted = Folds(features, targets, 4, 3, **options).pick(picked := [2, 1])
     fold_of, folds = np.random.default_rng(3).permutation(60) % 4, range(4)
     fitted = [fit_ridges(features[fold_of != fold], targets[fold_of != fold], **options) for fold in folds]
-    unseen = {penalty: np.zeros((60, 1)) for penalty in PENALTIES}
+    unseen = {penalty: np.zeros((60, 2)) for penalty in PENALTIES}
     for penalty, fold in itertools.product(PENALTIES, folds):
-        unseen[penalty][fold_of == fold] = fitted[fold][penalty].predict(features[fold_of == fold])[:, [1]]
-    best = min(PENALTIES, key=lambda penalty: ((unseen[penalty] - targets[:, [1]]) ** 2).mean())
+        unseen[penalty][fold_of == fold] = fitted[fold][penalty].predict(features[fold_of == fold])[:, picked]
+    best = min(PENALTIES, key=lambda penalty: ((unseen[penalty] - targets[:, picked]) ** 2).mean())
     assert ridge.penalty == best > PENALTIES[0], "a test of a choice"
     np.testing.assert_allclose(predicted, unseen[best])
-    np.testing.assert_allclose(ridge.weight, fit_ridges(features, targets, **options)[best].weight[:, [1]])
+    np.testing.assert_allclose(ridge.weight, fit_ridges(features, targets, **options)[best].weight[:, picked])
     assert (len(set(ridge.scale)) == 1) == ("one_scale" in options)
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,12 +288,10 @@ def test_prompts_of_one_policy_are_read_together_as_each_alone():
 class _Picky(_Counting):
     """Refuses prompts of five tokens; skips block 2, if it is asked for every block in order."""
 
-    read: ClassVar[list[tuple[int, ...]]] = []
-
     def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
         if (prompt_mask_BT.sum(1) == 5).any():
             raise InputError("five are too many")
-        self.read.append(tuple(prompt_mask_BT.shape))
+        self.shown.append(prompt_mask_BT)
         blocks = iter(range(L))
         return Asked(lambda block, x_BTD, _: torch.full((len(x_BTD),), int(next(blocks) == block != 2)), prompt_mask_BT)
 
@@ -306,10 +304,11 @@ def test_prompts_are_read_together_where_they_are_alike_and_a_refusal_is_their_o
     for block in range(L):
         states[10] = torch.nan if block else 0  # of the third prompt
         schedule.decide(block, states)
-    assert sorted(policy.read) == [(1, 4), (1, 9), (2, 3)], "no row is mostly padding"
+    assert sorted(tuple(mask_BT.shape) for mask_BT in policy.shown) == [(1, 4), (1, 9), (2, 3)], "no row is mostly padding"
     assert [str(schedule.route_of(place)) for place in range(5)] == ["1101", "1111", "1111", "1101", "1101"]
-    assert [prompt.failure[:10] for prompt in waiting] == ["", "five are t", "states ent", "", ""]
-    waiting = [Undecided("", of, [place]) for of in [_Counting()] for place in range(2)]  # one action, whatever is asked
+    assert [prompt.failure[:10] for prompt in waiting] == ["", "five are t", "the states", "", ""]
+    counting = _Counting()  # one action, whatever is asked
+    waiting = [Undecided("", counting, [place]) for place in range(2)]
     schedule_of(["1111"] * 2, attention_of(step_of([3, 3])), waiting).decide(0, torch.zeros(6, D))
     assert [prompt.failure for prompt in waiting] == ["", ""], "read alone, where together it cannot"
 

@@ -172,6 +172,6 @@ def _command(setup: Setup, name: str) -> str:
 
 
 def dry_run(exhibits: Sequence[Exhibit], setup: Setup, plain_ms: float) -> list[str]:
-    """Every stage with its plain forwards and hours, and their sum, as lines."""
+    """Every stage with its plain forwards and time, and their sum, as lines."""
     evaluations_of(exhibits, setup)  # what the real call refuses
     return cost_lines([(stage.name, stage.forwards(setup), stage.command(setup)) for stage in stages_of(exhibits, setup)], plain_ms)

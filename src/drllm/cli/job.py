@@ -91,7 +91,7 @@ class Job:
             return RoutedModel.from_pretrained(saved, base=base, **placement), None
 
     def costs(self, stages: Mapping[str, float], routed: RoutedModel, tasks: Sequence[str], config: Any) -> Lines:
-        """--dry-run: plain forwards of each stage, with hours."""
+        """--dry-run: plain forwards of each stage, with their time."""
         from drllm.core.text import cost_lines
         from drllm.evaluation.clock import batched_ms
 

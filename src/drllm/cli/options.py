@@ -23,7 +23,7 @@ Namespace = argparse.Namespace
 DTYPE_HELP = "type of the weights; auto: the checkpoint's own, float32 on a CPU without 16-bit instructions"
 COMPARED = "what to compare, comma-separated: base, policies of the run by name, and blind baselines of them: random-NAME, shuffled-NAME"
 
-DRY_RUN = "print the stages, what each costs in plain forwards and hours, and stop"
+DRY_RUN = "print the stages, what each costs in plain forwards and time, and stop"
 
 ROUTE_HELP = "digits, one a block: 0 skip, 1 execute, 2 repeat; or a path: 0-14,12-29, or 0-14,(12-14)*0.5,15-29 with a strength"
 

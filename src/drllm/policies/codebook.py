@@ -28,7 +28,7 @@ from drllm.core.route import Route, Visit
 from drllm.policies.adapter import Adapter
 from drllm.policies.files import PolicyFiles
 from drllm.policies.healed import HealedPolicy
-from drllm.policies.policy import Decider, Policy
+from drllm.policies.policy import NOT_FINITE, Decider, Policy
 
 TENSORS = ("mean", "scale", "weight", "bias")
 ADAPTERS = "adapters"  # a folder, which holds one of each adapter, as a healed route is saved
@@ -206,7 +206,7 @@ class Codebook(Policy):
         """Each prompt's route, from the texts or pooled states that the selector scores; `InputError` where those are not finite."""
         if isinstance(self.selector, StateSelector) and not bool(read.isfinite().all()):
             block = self.selector.block
-            raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
+            raise InputError(NOT_FINITE.format(block))
         scores_BK = self.selector.scores(read)
         return [self.routes[index] for index in pick(scores_BK, self._saved_K, self.points[self.at]).tolist()]
 

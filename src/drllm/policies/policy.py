@@ -18,6 +18,7 @@ from drllm.core.names import POLICIES, did_you_mean, load_plugin, plugin_names
 from drllm.core.route import Route, Visit
 from drllm.policies.adapter import Adapter
 
+NOT_FINITE = "the states entering block {} are not finite on a prompt: load the base in bfloat16 or float32"
 BUILT_IN = {  # imported when an artefact names them
     "static": "drllm.policies.constant:RoutePolicy",
     "routers": "drllm.policies.routers:Routers",

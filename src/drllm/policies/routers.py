@@ -20,7 +20,7 @@ from torch import Tensor
 from drllm.core.errors import ArtifactError, InputError
 from drllm.core.route import Action
 from drllm.policies.files import PolicyFiles, check_shapes
-from drllm.policies.policy import Decider, Policy, RouteSource
+from drllm.policies.policy import NOT_FINITE, Decider, Policy, RouteSource
 
 N_ACTIONS = len(Action)
 RMS_EPS = 1e-6
@@ -237,7 +237,7 @@ class PrefillRouters(Decider):
             if _finite(logits):  # looked at once, here, not after pooling too: each operation counts in a prefill of few tokens
                 return logits
         # argmax of nan is 0: every block would be skipped without a word.
-        raise InputError(f"the states entering block {block} are not finite on a prompt: load the base in bfloat16 or float32")
+        raise InputError(NOT_FINITE.format(block))
 
     def _pooled(self, x_BTD: Tensor, pool_by: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if not self._routers.config.first_block:

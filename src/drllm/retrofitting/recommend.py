@@ -176,7 +176,7 @@ class _Tries:
         if self.asked.kept > 1:
             self._make("looped", {}, self._looped)
         self._make("codebook", CodebookConfig(**budget))
-        pointed = min(self.sizes.tuned, max(FEWEST, self.sizes.tuned // 2))  # each asked along some eight operating points
+        pointed = min(self.sizes.tuned, max(FEWEST, self.sizes.tuned // 2))  # each at a forward or so for each operating point
         self._make("routers", RoutersConfig(tune_questions=pointed, **budget))
         if self.asked.kept < 1:
             self._heal()

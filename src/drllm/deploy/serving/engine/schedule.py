@@ -27,6 +27,7 @@ from drllm.core.route import Route, Span
 from drllm.core.span import Visit, fewest_spans, in_place, n_in_place
 from drllm.deploy.serving.engine.vllm_private import Gathered, Place, StepAttention
 from drllm.model.sub_batches import check_decision, run_together
+from drllm.policies.policy import NOT_FINITE
 
 MOST_KEPT = 512  # places remembered; then all are forgotten
 
@@ -112,31 +113,27 @@ class Undecided:
 class _Asked:
     """Undecided prompts of like lengths that one policy reads together, padded, as in transformers; `starts` as for `Places.find`."""
 
-    def __init__(self, prompts: list[Undecided], starts: np.ndarray):
+    def __init__(self, prompts: list[Undecided], starts: np.ndarray, device: torch.device):
         self.prompts = prompts
         sequences = np.array([prompt.sequences[0] for prompt in prompts])
         first_B1, end_B1 = starts[sequences, None], starts[sequences + 1, None]
         at_BT = first_B1 + np.arange((end_B1 - first_B1).max())
         self.within_BT = torch.from_numpy(at_BT < end_B1)
-        self.tokens_BT = torch.from_numpy(np.where(self.within_BT, at_BT, first_B1))
+        self.tokens_BT = torch.from_numpy(np.where(at_BT < end_B1, at_BT, first_B1)).to(device)
 
     def decide(self, block: int, states_ND: Tensor) -> Sequence[Any]:
         """An action or a visit of each prompt; one whose states are not finite fails alone, and the policy reads zeros for it."""
-        if all(prompt.failure for prompt in self.prompts):
-            return [1] * len(self.prompts)
-        x_BTD = states_ND[self.tokens_BT.to(states_ND.device)]
-        finite = x_BTD.sum((1, 2), dtype=torch.float32).isfinite().tolist()
-        if not all(finite):
-            for row, prompt in enumerate(self.prompts):
-                if not finite[row]:
-                    prompt.failure = prompt.failure or f"states entering block {block} are not finite: load the base in bfloat16 or float32"
-                    x_BTD[row] = 0
+        x_BTD = states_ND[self.tokens_BT]
+        finite_B = x_BTD.sum((1, 2), dtype=torch.float32).isfinite().cpu().numpy()
+        for row in np.flatnonzero(~finite_B):
+            self.prompts[row].failure = self.prompts[row].failure or NOT_FINITE.format(block)
+            x_BTD[row] = 0
         if block == 0:
             self._decider = self.prompts[0].policy.start(self.within_BT)
         decided = self._decider.decide(block, x_BTD)
-        if isinstance(decided, Tensor) and decided.shape == (len(finite),) and not decided.is_floating_point():
+        if isinstance(decided, Tensor) and decided.shape == finite_B.shape and not decided.is_floating_point():
             return decided.tolist()
-        return check_decision(decided, len(finite), block)
+        return check_decision(decided, len(self.prompts), block)
 
 
 class Schedule:
@@ -184,8 +181,6 @@ class Schedule:
         expanded = np.repeat(self.actions_SL[:, firsts], np.diff([*firsts, self.actions_SL.shape[1]]), axis=1)
         if not (expanded == self.actions_SL).all() or not (self.actions_SL <= most_L).all():
             return False
-        if not self.loops:
-            return True
         ends = {*(firsts - 1).tolist(), self.actions_SL.shape[1] - 1}
         return all(block in ends and loop in known for of_sequence in self.loops.values() for block, loop in of_sequence)
 
@@ -205,12 +200,11 @@ class Schedule:
                 yield loop, self._gathered(chosen_S)
 
     def _gathered(self, chosen_S: np.ndarray) -> Gathered:
-        attention = self.attention
         if chosen_S.all():
-            return attention.whole
-        key = chosen_S.tobytes()
+            return self.attention.whole
+        key, device = chosen_S.tobytes(), self.attention.whole.slot_mapping.device
         if key not in self.sets:
-            self.sets[key] = attention.of(self._places.find(chosen_S, attention.starts, attention.whole.slot_mapping.device))
+            self.sets[key] = self.attention.of(self._places.find(chosen_S, self.attention.starts, device))
         return self.sets[key]
 
     def route_of(self, sequence: int) -> Route:
@@ -226,21 +220,25 @@ class Schedule:
             alike, lengths = defaultdict[Any, list[Undecided]](list), np.diff(self.attention.starts)
             for prompt in self.undecided:
                 alike[id(prompt.policy), int(lengths[prompt.sequences[0]]).bit_length()].append(prompt)
-            self._asked = [_Asked(prompts, self.attention.starts) for prompts in alike.values()]
-        for asked in self._asked:
+            self._asked = [_Asked(prompts, self.attention.starts, states_ND.device) for prompts in alike.values()]
+        asking, self._asked = self._asked, []
+        for asked in asking:
             try:
                 decided = asked.decide(block, states_ND)
             except InputError as error:
                 if block == 0 and len(asked.prompts) > 1:  # each alone: the others must not suffer
-                    self._asked += [_Asked([prompt], self.attention.starts) for prompt in asked.prompts]
-                    asked.prompts = []
-                decided = [1] * len(asked.prompts)
-                for prompt in asked.prompts:
-                    prompt.failure = prompt.failure or " ".join(str(error).split())
+                    asking += [_Asked([prompt], self.attention.starts, states_ND.device) for prompt in asked.prompts]
+                else:
+                    for prompt in asked.prompts:
+                        prompt.failure = prompt.failure or " ".join(str(error).split())
+                continue
+            self._asked.append(asked)
             for prompt, one in zip(asked.prompts, decided, strict=True):
-                if isinstance(one, int) and not prompt.failure:
+                if prompt.failure:
+                    continue
+                if isinstance(one, int):
                     self.actions_SL[prompt.sequences, block] = one
-                elif not prompt.failure:
+                else:
                     prompt.failure = self._take(prompt.sequences, block, one)
         self._count()
 

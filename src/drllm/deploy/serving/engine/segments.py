@@ -2,7 +2,7 @@
 
 vLLM compiles a model whole, which fits one route. A codebook's routes cut the blocks into a few segments in which every route does the
 same, so any of them, and any mixture of sequences, runs whole segments. A span that some route runs again is a segment of its own, which
-the sequences that take it run. Steps with other routes run block by block, uncompiled.
+the sequences that take it run. Steps with other routes run block by block: compiled too where a policy decides inside the engine.
 
 Shapes: N tokens, D hidden size.
 """
@@ -60,7 +60,8 @@ def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segm
 
 
 def compiled_single(one: Segment, vllm_config: Any) -> Segment:
-    return replace(one, run=compile_blocks([one.run], f"single-{one.block}-{one.n_pass}", vllm_config))
+    block: Any = one.run
+    return replace(one, run=compile_blocks([block], f"single-{one.block}-{one.n_pass}", vllm_config))
 
 
 def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
