@@ -32,7 +32,7 @@ INSTEAD = {
     "labels, skip 0.9": "the same, LoRA on right answers",
     "labels, every block": "every block, LoRA on right answers",
     "solved questions shown": "{shots} solved questions in the prompt",
-    "weights as q4_0": "4-bit weights (Q4_0)",
+    "weights as q4_0": "its weights rounded to Q4_0",
 }
 # (the README's words, the section of docs/results.md, the row's first cell there): accuracy and seconds of one policy.
 POLICIES = (
@@ -43,7 +43,7 @@ POLICIES = (
         "codebook",
     ),
     (
-        f"{LARGER}: `codebook` of nine tenths of the blocks; seven tasks, two of them sums",
+        f"{LARGER}: `codebook` of 0.9 of the blocks; seven tasks, two of sums",
         "qwen2.5-coder-1.5b-q4, 28 blocks: mixed traffic: prompts of seven tasks, letters, log-likelihoods and numbers, unlabelled",
         "codebook@0.9",
     ),
@@ -61,8 +61,8 @@ TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing; 95 % intervals; the base has {sizes} MB. Row 1 ([examples](examples/README.md)): exported, in float32 "
     "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on tasks it never saw it lost {elsewhere}. Rows 2 to 4"
-    ": in drllm ([results](docs/results.md)). Row 2's gain is all {second}, row 3's {third}, of which BoolQ's is what always saying "
-    "yes gives. ¹ Of one short prompt on one thread, choosing the route included, over the base's."
+    ": in drllm ([results](docs/results.md)). Row 2 gains on {second} alone; row 3 on {third}, where *yes* to all of "
+    "BoolQ gains as much. ¹ Of a short prompt on one thread, choosing included, over the base's."
 )
 
 
@@ -96,7 +96,7 @@ def instead() -> str:
     """What a team would do instead, on the same questions, as Markdown."""
     about = BESIDE.told(SETTING, "tune")
     right, rows = {name: of for (name, _), of in BESIDE.of(SETTING, "tune").items()}, {row["name"]: row for row in about["rows"]}
-    lines = ["| SmolLM2-135M | tasks learned from, points | other tasks ² | seconds | MB stored |", "|---|---|---|---|---|"]
+    lines = ["| SmolLM2-135M | tasks learned from, points | other tasks ² | seconds ¹ | MB of the file ³ |", "|---|---|---|---|---|"]
     for name, words in INSTEAD.items():
         parts = [[task for task in of if task != ALWAYS_YES] for of in about["tasks"].values()]
         less = [compared(read(right[name], of), read(right["base"], of)) for of in parts]
