@@ -19,7 +19,7 @@ from pathlib import Path
 from drllm import show_progress
 from drllm_research.comparison.stored import Results
 from drllm_research.healed.page import SETTING, write_page
-from drllm_research.healed.rows import SHARES
+from drllm_research.healed.rows import CONTROLS
 
 KEPT = ("model", "dtype", "split", "limit", "shots", "texts", "tokens", "clocked", "rounds", "threads")  # of the command line
 
@@ -36,7 +36,8 @@ def measure(given: argparse.Namespace) -> None:
     routed, run = RoutedModel.wrap(given.model, dtype=given.dtype), RunFolder(given.run)
     with alone_in(run.root, "healed"), torch_threads(given.threads):
         trainer = Trainer(routed, Stages(run, []), run, list(map(RunFolder, given.healing)), given.data, given.steps, given.texts)
-        measured = Measured(trainer, trainer.rows(*([one for one in of.split(",") if one] for of in (given.rounded, given.shares))), given)
+        asked = [[one for one in of.split(",") if one] for of in (given.rounded, given.controls)]
+        measured = Measured(trainer, trainer.rows(*asked), given)
         (right, near), clock = measured.all(), measured.clock()
     figures = []
     for row in measured.rows:
@@ -54,8 +55,8 @@ def measure(given: argparse.Namespace) -> None:
     ]
     about = {name: getattr(given, name) for name in KEPT} | {"blocks": routed.n_layers, "tasks": measured.tasks}
     about |= {"noise": clock["base again"], "rows": figures, "examples": examples}
-    asked = {task: [one for one in of if all(one in row[task] for row in right.values())] for task, of in right["base"].items()}
-    keys = [(task, one) for task, ids in asked.items() for one in ids]  # what every row could be asked
+    shared = {task: [one for one in of if all(one in row[task] for row in right.values())] for task, of in right["base"].items()}
+    keys = [(task, one) for task, ids in shared.items() for one in ids]  # what every row could be asked
     answered = {}
     for row in measured.rows:
         told = {"task": [task for task, _ in keys], "id": [one for _, one in keys], "route": [str(row.route)] * len(keys)}
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=0, help="of the trainings; 0: as many as the first healing was given")
     parser.add_argument("--shots", type=int, default=4, help="solved questions before each question of that row")
     parser.add_argument("--rounded", default="q4_0,3,2", help="q4_0, or bits a weight")
-    parser.add_argument("--shares", default="half,a tenth", help="of the prompts, that the first healing is trained on again")
+    parser.add_argument("--controls", default=",".join(CONTROLS), help="of these, how the first healing is trained again")
     parser.add_argument("--texts", type=int, default=96, help="held-out prompts of tasks healed on, of others, and plain texts, each")
     parser.add_argument("--tokens", type=int, default=128, help="of a prompt whose seconds are measured")
     parser.add_argument("--clocked", type=int, default=20, help="such prompts")
@@ -93,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.job == "page":
         write_page(given.to, given.out)
         return
-    if unknown := {*given.shares.split(",")} - {*SHARES, ""}:
-        parser.error(f"--shares {', '.join(unknown)} is none of {', '.join(SHARES)}")
+    if unknown := {*given.controls.split(",")} - {*CONTROLS, ""}:
+        parser.error(f"--controls {', '.join(unknown)} is none of {', '.join(CONTROLS)}")
     if len(given.out) > 1 or not given.healing or given.run is None or given.data is None:
         parser.error("run takes one --out, and --healing, --data and --run")
     (given.out,) = given.out

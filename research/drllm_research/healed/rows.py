@@ -36,7 +36,7 @@ from drllm.tasks import Example, Task, load_task
 
 NEVER = -1e4  # log-probability of what does not occur: times its probability, which is 0, it is 0
 PLAIN_TOKENS = 256  # of a plain text, at most
-SHARES = {"half": 2, "a tenth": 10}  # of the prompts
+CONTROLS = {"without skipping": 1, "other text": 1, "half of the prompts": 2, "a tenth of the prompts": 10}  # and a divisor
 BLOCK = 32  # weights that share a scale and a minimum
 
 
@@ -155,7 +155,7 @@ class Trainer:
         policies = [self.routed.load_policy(one.policy(POLICY)) for one in self.healings]
         return [(f"{budget:g}", policy.adapters[0]) for budget, policy in zip(budgets, policies, strict=True)]
 
-    def rows(self, rounding: Sequence[str], shares: Sequence[str]) -> list[Row]:
+    def rows(self, rounding: Sequence[str], controls: Sequence[str]) -> list[Row]:
         full, healed = Route.full(self.routed.n_layers), self.healed()
         budget, route = healed[0][0], healed[0][1].route
         rows = [Row("base", "base", full)]
@@ -166,11 +166,10 @@ class Trainer:
         rows.append(self._trained("labels, every block", "instead", full, lambda: self._labelled))
         rows.append(self._trained(f"labels, skip {budget}", "instead", route, lambda: self._labelled))
         rows += [Row("weights as q4_0" if how == "q4_0" else f"weights of {how} bits", "instead", full, rounded=how) for how in rounding]
-        rows.append(self._trained("healed without skipping", "control", full, lambda: (self.learned, self.held_out)))
-        rows.append(self._trained(f"healed {budget}, other text", "control", route, self._other))
-        for share in shares:
-            some = self.learned[: max(1, len(self.learned) // SHARES[share])], self.held_out
-            rows.append(self._trained(f"healed {budget}, {share} of the prompts", "control", route, lambda some=some: some))
+        for name in controls:
+            some = self.learned[: max(1, len(self.learned) // CONTROLS[name])], self.held_out
+            words, of = (f"healed {name}", full) if name == "without skipping" else (f"healed {budget}, {name}", route)
+            rows.append(self._trained(words, "control", of, self._other if name == "other text" else lambda some=some: some))
         return rows
 
     def _trained(self, name: str, kind: str, route: Route, texts: Callable[[], tuple[list[Text], list[Text]]]) -> Row:
