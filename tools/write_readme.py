@@ -68,7 +68,7 @@ CAVEAT = (
 
 def healed_row() -> str:
     """The policy in `examples/`, on calibrate questions of the tasks it was healed on."""
-    rows = {row["method"]: row for row in read_json(HEALED / "calibrate.json")["rows"] if row["task"] == "all"}
+    rows = {row["method"]: row for row in read_json(HEALED / "evaluated.json")["calibrate"]["rows"] if row["task"] == "all"}
     pooled, base = rows["healed"], rows["base"]
     clock = read_json(HEALED / "heal.json")["clock"]["prompt"]
     words = f"{SMALL}: a shorter route and its adapter (`healed`); ARC-Easy, OpenBookQA"
@@ -81,7 +81,7 @@ def healed_row() -> str:
 
 def elsewhere() -> str:
     """What it loses on tasks that it was not healed on, least and most, in points."""
-    rows = [row for row in read_json(HEALED / "elsewhere.json")["rows"] if row["method"] == "healed" and row["task"] != "all"]
+    rows = [row for row in read_json(HEALED / "evaluated.json")["elsewhere"]["rows"] if row["method"] == "healed" and row["task"] != "all"]
     lost = sorted(-100 * row["difference"] for row in rows)
     return f"{lost[0]:.1f} to {lost[-1]:.1f}"
 
