@@ -33,7 +33,7 @@ INSTEAD = {
     "healed 0.8": "24 of 30 blocks, healed",
     "labels, every block": "every block, LoRA on right answers",
     "solved questions shown": "{shots} solved questions in the prompt",
-    "weights as q4_0": "its weights rounded to Q4_0",
+    "weights as q4_0": "the base's weights in Q4_0",
 }
 # (the README's words, the section of docs/results.md, the row's first cell there): accuracy and seconds of one policy.
 POLICIES = (

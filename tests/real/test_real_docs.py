@@ -44,7 +44,9 @@ def test_that_code_searches_trains_evaluates_and_reports(folder):
     assert (run_folder / "static" / "drllm_config.json").is_file()
     summary = json.loads((run_folder / "evaluate/tune/summary.json").read_text(encoding="utf-8"))
     assert {"base", "static"} <= {row["method"] for row in summary["rows"]}
-    assert "data:image/png" in (run_folder / "report/report.html").read_text(encoding="utf-8")
+    page = (run_folder / "report/report.html").read_text(encoding="utf-8")
+    assert "data:image/png" in page
+    assert len(page) > 50_000
 
 
 def test_its_records_open_in_datasets_pandas_and_duckdb(folder, monkeypatch, capsys):

@@ -62,13 +62,13 @@ def test_kept_routes_with_loops_are_counted_and_no_pass_is_lost():
 
 
 @pytest.mark.long
-# No interval lies above 0; with more questions a smaller advantage would be seen.
+# The interval holds 0 with so many questions as with few; with more of them a smaller advantage would be seen.
 @pytest.mark.parametrize("n_questions", [100, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("early_stop", [True, False])
 def test_a_search_no_better_than_chance_does_not_beat_the_control(early_stop, n_questions):
     """Every route of a question is right with one fixed probability, so no search can do better than drawing blindly."""
     n_layers, n_tries = 12, 20
-    config = SearchConfig(early_stop=early_stop, n_simulations=n_tries)
+    config = SearchConfig(early_stop=early_stop, n_simulations=n_tries, counted="distinct")  # as many routes as the control has
     found = []
     for number in range(n_questions):
         luck = random.Random(number)
@@ -91,7 +91,8 @@ def test_a_search_no_better_than_chance_does_not_beat_the_control(early_stop, n_
         )
     (row,) = count_labels(found)
     assert row.difference is not None
-    assert row.difference[1] <= 0, "the control has a route for each simulation; the search comes by some routes again"
+    _, low, high = row.difference
+    assert low <= 0 <= high
     assert row.n["mended"] > 0.15 * n_questions, "luck alone solves many"
 
 

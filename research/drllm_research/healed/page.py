@@ -69,7 +69,7 @@ class _Section:
         if self.served["seconds"]:
             turns = ", ".join(f"{tool} {spread(of['base again'][WHOLE])}" for tool, of in self.served["seconds"].items())
             asked = "{rounds} prompts of {tokens} tokens, {new} more written".format(**self.served)
-            yield f"In other tools (`benchmarks/exported.py`): {asked}.\nThe base in turns with itself: {turns}.\n"
+            yield f"In other tools (`benchmarks/exported.py`; llama.cpp: 8-bit): {asked}.\nThe base in turns with itself: {turns}.\n"
         cells = {f"KL, {PARTS[part]}": lambda row, part=part: f"{row['kl'][part]:.3f}" for part in self.tasks}
         cells |= {f"same next token, {PARTS[part]}, %": lambda row, part=part: f"{100 * row['same'][part]:.1f}" for part in self.tasks}
         cells["plain text, nats a token less the base's"] = self._less_nats

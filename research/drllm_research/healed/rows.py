@@ -36,7 +36,7 @@ from drllm.tasks import Example, Task, load_task
 
 NEVER = -1e4  # log-probability of what does not occur: times its probability, which is 0, it is 0
 PLAIN_TOKENS = 256  # of a plain text, at most
-CONTROLS = {"without skipping": 1, "other text": 1, "half of the prompts": 2, "a tenth of the prompts": 10}  # and a divisor
+CONTROLS = {"without skipping": 1, "other text": 1, "half of the prompts": 2, "a tenth of the prompts": 10}  # prompts over
 BLOCK = 32  # weights that share a scale and a minimum
 
 

@@ -179,8 +179,9 @@ class Schedule:
         block than they hold, `most_L`, and have loops only behind a segment's last block.
         """
         expanded = np.repeat(self.actions_SL[:, firsts], np.diff([*firsts, self.actions_SL.shape[1]]), axis=1)
-        if not (expanded == self.actions_SL).all() or not (self.actions_SL <= most_L).all():
-            return False
+        fits = bool((expanded == self.actions_SL).all() and (self.actions_SL <= most_L).all())
+        if not fits or not self.loops:
+            return fits
         ends = {*(firsts - 1).tolist(), self.actions_SL.shape[1] - 1}
         return all(block in ends and loop in known for of_sequence in self.loops.values() for block, loop in of_sequence)
 

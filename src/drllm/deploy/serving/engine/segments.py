@@ -60,8 +60,7 @@ def single(block_of: Callable[[int, int], Any], block: int, n_pass: int) -> Segm
 
 
 def compiled_single(one: Segment, vllm_config: Any) -> Segment:
-    block: Any = one.run
-    return replace(one, run=compile_blocks([block], f"single-{one.block}-{one.n_pass}", vllm_config))
+    return replace(one, run=compile_blocks([one.run], f"single-{one.block}-{one.n_pass}", vllm_config))  # type: ignore[list-item]
 
 
 def looped(block_of: Callable[[int, int], Any], loop: Loop) -> Segment:
