@@ -470,6 +470,7 @@ RECORD_MISTAKES = {
     "merge into verdicts": ("merge {a} --out {b}", "holds verdicts already: merge into a new folder"),
     "merge into a file": ("merge {a} --out {tmp}/file.txt", "file.txt"),
     "unknown format": ("export {a} --out {tmp}/x.xlsx", "expected a name that ends in .parquet, .csv, .jsonl"),
+    "export into a store": ("export {a} --out {b}/verdicts/x.parquet", "would stand in a store of verdicts"),
     "export below a file": ("export {a} --out {tmp}/file.txt/x.csv", "file.txt"),
 }
 

@@ -25,7 +25,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
         "write_json(Path(sys.argv[1]), [2])"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -9
-    assert len(list(tmp_path.glob(f"*{TEMPORARY_SUFFIX}"))) == 1
+    assert len(list(tmp_path.glob(f".*{TEMPORARY_SUFFIX}"))) == 1, "pandas passes files with a dot by"
     assert json.loads(path.read_text()) == [1]
     remove_partials(tmp_path)
     assert list(tmp_path.iterdir()) == [path]

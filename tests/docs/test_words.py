@@ -36,7 +36,6 @@ KEPT: tuple[tuple[str, str, str], ...] = (
     ("docs/decisions/.*", "MkDocs", "a package's name"),
     ("src/drllm/core/files.py|tests/searching/test_search_faults.py", ".partial", "the suffix of every version, so that each removes it"),
     ("docs/decisions/2026-12-02-serving-before-text.md", "book", "arms in files of results"),
-    ("docs/benchmarks.md", "trained book", "the name of an arm in files of results"),
     ("benchmarks/serve.*|tests/benchmarks/test_timing.py", "book", "arms and keys in files of results, and the flag --book"),
 )
 

@@ -16,7 +16,7 @@ from lm_eval.utils import simple_parse_args_string
 
 import families
 from byte_tokens import byte_tokenizer
-from deciding import Asked
+from deciding import ByFunction
 from drllm import InputError, Route, RoutedModel
 from drllm.evaluation.harness.model import RoutedLM, consensus
 from drllm.policies.policy import Policy
@@ -35,7 +35,7 @@ class ByContext(Policy):
     n_layers = L
 
     def start(self, prompt_mask_BT):
-        return Asked(self.actions, prompt_mask_BT)
+        return ByFunction(self.actions, prompt_mask_BT)
 
     def actions(self, block, x_BTD, prompt_mask_BT):
         kind_B = prompt_mask_BT.sum(1) % 3

@@ -20,7 +20,7 @@ from drllm.core.config import PromiseConfig
 from drllm.evaluation.calibrate import calibrate
 from drllm.evaluation.fit import fit_policy
 from drllm.methods.base import get_method, method_names, method_of
-from drllm.methods.codebook import Candidate, CodebookConfig, choices, choose, choose_routes, fit_one, served_passes, thresholds, worth
+from drllm.methods.codebook import CodebookConfig, Fitted, choices, choose, choose_routes, fit_one, served_passes, thresholds, worth
 from drllm.methods.matrix import Matrix, mixed_gain
 from drllm.methods.prompt_reading import Read, reach_of
 from drllm.methods.router_training import focal_loss, rarity_weights, soft_loss
@@ -217,7 +217,7 @@ def near(features: np.ndarray) -> Read:
     return Read(features, np.zeros(len(features)))
 
 
-def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Candidate:
+def fitted(fit: Matrix, features: np.ndarray, tune: Matrix, tune_features: np.ndarray, price: float = 0.0, **options) -> Fitted:
     config = CodebookConfig(**options)
     folds = Folds(features, worth(fit, config), 5, 0)
     return fit_one(fit, tune, range(1, K + 1), folds, near(tune_features), price, math.inf, config)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import families
-from deciding import Asked
+from deciding import ByFunction
 from drllm import InputError, Route, RoutedModel
 from drllm.core.span import Span
 from drllm.model.copies import block_list, shortened, twin_in
@@ -97,7 +97,7 @@ def test_a_decider_that_asks_for_an_unknown_adapter_is_refused():
         name, n_layers = "unknown", 4
 
         def start(self, prompt_mask_BT):
-            return Asked(lambda block, x_BTD, _: [(Span(block, block, 1.0, "f" * 16),)] * len(x_BTD), prompt_mask_BT)
+            return ByFunction(lambda block, x_BTD, _: [(Span(block, block, 1.0, "f" * 16),)] * len(x_BTD), prompt_mask_BT)
 
         def save(self, folder):
             raise AssertionError

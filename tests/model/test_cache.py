@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3TextConfig, LlamaConfig, Mamba2Config
 
-from deciding import Asked
+from deciding import ByFunction
 from drllm.core.errors import InputError, UnsupportedModelError
 from drllm.core.route import Route, Span
 from drllm.core.span import in_place
@@ -50,7 +50,7 @@ class Deciding(Policy):
 
     def start(self, prompt_mask_BT):
         self.mask = prompt_mask_BT
-        return Asked(lambda block, x, mask: mask[:, 0].long() if block < 2 else x, prompt_mask_BT)
+        return ByFunction(lambda block, x, mask: mask[:, 0].long() if block < 2 else x, prompt_mask_BT)
 
     def save(self, folder):
         raise NotImplementedError

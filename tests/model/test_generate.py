@@ -9,7 +9,7 @@ import torch
 from transformers import CompileConfig, GenerationConfig, StoppingCriteria, TextStreamer
 
 import families
-from deciding import Asked
+from deciding import ByFunction
 from drllm import InputError, Route, RoutedModel
 from drllm.deploy.inspection import inspect
 from drllm.model.prompts import left_pad
@@ -32,7 +32,7 @@ class ByFirstToken(Policy):
         self.asked, self.said, self.masks = [], [], []
 
     def start(self, prompt_mask_BT):
-        return Asked(self.actions, prompt_mask_BT)
+        return ByFunction(self.actions, prompt_mask_BT)
 
     def actions(self, block, x_BTD, prompt_mask_BT):
         self.asked.append((block, tuple(x_BTD.shape[:2])))

@@ -93,6 +93,8 @@ def test_the_card_holds_base_route_figures_and_commands(routed, tmp_path, capsys
     assert "promise: none" in card
     assert "| **static** | arc_easy | accuracy | 200 | 40.0 | 45.0 | +5.0 (-1.0 to +11.0) | 0.125 |" in card
     assert "It runs 4.75 block passes a prompt." in card, "over all tasks"
+    (folder / "README.md").unlink()
+    assert (main(["info", str(folder)]), capsys.readouterr().out) == (0, card), "made anew"
     assert "tune split" in card
     assert "test split" not in card, "figures of other files are not these files' figures"
     assert "drllm train --out 'runs/a b'" in card

@@ -74,7 +74,7 @@ def test_answers_come_from_the_store_of_the_run(tmp_path):
     answered = {}
     for reward, n_shards in (("letter", 1), ("auto", 2), ("auto", 2)):
         of = SimpleNamespace(apart=[], asked=["piqa"], reward=reward)
-        asked = asked_questions.Asked(bench, of, "test", str(tmp_path))
+        asked = asked_questions.SettingQuestions(bench, of, "test", str(tmp_path))
         full, short = [[route] * len(asked.ids) for route in (Route.full(4), Route.parse("1011"))]
         answered[reward] = asked.answers({"base": full} if reward == "letter" else {"base": full, "short": short})
         assert len(list((tmp_path / "run" / "verdicts").glob("*.parquet"))) == n_shards
@@ -94,10 +94,10 @@ def test_other_tune_questions_than_those_of_the_matrix_are_refused(tmp_path):
     tiny = model()
     search(tiny, ["piqa"], replace(SEARCH, splits=("fit", "tune")), out, str(places["then"]), routes=[Route.parse("1011")])
     of = SimpleNamespace(apart=[], asked=["piqa"], reward="auto")
-    assert asked_questions.Asked(asking_here(tiny, out), of, "tune", str(places["then"])).ids
+    assert asked_questions.SettingQuestions(asking_here(tiny, out), of, "tune", str(places["then"])).ids
     for name, problem in (("other", "made of another question"), ("fewer", r"lacks \d+ tune questions of the matrix")):
         with pytest.raises(SystemExit, match=problem):
-            asked_questions.Asked(asking_here(tiny, out), of, "tune", str(places[name]))
+            asked_questions.SettingQuestions(asking_here(tiny, out), of, "tune", str(places[name]))
 
 
 def test_rows_of_a_setting():

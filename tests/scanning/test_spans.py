@@ -8,7 +8,7 @@ import pytest
 
 from drllm import Route
 from drllm.scanning.race import by_round, schedule
-from drllm.scanning.spans import candidate, candidates, described, elsewhere, forwards_a_question, race_cost, rounds_cost, twins
+from drllm.scanning.spans import candidate, candidates, described, elsewhere, forwards_a_question, race_cost, random_spans, rounds_cost
 from drllm.searching.cost import block_runs
 
 KINDS = ("loop", "damped", "skip")
@@ -70,18 +70,18 @@ def test_block_runs_of_all_spans_have_their_closed_form():
 def test_twins_have_kind_and_length_and_are_others():
     pool = candidates(8, KINDS, 0.5)
     chosen = [candidate("loop", 2, 4, 8, 0.5), candidate("loop", 1, 3, 8, 0.5), candidate("skip", 6, 6, 8, 0.5)]
-    found = twins(chosen, pool, seed=3)
+    found = random_spans(chosen, pool, seed=3)
     assert [(one.kind, one.length) for one in found] == [(one.kind, one.length) for one in chosen]
     assert len({*found, *chosen}) == 6
-    assert found == twins(chosen, pool, seed=3)
-    assert any(found != twins(chosen, pool, seed=seed) for seed in range(20))
+    assert found == random_spans(chosen, pool, seed=3)
+    assert any(found != random_spans(chosen, pool, seed=seed) for seed in range(20))
 
 
 def test_the_longest_span_has_a_twin_of_the_nearest_length_and_a_kind_that_is_all_chosen_has_none():
-    (found,) = twins([candidate("loop", 0, 3, 4, 0.5)], candidates(4, KINDS, 0.5), seed=0)
+    (found,) = random_spans([candidate("loop", 0, 3, 4, 0.5)], candidates(4, KINDS, 0.5), seed=0)
     assert (found.kind, found.length) == ("loop", 3)
     pool = candidates(1, KINDS, 0.5)
-    assert twins([pool[0]], pool, seed=0) == []
+    assert random_spans([pool[0]], pool, seed=0) == []
 
 
 @pytest.mark.parametrize("text", ["0-4,3-7", "0-4,(3-4)*0.3,5-7", "0-4,3-4,3-7", "11100111", "0-2,1-4,3-7", "0-1,3-7", "11112111"])

@@ -182,7 +182,7 @@ def test_scoring_without_a_tokenizer_is_refused():
 
 
 @dataclass(frozen=True)
-class Asked:
+class Choices:
     """As much of a question as a verdict reads."""
 
     example: Example
@@ -192,7 +192,7 @@ class Asked:
 
 def test_acc_and_acc_norm_by_hand():
     """-6 over 10 characters beats -4 over 4; without normalisation it is the other way round."""
-    asked = Asked(Example("v", "?", ("long choice", "four"), 0, "arc_easy"), (10, 4))
+    asked = Choices(Example("v", "?", ("long choice", "four"), 0, "arc_easy"), (10, 4))
     normal = loglik_verdict([-6.0, -4.0], asked, "acc_norm")
     assert (normal.correct, normal.acc_norm, normal.acc) == (True, True, False)
     assert normal.margin == pytest.approx(-0.6 + 1.0)
@@ -200,7 +200,7 @@ def test_acc_and_acc_norm_by_hand():
     assert (plain.correct, plain.acc_norm, plain.acc) == (False, True, False)
     assert plain.margin == pytest.approx(-2.0)
     # The margin is to the best of the others; equal scores go to the first choice, as argmax does.
-    three = Asked(Example("v", "?", ("a", "b", "c"), 1, "arc_easy"), (1, 1, 1))
+    three = Choices(Example("v", "?", ("a", "b", "c"), 1, "arc_easy"), (1, 1, 1))
     assert loglik_verdict([-3.0, -1.0, -2.5], three, "acc").margin == pytest.approx(1.5)
     assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").correct is False
     assert loglik_verdict([-1.0, -1.0, -2.0], three, "acc").margin == 0

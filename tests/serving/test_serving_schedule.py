@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deciding import Asked
+from deciding import ByFunction
 from drllm import Route
 from drllm.core.errors import InputError
 from drllm.core.route import MAX_PASSES, Visit
@@ -224,8 +224,8 @@ class _Counting(Policy):
     def __init__(self) -> None:
         self.shown: list[torch.Tensor] = []
 
-    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
-        return Asked(self.actions, prompt_mask_BT)
+    def start(self, prompt_mask_BT: torch.Tensor) -> ByFunction:
+        return ByFunction(self.actions, prompt_mask_BT)
 
     def actions(self, block: int, x_BTD: torch.Tensor, prompt_mask_BT: torch.Tensor) -> torch.Tensor:
         self.shown.append(x_BTD[0].clone())
@@ -288,12 +288,12 @@ def test_prompts_of_one_policy_are_read_together_as_each_alone():
 class _Picky(_Counting):
     """Refuses prompts of five tokens; skips block 2, if it is asked for every block in order."""
 
-    def start(self, prompt_mask_BT: torch.Tensor) -> Asked:
+    def start(self, prompt_mask_BT: torch.Tensor) -> ByFunction:
         if (prompt_mask_BT.sum(1) == 5).any():
             raise InputError("five are too many")
         self.shown.append(prompt_mask_BT)
         blocks = iter(range(L))
-        return Asked(lambda block, x_BTD, _: torch.full((len(x_BTD),), int(next(blocks) == block != 2)), prompt_mask_BT)
+        return ByFunction(lambda block, x_BTD, _: torch.full((len(x_BTD),), int(next(blocks) == block != 2)), prompt_mask_BT)
 
 
 def test_prompts_are_read_together_where_they_are_alike_and_a_refusal_is_their_own():

@@ -1,4 +1,4 @@
-"""A test's policy in one function: `start` returns `Asked(self.actions, mask)`."""
+"""A test's policy in one function: `start` returns `ByFunction(self.actions, mask)`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from drllm.policies.policy import Decider
 
 
-class Asked(Decider):
+class ByFunction(Decider):
     """Hands block, states and the prompt's mask to a function."""
 
     def __init__(self, actions: Callable[[int, Tensor, Tensor], Tensor], prompt_mask_BT: Tensor):

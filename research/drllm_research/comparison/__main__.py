@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from drllm import show_progress
-from drllm_research.comparison.asked import Asked
+from drllm_research.comparison.asked import SettingQuestions
 from drllm_research.comparison.clocked import median_ratio
 from drllm_research.comparison.oracle import first_right, oracle_routes
 from drllm_research.comparison.rows import ROWS, SETTINGS, SHUFFLED, STATES, TOLD, file_of, wanted_rows
@@ -142,7 +142,7 @@ def is_dealt(name: str, split: str) -> bool:
     return name in SHUFFLED and split != "calibrate"
 
 
-def columns(asked: Asked, routes: Sequence[Any], right: Sequence[bool]) -> dict[str, Any]:
+def columns(asked: SettingQuestions, routes: Sequence[Any], right: Sequence[bool]) -> dict[str, Any]:
     """What `Results.add` takes of one method: routes, or depths, and verdicts of all questions."""
     told = {"route": [str(route) for route in routes], "n_passes": [float(route.n_passes) for route in routes]}
     return {"task": asked.tasks, "id": asked.ids, "correct": list(right)} | told
@@ -167,11 +167,11 @@ def trained(routed: Any, arguments: argparse.Namespace, setting: str, name: str,
     return load, policy_digest(folder)
 
 
-def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> Asked:
+def questions_of(bench: Any, arguments: argparse.Namespace, setting: str, limit: int = 0) -> SettingQuestions:
     from drllm.runs.merge import rows_of
 
     scanned = {(row["task"], row["id"]) for folder in arguments.scan for row in rows_of(folder).select(["task", "id"]).to_pylist()}
-    return Asked(bench, SETTINGS[setting], arguments.split, arguments.data, limit, scanned)
+    return SettingQuestions(bench, SETTINGS[setting], arguments.split, arguments.data, limit, scanned)
 
 
 def read_before(stored: str | None, policy_digest: str, named: Named) -> bool:
@@ -195,7 +195,7 @@ def dealt_within(routes: Sequence[Any], tasks: Sequence[str], seed: int) -> list
     return dealt
 
 
-def evaluate(asked: Asked, evaluator: Any, results: Results, setting: str, named: Named, digest: str) -> None:
+def evaluate(asked: SettingQuestions, evaluator: Any, results: Results, setting: str, named: Named, digest: str) -> None:
     found = [evaluator.evaluate(ask.scorer, ask.questions) for ask in asked.asks]
     depths, right = [depth for _, spent in found for depth in spent], [verdict.correct for verdicts, _ in found for verdict in verdicts]
     results.add(setting, asked.split, {named: columns(asked, depths, right)}, {named: digest})

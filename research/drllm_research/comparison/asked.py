@@ -33,7 +33,7 @@ def select(data: Any, split: str, seen: Set[str], limit: int = 0, scanned: Set[s
     return unread[: min(limit or most, most)]
 
 
-class Asked:
+class SettingQuestions:
     """Questions of some tasks and one split, task by task, the shortest first.
 
     Attributes:

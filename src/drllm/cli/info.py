@@ -13,16 +13,18 @@ from drllm.cli.options import Parser, add_common
 def run(job: Job) -> Lines:
     from drllm.policies.card import CARD_FILE
     from drllm.policies.saved import open_policy
+    from drllm.runs.card_facts import card_facts
     from drllm.runs.layout import EXPORT_FILE
 
-    place = Path(job.arguments.name)
+    place, made = Path(job.arguments.name), ""
     if (place / EXPORT_FILE).is_file():
         from drllm.deploy.export import check_export
 
         check_export(place)
     else:
-        place = open_policy(job.arguments.name, job.arguments.revision).folder
-    yield (place / CARD_FILE).read_text(encoding="utf-8").rstrip()
+        place = (saved := open_policy(job.arguments.name, job.arguments.revision)).folder
+        made = "" if (place / CARD_FILE).is_file() else saved.card(card_facts(place))  # those under results/, and some of the Hub
+    yield (made or (place / CARD_FILE).read_text(encoding="utf-8")).rstrip()
 
 
 def add_flags(parser: Parser) -> None:

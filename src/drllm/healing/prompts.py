@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 PARTS = {"heal": 0.5, "select": 0.25, "calibrate": 0.25}  # of the prompts of a file: who learns from them
 
 
-class Asked(NamedTuple):
+class FilePrompt(NamedTuple):
     """A prompt of a file."""
 
     ids: Ids
@@ -52,11 +52,11 @@ def task_prompts(routed: RoutedModel, tasks: Sequence[str], data: str | Path | N
     return found
 
 
-def file_prompts(routed: RoutedModel, path: str | Path) -> list[Asked]:
+def file_prompts(routed: RoutedModel, path: str | Path) -> list[FilePrompt]:
     """The prompts of a file: of a `.jsonl` file one a JSON line, chat messages or text; of any other each line that is not blank."""
     read = _read(Path(path))
     encoded, form = encode_prompts(routed.tokenizer, [prompt for prompt, _ in read])
-    return [Asked(tuple(ids), kind, form) for ids, (_, kind) in zip(encoded, read, strict=True)]
+    return [FilePrompt(tuple(ids), kind, form) for ids, (_, kind) in zip(encoded, read, strict=True)]
 
 
 def file_keys(path: str | Path) -> list[str]:

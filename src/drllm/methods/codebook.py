@@ -58,7 +58,7 @@ class CodebookConfig(Options):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Fitted:
     routes: tuple[Route, ...]
     saved: np.ndarray  # (K,): the share of the base's passes that each route but the base saves
     ridge: Ridge
@@ -102,7 +102,7 @@ def fit_codebook(
         "text": lambda: read_text(matrix.prompts, tune.prompts),
         "states": lambda: read_states(routed, folder.parent, matrix, tune, blocks),
     }
-    found: list[tuple[Readings, list[Candidate]]] = []
+    found: list[tuple[Readings, list[Fitted]]] = []
     both = config.read == "auto" and not config.block
     for name in ("text", "states") if both else ("states" if config.block else config.read,):
         readings = read_by[name]()
@@ -123,7 +123,7 @@ def fit_codebook(
     return policy
 
 
-def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]]], config: CodebookConfig) -> tuple[Read, Candidate]:
+def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Fitted]]], config: CodebookConfig) -> tuple[Read, Fitted]:
     """The best candidate on tune and what it reads there; text unless the gain by states is higher for sure."""
     n_layers = len(tune.routes[0])
     chosen = [(readings, choose(candidates, n_layers, config.budget)) for readings, candidates in found]
@@ -138,7 +138,7 @@ def choose_reading(tune: Matrix, found: Sequence[tuple[Readings, list[Candidate]
     return best[1] if sure_gain(states - text, config.confidence) else best[0]
 
 
-def selector_of(candidate: Candidate, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:
+def selector_of(candidate: Fitted, fit: Matrix, n_routes: int) -> StateSelector | TextSelector:
     """Of the first routes of a candidate but the base."""
     import torch
 
@@ -207,7 +207,7 @@ def worth(matrix: Matrix, config: CodebookConfig, price: float = 0.0) -> np.ndar
     return gains + price * matrix.saved()
 
 
-def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Candidate:
+def choose(candidates: Sequence[Fitted], n_layers: int, budget: float) -> Fitted:
     """The best on tune among those within the budget; equal ones: the fewest routes, then the earliest block."""
     if not candidates:
         raise InputError("every route of the matrix edits a block before the one where the prompt would be read: add later edits")
@@ -218,7 +218,7 @@ def choose(candidates: Sequence[Candidate], n_layers: int, budget: float) -> Can
     return min(within, key=lambda candidate: (-round(candidate.tune_gain, 6), len(candidate.routes), candidate.block))
 
 
-def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: CodebookConfig, order: OrderRoutes) -> Iterator[Candidate]:
+def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: CodebookConfig, order: OrderRoutes) -> Iterator[Fitted]:
     """Every size and block that was read, at each price of a pass that the budget may call for."""
     sizes = (config.n_routes,) if config.n_routes else SIZES
     prices = (0.0,) if config.budget == 1 else tuple(0.05 * 2**step for step in range(8))
@@ -236,7 +236,7 @@ def fit_candidates(matrix: Matrix, tune: Matrix, readings: Readings, config: Cod
 
 def fit_one(
     matrix: Matrix, tune: Matrix, places: Sequence[int], folds: Folds, tune_read: Read, price: float, reach: float, config: CodebookConfig
-) -> Candidate:
+) -> Fitted:
     """The selector of the base and the routes at `places`, its threshold from out-of-fold predictions, and how it does on tune."""
     fit, tune = matrix.at([0, *places]), tune.at([0, *places])
     ridge, predicted = folds.pick(places)
@@ -246,13 +246,13 @@ def fit_one(
     each = np.arange(len(fit))
     realized = fit.gains[each, best + 1] + price * saved[best]
     threshold = lower_bound(value[each, best], realized, config.confidence) if config.abstain else 0.0
-    found = Candidate(fit.routes, saved, ridge, threshold, price, reach=reach)
+    found = Fitted(fit.routes, saved, ridge, threshold, price, reach=reach)
     picked = choices(found, tune_read)
     gain = float(tune.gains[np.arange(len(tune)), picked].mean())
     return replace(found, tune_gain=gain, tune_passes=float(tune.passes()[picked].mean()), switched=float((picked > 0).mean()))
 
 
-def choices(candidate: Candidate, read: Read) -> np.ndarray:
+def choices(candidate: Fitted, read: Read) -> np.ndarray:
     """(N,): the place in its routes that a fitted codebook takes for each prompt, 0 the base."""
     import torch
 
@@ -262,7 +262,7 @@ def choices(candidate: Candidate, read: Read) -> np.ndarray:
     return pick(scores, saved, Point(candidate.threshold, candidate.price)).numpy()
 
 
-def thresholds(best: Candidate, read: Read) -> list[float]:
+def thresholds(best: Fitted, read: Read) -> list[float]:
     """Operating points, most conservative first: a quarter, a half, three quarters and all of the tune prompts that leave the base."""
     values = (best.scores(read) + best.price * best.saved).max(1)
     leaving = np.sort(values[values > best.threshold])[::-1]
@@ -270,7 +270,7 @@ def thresholds(best: Candidate, read: Read) -> list[float]:
     return [*(float(leaving[count]) for count in counts), best.threshold]
 
 
-def _summary(candidate: Candidate) -> dict[str, Any]:
+def _summary(candidate: Fitted) -> dict[str, Any]:
     found = {"n_routes": len(candidate.routes) - 1, "read": "text" if candidate.block == TEXT else "states", "block": candidate.block}
     found |= {"price": candidate.price, "threshold": candidate.threshold}
     found |= {"ridge": candidate.ridge.penalty, "components": candidate.n_components}

@@ -43,7 +43,10 @@ class SavedPolicy:
         """Write the model card into the folder, over the one before; a README that is no card of ours stays."""
         path = self.folder / CARD_FILE
         if not path.is_file() or is_card(path.read_text(encoding="utf-8", errors="replace")):
-            write_text(path, render_card(asdict(self.config), self.unchecked(), facts))
+            write_text(path, self.card(facts))
+
+    def card(self, facts: CardFacts) -> str:
+        return render_card(asdict(self.config), self.unchecked(), facts)
 
     def push(self, repo_id: str, revision: str | None = None, private: bool | None = None, token: str | None = None) -> str:
         """Upload policy and card to the Hub, a new repository if there is none; the commit's address. `InputError` when the Hub refuses."""

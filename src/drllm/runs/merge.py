@@ -25,14 +25,12 @@ def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> p
 
     Raises `ArtifactError` when there is none, or one is corrupt.
     """
-    if source.is_file():
-        table = read_shard(source, VERDICTS)
-    else:
-        folder = RunFolder(source).verdicts
-        if not folder.is_dir():
-            what = "holds no verdicts" if source.is_dir() else "does not exist"
-            raise ArtifactError(f"{source} {what}: give a run folder that a search, a scan or a comparison wrote, or one of its shards")
-        table = Shards(folder, VERDICTS).table()
+    folder = RunFolder(source).verdicts
+    if not source.is_file() and not folder.is_dir():
+        what = "holds no verdicts" if source.is_dir() else "does not exist"
+        raise ArtifactError(f"{source} {what}: give a run folder that a search, a scan or a comparison wrote, or one of its shards")
+    shard = "give a run folder, one of its shards or an exported .parquet"
+    table = read_shard(source, VERDICTS, shard) if source.is_file() else Shards(folder, VERDICTS).table()
     table = picked(table, where or {})
     if not len(table):
         raise ArtifactError(f"{source} holds no such rows: name another {' or '.join(where) if where else 'run'}")
@@ -64,11 +62,13 @@ OVERVIEW = ("weights", "type", "task", "split", "reward", "questions", "routes",
 
 
 def export_rows(table: pa.Table, out: Path) -> int:
-    """Write rows into one file, by the suffix of `out`; returns their number. `InputError` for another suffix.
+    """Write rows into one file, by the suffix of `out`; returns their number. `InputError` for another suffix or in a store.
 
     A `.parquet` file is a shard: it can be read, shown and merged as any.
     """
-    suffix = out.suffix.lower()
+    suffix, folder = out.suffix.lower(), out.resolve().parent
+    if folder == RunFolder(folder.parent).verdicts:
+        raise InputError(f"{out} would stand in a store of verdicts, as rows of it: export to another folder")
     if suffix not in EXPORT_SUFFIXES:
         raise InputError(f"cannot export to {str(out)!r}: expected a name that ends in {', '.join(EXPORT_SUFFIXES)}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,7 @@ def union(tables: Sequence[pa.Table], key: Sequence[str]) -> pa.Table:
     """Their rows, each once and in the order of their keys; `ArtifactError` where two of one key differ."""
     together = pa.concat_tables(tables)
     rows = together.group_by(together.column_names).aggregate([]).sort_by([(name, "ascending") for name in key])
-    counted = rows.group_by(list(key)).aggregate([([], "count_all")])
-    if odd := counted.filter(pc.field("count_all") > 1).to_pylist():
+    if odd := rows.group_by(list(key)).aggregate([([], "count_all")]).filter(pc.field("count_all") > 1).to_pylist():
         what = ", ".join(f"{name} {odd[0][name]}" for name in ("task", "question", "route") if name in odd[0])
         raise ArtifactError(f"two runs say otherwise of {what}: merge only one of them")
     return rows

@@ -48,8 +48,7 @@ class Shards:
 
     def clear_partials(self) -> None:
         """Delete what killed processes left half written."""
-        if self.folder.is_dir():
-            remove_partials(self.folder)
+        remove_partials(self.folder)
 
 
 def encode(table: pa.Table) -> bytes:
@@ -59,9 +58,8 @@ def encode(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_shard(path: Path, schema: pa.Schema) -> pa.Table:
-    """The rows of one shard; `ArtifactError` when it is corrupt, foreign, or from a newer drllm."""
-    again = "delete it and run the same command again"
+def read_shard(path: Path, schema: pa.Schema, again: str = "delete it and run the same command again") -> pa.Table:
+    """The rows of one shard; `ArtifactError`, with this advice, when it is corrupt, foreign, or from a newer drllm."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             table = file.read()

@@ -18,10 +18,10 @@ from drllm.scoring.scorer import askable, scorer_of
 from drllm.tasks import Example, LoadedTask, question_key
 
 T = TypeVar("T")
-Asked = list[tuple[str, Example]]  # (task, question), tasks in turns
+TaskQuestions = list[tuple[str, Example]]  # (task, question), tasks in turns
 
 
-def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanConfig) -> tuple[Asked, Asked]:
+def choose(routed: RoutedModel, loaded: Mapping[str, LoadedTask], config: ScanConfig) -> tuple[TaskQuestions, TaskQuestions]:
     """The questions that choose, and those that choose nothing: of each task the first of the split that the model can be asked.
 
     `InputError` where there are fewer than the race needs, or none is left for measuring again.
@@ -90,7 +90,7 @@ class Questions:
     loaded: Mapping[str, LoadedTask]
     config: ScanConfig
 
-    def ask(self, routes: Sequence[Route], asked: Asked, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+    def ask(self, routes: Sequence[Route], asked: TaskQuestions, split: str, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Verdicts and margins (Q, 1 + R) of the questions along the base's route and along these.
 
         A question on which the base's logits are NaN or infinite counts as wrong on every route.

@@ -22,9 +22,9 @@ from drllm.runs.provenance import running
 from drllm.runs.scan_result import CLAIMED, RANDOM, WINNER, Cell, Cost, Measured, Said, ScanResult, read_scan, write_scan
 from drllm.scanning.claims import Claim, claim, compared, stages_of
 from drllm.scanning.measure import by_chance, means, measured
-from drllm.scanning.questions import Asked, Questions, choose, least_sure_first
+from drllm.scanning.questions import Questions, TaskQuestions, choose, least_sure_first
 from drllm.scanning.race import Standing, by_round, first_and_of_kinds, race, schedule, scores
-from drllm.scanning.spans import Candidate, candidates, forwards_a_question, twins
+from drllm.scanning.spans import Candidate, candidates, forwards_a_question, random_spans
 from drllm.scoring.asking import asking
 from drllm.tasks import load_task
 
@@ -113,8 +113,8 @@ class _Scan:
 
     questions: Questions
     folder: ScanFolder
-    raced: Asked
-    fresh: Asked
+    raced: TaskQuestions
+    fresh: TaskQuestions
 
     def __post_init__(self) -> None:
         self.config, self.n_layers = self.questions.config, self.questions.bench.routed.n_layers
@@ -130,7 +130,7 @@ class _Scan:
         standing = self._race() if self.raced else None
         winners = [] if standing is None else self._winners(standing)
         whole = candidates(self.n_layers, self.config.kinds, self.config.strength)  # random spans of the winners' kinds and lengths
-        rivals = twins(winners, whole, self.config.seed) if self.fresh and winners else []
+        rivals = random_spans(winners, whole, self.config.seed) if self.fresh and winners else []
         rows, by_group = self._measure(standing, winners, rivals)
         for one in claims:
             part, beside = self._claim(one)

@@ -83,7 +83,7 @@ def _moved(route: Route, first: int, last: int, by: int) -> Route:
     return Route.of_visits(moved)
 
 
-def twins(chosen: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Candidate]:
+def random_spans(chosen: Sequence[Candidate], pool: Sequence[Candidate], seed: int) -> list[Candidate]:
     """For each chosen candidate another of the same kind and length, drawn blindly: none twice, none that is chosen itself.
 
     Where every span of that length is taken, the length is the nearest that has one; where the whole kind is, there is none.

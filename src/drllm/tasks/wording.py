@@ -12,8 +12,7 @@ Reader = Literal["strict", "lenient"]
 @dataclass(frozen=True)
 class Wording:
     name: str
-    source: str  # where its text comes from
-    license: str
+    source: str  # licence of its text, and where it comes from
     letter: str  # the prompts, with {passage}, {question} and {choices} to fill in
     boxed: str
     choice: str  # one of a letter prompt's

@@ -1,6 +1,6 @@
 """vLLM's own models of four families, their blocks run along routes.
 
-The base checkpoint is loaded unchanged. A block's second pass is a twin: a copy of the block module that shares every weight and owns an
+The base checkpoint is loaded unchanged. A block's second pass is a copy of the block module that shares every weight and owns an
 attention of its own, hence keys and values of its own; a third pass is another.
 """
 
@@ -20,7 +20,7 @@ from drllm.deploy.serving.engine.vllm_private import (
     current_schedule,
     is_compiled,
     leave_out,
-    make_twin,
+    new_pass,
     run_once,
     set_passes,
     stock_class,
@@ -53,8 +53,8 @@ class RoutedMixin:
             if n_passes == 0:
                 leave_out(layers, block, vllm_config)
         later = [(block, n_pass) for block, n_passes in enumerate(spec.n_caches) for n_pass in range(1, n_passes)]
-        twins = {f"{step[0]}_{step[1]}": make_twin(layers[step[0]], spec.n_layers + place, vllm_config) for place, step in enumerate(later)}
-        self.twins = nn.ModuleDict(twins)
+        passes = {f"{step[0]}_{step[1]}": new_pass(layers[step[0]], spec.n_layers + place, vllm_config) for place, step in enumerate(later)}
+        self.passes = nn.ModuleDict(passes)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """As the base does; a fixed route is then the list of blocks that the base's own forward walks."""
@@ -75,7 +75,7 @@ class RoutedMixin:
         return modules
 
     def block(self, block: int, n_pass: int) -> Any:
-        return self.twins[f"{block}_{n_pass}"] if n_pass else self.model.layers[block]
+        return self.passes[f"{block}_{n_pass}"] if n_pass else self.model.layers[block]
 
     def prepare(self) -> None:
         """After the weights are in their final form: what a routed step runs, compiled where the base is and the routes are known."""

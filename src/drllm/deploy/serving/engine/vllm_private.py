@@ -100,19 +100,19 @@ def _through(
     return mixed, torch.zeros_like(mixed)
 
 
-def make_twin(block: nn.Module, index: int, vllm_config: VllmConfig) -> nn.Module:
+def new_pass(block: nn.Module, index: int, vllm_config: VllmConfig) -> nn.Module:
     """A block that shares all weights of `block` and has keys and values of its own, as block `index` of the cache."""
     from vllm.model_executor.layers.attention import Attention
 
-    twin: Any = copy.copy(block)
+    again: Any = copy.copy(block)
     attention: Any = copy.copy(block.self_attn)
-    twin._modules, attention._modules = dict(twin._modules), dict(attention._modules)
+    again._modules, attention._modules = dict(again._modules), dict(attention._modules)
     first, prefix = attention.attn, f"model.layers.{index}.self_attn.attn"
     sizes = {name: getattr(first, name) for name in ("num_heads", "head_size", "num_kv_heads", "attn_type")}
     configs: Any = {name: getattr(vllm_config, name) for name in ("cache_config", "quant_config")}
     attention.attn = Attention(scale=first.impl.scale, prefix=prefix, **sizes, **configs)
-    twin.self_attn = attention
-    return twin
+    again.self_attn = attention
+    return again
 
 
 def is_compiled(decoder: Any) -> bool:
