@@ -18,6 +18,7 @@ from torch import Tensor
 from drllm.core.errors import InputError
 from drllm.core.progress import Progress
 from drllm.core.route import Route
+from drllm.model.pool import torch_threads
 from drllm.model.prompts import left_pad
 from drllm.model.routed import RoutedModel
 from drllm.policies.policy import RouteSource
@@ -80,23 +81,24 @@ def model_ratio(model: Any, base: Any, ids_BT: Tensor, n_tokens: int, rounds: in
 def batched_ms(routed: RoutedModel, tasks: Sequence[str], config: Any, data: str | Path | None) -> float:
     """Milliseconds of a plain forward as searches and scans run it, many at once: the mean over the tasks, each timed on one question.
 
-    `config` says how answers are judged. Where answers are generated the unit is a whole answer of the base, decoded beside others.
+    `config` says how answers are judged. On a CPU one thread is clocked and divided by torch's threads: as many workers share the work.
+    Where answers are generated the unit is a whole answer of the base, decoded beside others.
     """
-    found = []
+    found, n_layers = [], routed.n_layers
+    n_threads = torch.get_num_threads() if routed.device.type == "cpu" else 1
     for name in tasks:
         loaded = load_task(name, data)
         scorer = scorer_of(routed, loaded.task, config)
-        n_layers = routed.n_layers
-        without = [Route([int(block != at) for block in range(n_layers)]) for at in range(n_layers)]
-        without = without if isinstance(scorer, LoglikScorer) else without[:: -(-n_layers // DECODED)]
-        routes = [Route.full(n_layers), *without]  # each leaves out another block
+        step = 1 if isinstance(scorer, LoglikScorer) else -(-n_layers // DECODED)
+        routes = [Route([int(block != at) for block in range(n_layers)]) for at in range(-1, n_layers, step)]  # all, then all but another
         questions, reasons = askable(scorer, loaded.task, loaded.select("tune" if loaded.task.only_measured else "fit", TIMED))
         if not questions:
             raise InputError(f"none of the first {len(reasons)} questions of {name} can be asked ({next(iter(reasons.values()))})")
         middle = sorted(questions, key=lambda one: one.n_tokens)[len(questions) // 2]  # of middling length
-        scorer.score_all([middle], routes[:1])  # the first warms up
-        found.append(_timed(routed.device, partial(scorer.score_all, [middle], routes))[0] / listed_cost(n_layers, routes))
-    return 1000 * float(np.mean(found))
+        with torch_threads(1 if n_threads > 1 else 0):  # beside other jobs several threads wait for each other, up to 45 times as long
+            scorer.score_all([middle], routes[:1])  # the first warms up
+            found.append(_timed(routed.device, partial(scorer.score_all, [middle], routes))[0] / listed_cost(n_layers, routes))
+    return 1000 * float(np.mean(found)) / n_threads
 
 
 def _in_turn(

@@ -21,10 +21,7 @@ EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> pa.Table:
-    """The rows of a run folder's store, or of one shard or exported file; those whose columns have one of the given values.
-
-    Raises `ArtifactError` when there is none, or one is corrupt.
-    """
+    """The rows of a run folder's store, or of one shard or exported file; those with the given values. Else `ArtifactError`."""
     folder = RunFolder(source).verdicts
     if not source.is_file() and not folder.is_dir():
         what = "holds no verdicts" if source.is_dir() else "does not exist"
