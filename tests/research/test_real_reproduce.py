@@ -32,8 +32,9 @@ def out(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("paper") / "run"
     command = [sys.executable, "-m", "drllm", "reproduce", "all", "--model", MODEL, *ASKED, "--out", str(out), *IN_A_FAST_TYPE]
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 600
     while not list(out.glob("search/arc_easy/*.parquet")):
-        assert started.poll() is None, "it ended before there was anything to kill"
+        assert (started.poll(), time.monotonic() < until) == (None, True), "it ended, or took too long, before there was anything to kill"
         time.sleep(0.5)
     started.kill()
     started.wait()

@@ -67,7 +67,7 @@ def test_block_runs_of_all_spans_have_their_closed_form():
     assert block_runs([full, *skips]) == n + sum(n - 1 - last for _, last in spans)
 
 
-def test_twins_have_kind_and_length_and_are_others():
+def test_random_spans_have_kind_and_length_and_are_others():
     pool = candidates(8, KINDS, 0.5)
     chosen = [candidate("loop", 2, 4, 8, 0.5), candidate("loop", 1, 3, 8, 0.5), candidate("skip", 6, 6, 8, 0.5)]
     found = random_spans(chosen, pool, seed=3)
@@ -77,7 +77,7 @@ def test_twins_have_kind_and_length_and_are_others():
     assert any(found != random_spans(chosen, pool, seed=seed) for seed in range(20))
 
 
-def test_the_longest_span_has_a_twin_of_the_nearest_length_and_a_kind_that_is_all_chosen_has_none():
+def test_the_longest_span_is_set_beside_one_of_the_nearest_length_and_a_kind_that_is_all_chosen_beside_none():
     (found,) = random_spans([candidate("loop", 0, 3, 4, 0.5)], candidates(4, KINDS, 0.5), seed=0)
     assert (found.kind, found.length) == ("loop", 3)
     pool = candidates(1, KINDS, 0.5)

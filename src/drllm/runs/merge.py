@@ -21,7 +21,7 @@ EXPORT_SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
 def rows_of(source: Path, where: Mapping[str, Sequence[str]] | None = None) -> pa.Table:
-    """The rows of a run folder's store, or of one shard or exported file; those with the given values. Else `ArtifactError`."""
+    """The rows of a run folder's store, a shard or an exported file that have the given values; `ArtifactError` if none or corrupt."""
     folder = RunFolder(source).verdicts
     if not source.is_file() and not folder.is_dir():
         what = "holds no verdicts" if source.is_dir() else "does not exist"
