@@ -146,7 +146,7 @@ def test_evaluate_writes_its_figures_into_the_card(tmp_path, data):
     assert folder_bytes(tmp_path / "run" / "verdicts") == answered, "a new card is no new policy"
 
 
-def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys):
+def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys, monkeypatch):
     from drllm.deploy.export import export
 
     export(routed, Route.parse("1011"), tmp_path / "out")
@@ -154,6 +154,9 @@ def test_info_of_an_export_and_of_nothing(routed, tmp_path, capsys):
     assert "skips 1 (counted from 0)" in capsys.readouterr().out
     assert main(["info", str(tmp_path)]) == 2
     assert "holds no saved policy" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)  # it has a folder out, so that out/none is not asked of the Hub
+    assert main(["info", "out/none"]) == 2
+    assert "drllm_config.json is missing" in capsys.readouterr().err
     assert main(["info", str(tmp_path / "out"), "--revision", "main"]) == 0
 
 

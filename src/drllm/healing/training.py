@@ -46,7 +46,7 @@ NAME = "default"  # PEFT's, of its one adapter
 def need_peft() -> None:
     """`InputError` where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise InputError("healing needs the package peft, which is not installed: run `pip install 'drllm[heal]'`")
+        raise InputError("healing needs the package peft, which is not installed: run `pip install peft`")
 
 
 @dataclass

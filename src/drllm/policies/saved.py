@@ -6,7 +6,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from drllm.core.digest import file_digest, json_digest
-from drllm.core.errors import ArtifactError, InputError, network_errors
+from drllm.core.errors import ArtifactError, InputError, first_line, network_errors
 from drllm.core.files import write_text
 from drllm.policies.card import CARD_FILE, CardFacts, is_card, render_card
 from drllm.policies.policy import Policy, RouteSource, policy_class
@@ -64,7 +64,7 @@ class SavedPolicy:
                 repo_id=repo_id, folder_path=self.folder, revision=revision, allow_patterns=files, commit_message=about
             )
         except (*network_errors(), HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-            raise InputError(f"the Hub does not take {repo_id!r} ({_one_line(error)})") from None
+            raise InputError(f"the Hub does not take {repo_id!r} ({first_line(error)})") from None
         return done.commit_url
 
 
@@ -121,7 +121,8 @@ def is_policy(name: str | Path, revision: str | None = None) -> bool:
 
 
 def _is_hub_id(name: str | Path) -> bool:
-    return not Path(name).exists() and str(name).count("/") == 1 and not str(name).startswith((".", "/", "~"))
+    # Where the first part is a folder here, a folder in it is missing: without a network the Hub would be asked for half a minute.
+    return str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
 def _fetch(name: str, revision: str | None) -> Path:
@@ -135,10 +136,6 @@ def _fetch(name: str, revision: str | None) -> Path:
         with contextlib.suppress(EntryNotFoundError):
             hf_hub_download(name, CARD_FILE, revision=revision)
     except (*network_errors(), HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        why = f"there is no such folder, and the Hub gives none ({_one_line(error)})"
+        why = f"there is no such folder, and the Hub gives none ({first_line(error, 160)})"
         raise ArtifactError(f"{name} holds no saved policy: {why}; give the folder that `drllm train` printed, or a Hub id") from None
     return folder
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -37,7 +37,7 @@ def kind_of(data: Path) -> Kind:
         raise InputError(f"{path}: no questions; expected rows with question, answer and, for multiple choice, choices")
     _, where, row = first
     if "choices" not in row and (name := next((name for name, value in row.items() if _looks_like_choices(name, value, row)), "")):
-        raise InputError(f'{where}: "{name}" looks like choices: give two or more, in a list "choices" or in columns A, B, C, ...')
+        raise InputError(f'{where}: "{name}" looks like choices: two or more are read from a list "choices" or from columns A, B, C, ...')
     return "choice" if "choices" in row else "math"
 
 
@@ -112,7 +112,7 @@ def _with_choices(row: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in row.items() if value is not None or name not in ("choices", "options")}  # as Parquet fills gaps
     if "choices" not in row and "options" in row:
         row = row | {"choices": row["options"]}
-    if "choices" not in row and row.get("A") is not None and row.get("B") is not None:
+    if "choices" not in row and row.get("A") is not None:
         row = row | {"choices": [row[letter] for letter in LETTERS if row.get(letter) is not None]}
     return row
 
