@@ -72,7 +72,7 @@ def healed(routed: RoutedModel, given: argparse.Namespace, plain_ms: float, out:
     config = HealConfig(budget=0.9, steps=given.steps, held_out=given.held_out, choose_on=given.held_out // 2)
     found: dict[str, Any] = {}
     with clocked(found, routed.device):
-        _, done = heal(routed, out, tasks=given.tasks, data=given.data, config=config)
+        _, (done,) = heal(routed, out, tasks=given.tasks, data=given.data, config=config)
     return found | {"stages": done.seconds, "steps": done.steps, "kl": [done.kl_before, done.kl_after]}
 
 

@@ -61,7 +61,7 @@ TITLES |= {"commonsenseqa": "CommonsenseQA"}
 CAVEAT = (
     "Questions that chose nothing; 95 % intervals; the base has {sizes} MB. Row 1 ([examples](examples/README.md)): exported, in float32 "
     "({whole} MB); promised with 95 % confidence: less than {promised} points lost; on three new tasks it lost {elsewhere}. Rows 2 to 4"
-    ": in drllm, whose work eats two blocks' gain. Row 2 gains on {second} alone; row 3 on {third}, where *yes* to all of "
+    ": in drllm, whose own work takes the gain of two blocks. Row 2 gains on {second} alone; row 3 on {third}, where *yes* to all of "
     "BoolQ gains as much. ¹ Of a short prompt on one thread, choosing included, over the base's."
 )
 

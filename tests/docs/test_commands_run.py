@@ -39,7 +39,7 @@ MADE = ("search", "scan", "retrofit", "reproduce", "heal")  # commands whose --o
 PATHS = {"0-14,12-29": "0-2,1-3", "111111111111101111111111111111": "1101", "12-14 twice": "1-2 twice", "12,13,14,15": "1,2"}
 PATHS |= {"examples/smollm2-135m-27-of-30": "runs/healed/healed", "examples/claim.jsonl": "claim.jsonl"}
 ELSEWHERE = {
-    "drllm push ": "needs an account on the Hub: tests/policies/test_saved.py pushes to a stand-in",
+    "hf upload ": "needs an account on the Hub",
     "drllm evaluate --harness ": "needs lm-evaluation-harness: tests/evaluation/harness",
     "llama-3.2-3b-instruct.yaml": "needs the Hub",
     "--outside mmlu,aime24": "needs files of eight tasks: tests/research/test_reproduce.py has a passage task and a letter task",

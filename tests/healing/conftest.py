@@ -30,5 +30,5 @@ def run(tmp_path_factory) -> Run:
     place = tmp_path_factory.mktemp("healing")
     data = runs.write_rows(place / "sums.jsonl", runs.questions(160))
     routed = runs.model()
-    policy, healed = drllm.heal(routed, place / "run", tasks=[runs.TASK], data=data, config=CONFIG)
+    policy, (healed,) = drllm.heal(routed, place / "run", tasks=[runs.TASK], data=data, config=CONFIG)
     return Run(place / "run", data, routed, policy, healed)

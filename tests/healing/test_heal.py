@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shlex
 import sys
@@ -20,6 +21,7 @@ from drllm.cli.main import main
 from drllm.core.config import PromiseConfig, Resources
 from drllm.deploy.inspection import inspect
 from drllm.evaluation.calibrate import calibrate
+from drllm.policies.codebook import Codebook, Point, StateSelector, TextSelector
 from drllm.runs.manifest import load_unseen
 from drllm.tasks import load_task
 from healed import CONFIG
@@ -31,6 +33,14 @@ EVALUATE = EvaluateConfig(n_resamples=200, max_step_tokens=600)
 
 def again(run, **changes):
     return drllm.heal(runs.model(), run.folder, tasks=[runs.TASK], data=run.data, config=replace(CONFIG, **changes))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder, base = tmp_path_factory.mktemp("base"), runs.model()
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.gpu
@@ -51,7 +61,7 @@ def test_it_chooses_a_route_and_brings_it_nearer_to_the_base(run):
 def test_the_same_call_finds_all_of_it_done(run):
     before, state = runs.folder_bytes(run.folder / "healed"), run.folder / "train" / "healed" / "state.safetensors"
     written = state.stat().st_mtime_ns
-    policy, found = again(run)
+    policy, (found,) = again(run)
     assert state.stat().st_mtime_ns == written, "no step was taken"
     assert policy.route == run.policy.route
     assert found == run.healed
@@ -146,13 +156,10 @@ def test_answers_are_those_of_the_merged_model(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_have_its_adapter(run, tmp_path):
-    base = runs.model()
-    base.model.save_pretrained(tmp_path / "base")
-    base.tokenizer.save_pretrained(tmp_path / "base")
+def test_workers_have_its_adapter(run, tmp_path, base):
     rows = []
     for name, resources in (("here", None), ("there", Resources(executor="processes", workers=2))):
-        routed = RoutedModel.wrap(str(tmp_path / "base"))
+        routed = RoutedModel.wrap(str(base))
         routed.policy = run.policy
         routed.save_pretrained(tmp_path / name / "healed")
         summary = drllm.evaluate(routed, ["healed"], [runs.TASK], tmp_path / name, EVALUATE, run.data, resources=resources)
@@ -169,13 +176,10 @@ def test_it_can_be_calibrated_on_the_tasks_it_was_healed_on(run):
     assert found.tested[0]["difference"] == next(row.difference for row in summary.rows if row.method == "healed")
 
 
-def test_a_promise_by_the_command_line(run, tmp_path, capsys):
+def test_a_promise_by_the_command_line(run, tmp_path, base, capsys):
     """It stands in the saved policy where its test passes; where it fails, the policy is saved and promises nothing."""
-    base = runs.model()
-    base.model.save_pretrained(tmp_path / "base")
-    base.tokenizer.save_pretrained(tmp_path / "base")
     how = "--budget 0.75 --steps 2 --held-out 8 --new-tokens 0 --choose-on 2 --calibrate calibrate"
-    command = ["heal", "--model", str(tmp_path / "base"), "--data", str(run.data), *how.split(), "--out", str(tmp_path / "out")]
+    command = ["heal", "--model", str(base), "--data", str(run.data), *how.split(), "--out", str(tmp_path / "out")]
     for epsilon, said in (("0.5", "promise: with 95 % confidence less than 50 points below the base"), ("0.01", "are too few")):
         assert main([*command, "--epsilon", epsilon]) == 0
         out = capsys.readouterr().out
@@ -211,6 +215,24 @@ def test_the_harness_takes_it(run):
         assert value == pytest.approx(wanted, abs=1e-3)
 
 
+def test_every_route_of_a_codebook_is_healed_as_it_would_be_alone(run, tmp_path):
+    routed, config = runs.model(), replace(CONFIG, steps=10)
+    routes, grams = [Route.full(4), Route.parse("1110"), Route.parse("1211")], [tuple(routed.tokenizer(x)["input_ids"]) for x in "ab"]
+    selector = TextSelector(grams, torch.eye(2), torch.zeros(2), math.inf)
+    codebook = Codebook(routes, selector, [Point(0.5)])
+    policy, healed = drllm.heal(routed, tmp_path / "all", codebook, tasks=[runs.TASK], data=run.data, config=config)
+    assert [Route.parse(one.route).bare for one in healed] == routes[1:]
+    alone, _ = drllm.heal(runs.model(), tmp_path / "one", routes[1], tasks=[runs.TASK], data=run.data, config=config)
+    outs = RoutedModel.from_pretrained(tmp_path / "all" / "healed", base=runs.model()).generate(["a", "b", "c"], max_new_tokens=3)
+    assert [out.route for out in outs] == [alone.route, policy.routes[2], Route.full(4)]
+    assert (tmp_path / "all" / "healed" / "README.md").read_text(encoding="utf-8").count(" prompts of the fit questions of arc_easy") == 2
+    assert main(["report", str(tmp_path / "all")]) == 0
+    assert (tmp_path / "all" / "report" / "report.md").read_text(encoding="utf-8").count("KL to the base, nats a token") == 2
+    codebook = Codebook(routes[:2], StateSelector(0, *torch.ones(2, 2), torch.ones(2, 1), torch.zeros(1)), [Point(0.0)])
+    with pytest.raises(InputError, match=r"a 'codebook' policy decides in the model: give one of its routes"):
+        drllm.heal(routed, tmp_path / "states", codebook, tasks=[runs.TASK], data=run.data, config=config)
+
+
 @pytest.mark.parametrize(
     ("route", "said"),
     [("111", "leads through 3 blocks, the model has 4"), ("0000", "runs no block"), ("0-2,(1-2)*0.5,3", "has a strength")],
@@ -224,18 +246,15 @@ def test_without_prompts_or_peft_it_says_so_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"^no prompts to learn from: give tasks"):
         drllm.heal(runs.model(), tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(InputError, match=r"^healing needs the package peft, which is not installed: run `pip install 'drllm\[heal\]'`$"):
+    with pytest.raises(InputError, match=r"^healing needs the package peft, which is not installed: run `pip install peft`$"):
         drllm.heal(runs.model(), tmp_path, prompts="none.txt")
 
 
-def test_the_command_line_goes_on_after_a_full_disk(tmp_path, capsys):
+def test_the_command_line_goes_on_after_a_full_disk(tmp_path, base, capsys):
     """Really: no file may grow beyond 16 KiB."""
     (tmp_path / "lines.txt").write_text("\n".join(f"{number}: what is it?" for number in range(60)))
-    base = runs.model()
-    base.model.save_pretrained(tmp_path / "base")
-    base.tokenizer.save_pretrained(tmp_path / "base")
     how = "--steps 8 --held-out 8 --step-tokens 300 --new-tokens 0 --choose-on 4 --budget 0.75 --lr 0.01"
-    command = ["heal", "--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "lines.txt"), *how.split()]
+    command = ["heal", "--model", str(base), "--prompts", str(tmp_path / "lines.txt"), *how.split()]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     out = capsys.readouterr().out
     assert "KL to the base, nats a token" in out

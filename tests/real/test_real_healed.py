@@ -39,7 +39,7 @@ def healed(tmp_path_factory) -> tuple[RoutedModel, Healed, Path]:
     routed = RoutedModel.wrap("smollm2-135m-q4", dtype=torch.float32)
     route = Route([0 if block in (5, 12, 14, 16, 17, 26) else 1 for block in range(30)])
     config = HealConfig(steps=8, step_tokens=150, held_out=6, new_tokens=0)
-    policy, found = drllm.heal(routed, place / "run", route, prompts=place / "lines.txt", config=config)
+    policy, (found,) = drllm.heal(routed, place / "run", route, prompts=place / "lines.txt", config=config)
     routed.policy = policy
     export(routed, policy.route, place / "merged")
     return routed, found, place / "merged"

@@ -18,9 +18,8 @@ SHOWN = ("model", "tasks", "data", "prompts", "out", "budget", "route", "steps",
 
 
 def run(job: Job) -> Lines:
-    arguments, out, config = job.arguments, job.out, job.config("heal")
-    promise = job.config("promise")
-    job.check_route("one route is healed")
+    arguments, out, config, promise = job.arguments, job.out, job.config("heal"), job.config("promise")
+    job.check_route("one of them is healed")
     tasks = job.tasks() if job.common.tasks or job.data else ()
     from drllm.healing.heal import POLICY, heal
     from drllm.healing.training import need_peft
@@ -30,12 +29,8 @@ def run(job: Job) -> Lines:
     if promise.calibrate and not tasks:
         raise InputError("--calibrate counts right answers, and prompts have none: give --tasks, or --data with a question file")
     routed, route = job.load_routed()
-    if routed.policy is not None:
-        if routed.policy.route is None:
-            raise InputError(f"a {routed.policy.name!r} policy decides each prompt's route: give one of its routes (--route)")
-        route = routed.policy.route.bare
-    policy, found = heal(routed, out, route, tasks, job.data, arguments.prompts, config, job.argv)
-    yield from found.lines()
+    policy, found = heal(routed, out, route or routed.policy, tasks, job.data, arguments.prompts, config, job.argv)
+    yield from (line for one in found for line in one.lines())
     folder = RunFolder(Path(out)).policy(POLICY)
     if promise.calibrate:
         from drllm.evaluation.calibrate import calibrate
@@ -47,14 +42,14 @@ def run(job: Job) -> Lines:
             save_policy(promised, routed.identity, folder)
             refresh_card(folder)
         yield f"promise: {tested.told('the policy promises nothing')}"
-    yield f"policy: {shlex.quote(str(folder))}"
-    merged = shlex.quote(str(Path(out) / "merged"))
-    yield f"merge it into a plain checkpoint: drllm export --policy {shlex.quote(str(folder))} --out {merged}"
+    place, merged = shlex.quote(str(folder)), shlex.quote(str(Path(out) / "merged"))
+    yield f"policy: {place}"
+    yield f"serve it: drllm serve {place}" if policy.route is None else f"merge it: drllm export --policy {place} --out {merged}"
 
 
 def add_flags(parser: Parser) -> None:
     parser.add_argument("--route", metavar="ROUTE", help=f"the route to heal, instead of --budget: {ROUTE_HELP}")
-    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy of one route to heal; it knows its own model")
+    parser.add_argument("--policy", metavar="FOLDER", help="a saved policy to heal: of one route, or a codebook that reads text")
     about = "a file of prompts: one a line, or .jsonl with messages or text; instead of --tasks, or beside them"
     parser.add_argument("--prompts", metavar="FILE", help=about)
     add_common(parser, "model", "dtype", "device", "tasks", "data", "out")

@@ -27,7 +27,7 @@ EXIT_INPUT, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 GROUPS = {
     "scan, retrofit, heal, serve; to audit a claim: scan --claimed": ("scan", "retrofit", "heal", "serve"),
     "step by step": ("search", "train", "evaluate", "report"),
-    "a policy in use": ("generate", "inspect", "export", "info", "push"),
+    "a policy in use": ("generate", "inspect", "export", "info"),
     "lists and tables": ("tasks", "models", "methods", "records"),
 }
 COMMANDS = {name: importlib.import_module(f"drllm.cli.{name}") for names in GROUPS.values() for name in names}

@@ -20,7 +20,10 @@ from drllm.healing.training import Course, check_targets, distance_along, need_p
 from drllm.model.onednn import laid_out
 from drllm.model.routed import RoutedModel
 from drllm.policies.adapter import Adapter
+from drllm.policies.codebook import Codebook, TextSelector
+from drllm.policies.constant import RoutePolicy
 from drllm.policies.healed import HealedPolicy
+from drllm.policies.policy import Policy, RouteSource
 from drllm.policies.saved import save_policy
 from drllm.runs.card_facts import refresh_card
 from drllm.runs.layout import HealFolder, RunFolder
@@ -52,9 +55,8 @@ class Healed:
     looks: list[tuple[int, float, float]]  # (step, KL, share of the same next token) while it was trained
 
     def lines(self) -> list[str]:
-        left_out = self.n_layers - self.n_passes
         return [
-            f"route {self.route}: {self.n_passes} block passes of {self.n_layers}, {left_out} saved",
+            f"route {self.route}: {self.n_passes} block passes of {self.n_layers}, {self.n_layers - self.n_passes} saved",
             f"on {self.n_held_out} held-out prompts, which also chose when to stop, without and with the adapter:",
             f"  KL to the base, nats a token  {self.kl_before:.3f}  {self.kl_after:.3f}",
             f"  same next token as the base   {self.same_before:.1%}  {self.same_after:.1%}",
@@ -67,19 +69,20 @@ class Healed:
 def heal(
     routed: RoutedModel,
     out: str | Path,
-    route: Route | None = None,
+    route: Route | RouteSource | None = None,
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     prompts: str | Path | None = None,
     config: HealConfig | None = None,
     argv: Sequence[str] | None = None,
-) -> tuple[HealedPolicy, Healed]:
+) -> tuple[Policy, list[Healed]]:
     """Train an adapter that brings a cheaper route back to what the base says, by KL, from prompts without labels.
 
     Args:
         routed: the base; its weights are only read, and its policy is not used.
         out: the run folder; the policy is saved as `out/healed`, all else lies in `out/train/healed`. The same call resumes there.
-        route: the route to heal; None: `config.budget` says how many passes to keep, and the KL on some prompts which.
+        route: the route to heal, or a policy of one, or a codebook that reads text: each of its routes gets an adapter of its own. None:
+            `config.budget` says how many passes to keep, and the KL on some prompts which.
         tasks: their fit questions are prompts, as they are asked; `data` as of `drllm.search`.
         prompts: a file of prompts beside or instead of them: plain lines, or `.jsonl` with messages or text.
 
@@ -91,32 +94,46 @@ def heal(
     config, out = config or HealConfig(), Path(out)
     need_peft()
     check_targets(routed, config)
-    if route is not None:
-        _check_route(routed, route)
+    routes = _routes_of(routed, route)
     folder = RunFolder(out).healing
-    with alone_in(out, "heal"), running(out, "heal", to_dict(config) | {"tasks": list(tasks), "prompts": _text(prompts)}, argv):
+    with alone_in(out, "heal"), running(out, "heal", to_dict(config) | {"tasks": list(tasks), "prompts": prompts and str(prompts)}, argv):
         if not tasks and prompts is None:
             raise InputError("no prompts to learn from: give tasks (--tasks) or a file of prompts (--prompts)")
         found = [] if prompts is None else [one.ids for one in file_prompts(routed, prompts)]
         held_out, fit = split_prompts(routed, [*task_prompts(routed, tasks, data, config), *found], config)
-        about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype), "route": _text(route)}
-        about |= {"tasks": list(tasks), "data": _text(data), "prompts": fields_of([*held_out, *fit])}
+        about: dict[str, Any] = {"model": routed.fingerprint, "dtype": type_name(routed.model.dtype)}
+        about |= {"route": " ".join(map(str, routes)) if route else None, "tasks": list(tasks), "data": data and str(data)}
+        about["prompts"] = fields_of([*held_out, *fit])
         _check_settings(folder, about | to_dict(config))
         if prompts is not None:
             write_json(folder.asked, file_keys(prompts))
-        adapter, healed = Healing(routed, folder, config, held_out, fit).run(route)
-        policy = HealedPolicy(adapter)
+        folders = [folder] if len(routes) == 1 else [HealFolder(folder.root / str(one), folder.root) for one in routes]
+        done = [Healing(routed, place, config, held_out, fit).run(one) for place, one in zip(folders, routes, strict=True)]
+        adapters, healed = zip(*done, strict=True)
+        policy = route.with_adapters(adapters) if isinstance(route, Codebook) and route.route is None else HealedPolicy(*adapters)
         save_policy(policy, routed.identity, RunFolder(out).policy(POLICY))
     refresh_card(RunFolder(out).policy(POLICY))  # with this command and its figures
-    return policy, healed
+    return policy, list(healed)
 
 
-def _check_route(routed: RoutedModel, route: Route) -> None:
-    if len(route) != routed.n_layers:
-        raise InputError(f"route {route} leads through {len(route)} blocks, the model has {routed.n_layers}")
-    if not route.n_passes or any(span.strength != 1 for span in route.spans):
-        what = "runs no block" if not route.n_passes else "has a strength, which no adapter of a plain checkpoint can follow"
-        raise InputError(f"route {route} {what}: heal a route of whole passes")
+def _routes_of(routed: RoutedModel, what: Route | RouteSource | None) -> Sequence[Route | None]:
+    """Those to heal, as they are without adapters; None: one that the budget will choose."""
+    if what is None:
+        return [None]
+    source = RoutePolicy(what) if isinstance(what, Route) else what
+    if source.route is not None:
+        routes = [source.route.bare]
+    elif isinstance(source, Codebook) and isinstance(source.selector, TextSelector):
+        routes = [route.bare for route in source.routes if not route.is_full]
+    else:
+        raise InputError(f"a {source.name!r} policy decides in the model: give one of its routes (--route), or a codebook that reads text")
+    for route in routes:
+        if len(route) != routed.n_layers:
+            raise InputError(f"route {route} leads through {len(route)} blocks, the model has {routed.n_layers}")
+        if not route.n_passes or any(span.strength != 1 for span in route.spans):
+            why = "runs no block" if not route.n_passes else "has a strength, which no adapter of a plain checkpoint can follow"
+            raise InputError(f"route {route} {why}: heal a route of whole passes")
+    return routes
 
 
 def _check_settings(folder: HealFolder, settings: dict[str, Any]) -> None:
@@ -190,7 +207,3 @@ class Healing:
     def _spent(self, stage: str, started: float) -> None:
         # A stage's first time: later calls only read what it made.
         self.seconds.setdefault(stage, round(time.monotonic() - started, 1))
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

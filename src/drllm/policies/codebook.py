@@ -230,6 +230,13 @@ class Codebook(Policy):
         view.promise = None  # promised for one point
         return view
 
+    def with_adapters(self, adapters: Sequence[Adapter]) -> Codebook:
+        """The same choice among routes that run under these adapters; it promises nothing yet."""
+        healed, found = {adapter.route: adapter.healed for adapter in adapters}, copy.copy(self)
+        found.routes, found.adapters = tuple(healed.get(route, route) for route in self.routes), tuple(adapters)
+        found.promise = None
+        return found
+
     def operating_points(self) -> list[Policy]:
         return [self.at_point(at) for at in range(len(self.points))] if self.points else [self]
 

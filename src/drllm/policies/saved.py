@@ -59,10 +59,8 @@ class SavedPolicy:
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             files = [CONFIG_FILE, CARD_FILE, *self.config.files]
-            about = f"{self.config.policy} policy for {self.config.base_id or 'a model in memory'}"
-            done = api.upload_folder(
-                repo_id=repo_id, folder_path=self.folder, revision=revision, allow_patterns=files, commit_message=about
-            )
+            said = f"{self.config.policy} policy for {self.config.base_id or 'a model in memory'}"
+            done = api.upload_folder(repo_id=repo_id, folder_path=self.folder, revision=revision, allow_patterns=files, commit_message=said)
         except (*network_errors(), HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
             raise InputError(f"the Hub does not take {repo_id!r} ({first_line(error)})") from None
         return done.commit_url

@@ -132,7 +132,7 @@ def commands(found: Recommendation, out: str) -> list[str]:
     if not found.deploy:
         tried = [answer, f'drllm inspect --policy {policy}{chat} "a prompt"', *export]
         return (tried if found.best else []) + [report]
-    return [answer, *export, f"drllm serve {policy}", f"drllm push {policy} NAME/MODEL", report]
+    return [answer, *export, f"drllm serve {policy}", f"hf upload NAME/MODEL {policy}", report]
 
 
 def panel(found: Recommendation, out: str) -> str:

@@ -55,7 +55,7 @@ def report(run: str | Path) -> Path:
     loaded = load_run(Path(run))
     need_extras()
     folder = RunFolder(loaded.folder).report
-    bare = bool(loaded.scan or loaded.healing) and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
+    bare = bool(loaded.scan or loaded.healings) and not (loaded.manifests or loaded.summaries or loaded.policies or loaded.epochs)
     sections = (_provenance,) if bare else (_results, _labels, _training, _promises, _dropped, _provenance)
     parts = [part for section in (_scan, _healing, *sections) for part in section(loaded)]
     write_charts(parts, folder)
@@ -85,18 +85,17 @@ def _scan(run: Run) -> Iterator[Part]:
 
 
 def _healing(run: Run) -> Iterator[Part]:
-    """What a healing came to, where there was one."""
-    if (found := run.healing) is None:
-        return
-    yield Heading("Healing")
-    rows = (
-        ("KL to the base, nats a token", *(f"{found[name]:.3f}" for name in ("kl_before", "kl_after"))),
-        ("same next token as the base", *(f"{percent(found[name])} %" for name in ("same_before", "same_after"))),
-    )
-    prompts = f"{found['n_held_out']} held-out prompts, which also chose when to stop"
-    seconds = ", ".join(f"{name} {value:.0f}" for name, value in found["seconds"].items())
-    caption = f"Route {found['route']} of {found['n_passes']} passes. On {prompts}. Seconds: {seconds}."
-    yield Table(("", "without the adapter", "with it"), rows, caption)
+    """What healings came to, where there were some."""
+    yield from [Heading("Healing")] if run.healings else ()
+    for found in run.healings:
+        rows = (
+            ("KL to the base, nats a token", *(f"{found[name]:.3f}" for name in ("kl_before", "kl_after"))),
+            ("same next token as the base", *(f"{percent(found[name])} %" for name in ("same_before", "same_after"))),
+        )
+        seconds = ", ".join(f"{name} {value:.0f}" for name, value in found["seconds"].items())
+        prompts = f"On {found['n_held_out']} held-out prompts, which also chose when to stop. Seconds: {seconds}."
+        caption = f"Route {found['route']} of {found['n_passes']} passes. {prompts}"
+        yield Table(("", "without the adapter", "with it"), rows, caption)
 
 
 def _results(run: Run) -> Iterator[Part]:

@@ -51,12 +51,14 @@ def _evaluations(run: RunFolder, method: str, digest: str) -> Iterator[tuple[lis
 
 
 def _of_healing(run: RunFolder, folder: Path) -> Iterator[str]:
-    """How near to the base a healing brought this very route."""
-    found, name = _read(run.healing.report, dict), _read(folder / "healed.json", dict).get("adapter")
-    if name and found.get("route", "").endswith(f"@{name}"):
+    """How near to the base a healing brought these very routes."""
+    names = {text.rpartition("@")[2] for text in _read(folder / "codebook.json", dict).get("routes", [])}
+    names.add(_read(folder / "healed.json", dict).get("adapter"))
+    for found in (one for one in (_read(path, dict) for path in run.healed()) if one.get("route", "").rpartition("@")[2] in names):
         tasks = _read(run.healing.settings, dict).get("tasks", [])
         of = f"the fit questions of {', '.join(tasks)}" if tasks else "a file"
-        yield f"healed on {found['n_prompts']} prompts of {of}, without answers; on other tasks it may do worse"
+        route = found["route"].split("@")[0]
+        yield f"route {route}: healed on {found['n_prompts']} prompts of {of}, without answers; on other tasks it may do worse"
         where = f"on {found['n_held_out']} held-out prompts (they also chose when to stop), without and with the adapter"
         yield f"KL to the base, nats a token, {where}: {found['kl_before']:.3f}, {found['kl_after']:.3f}"
         yield f"the same most likely next token as the base, {where}: {found['same_before']:.1%}, {found['same_after']:.1%}"

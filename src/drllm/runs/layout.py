@@ -10,7 +10,7 @@ from drllm.policies.saved_config import CONFIG_FILE
 # In a task folder, beside its shards.
 MANIFEST_FILE = "_plan.json"
 # In the folder of a training.
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, _HEALED = "metrics.jsonl", "heal.json"
 CANDIDATES_FILE = "candidates.json"
 POINTS_FILE = "knob.json"
 LOSSES_FILE, INFLUENCE_FILE, STEPS_FILE = "metrics.json", "influence.json", "steps.json"  # of gates, ShortGPT, TALE
@@ -62,6 +62,10 @@ class RunFolder:
         """What a training leaves beside its policy."""
         return self.root / _TRAIN / policy
 
+    def healed(self) -> list[Path]:
+        """What the healing came to, of each route."""
+        return sorted(self.healing.root.glob(f"**/{_HEALED}"))
+
     def nested(self, budget: float) -> HealFolder:
         """The healing of one route of a nest."""
         return HealFolder(self.nest / f"{budget:g}", self.nest)
@@ -98,7 +102,7 @@ class HealFolder:
 
     def __init__(self, root: Path, common: Path | None = None):
         self.root, common = root, common or root
-        self.settings, self.report = root / "settings.json", root / "heal.json"  # what was asked for, and what it came to
+        self.settings, self.report = root / "settings.json", root / _HEALED  # what was asked for, and what it came to
         self.teacher = common / "teacher"  # what the base says of each prompt
         self.choice = common / "choice.json"  # the KL of every route tried
         self.asked = common / "asked.json"  # keys of whatever may be a question in a file of prompts

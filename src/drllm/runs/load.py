@@ -35,7 +35,7 @@ class Run:
     scan: ScanResult | None = None
     map: Sequence[Cell] = ()  # every candidate of the scan
     scan_is_unfinished: bool = False
-    healing: dict[str, Any] | None = None  # what it came to, `drllm.healing.heal.Healed`
+    healings: Sequence[dict[str, Any]] = ()  # what they came to, `drllm.healing.heal.Healed`
 
 
 def load_run(folder: Path) -> Run:
@@ -57,8 +57,8 @@ def load_run(folder: Path) -> Run:
                 if odd := [n for n in _n_blocks(found.routes, path) if n not in layers]:
                     raise ArtifactError(f"{path} has a route of {odd[0]} blocks: evaluate again")
     scanned = run.scan.result.is_file()
-    healing = _json(run.healing.report) if run.healing.report.is_file() else None
-    if not (manifests or epochs or summaries or scanned or healing):
+    healings = [_json(path) for path in run.healed()]
+    if not (manifests or epochs or summaries or scanned or healings):
         what = "no search, training or evaluation, and no finished scan or healing"
         raise ArtifactError(f"{str(folder)!r} holds {what}: give the --out of a search, evaluate, scan, heal or retrofit")
     policies = {path.name: _json(path / CONFIG_FILE) for path in run.policies()}
@@ -66,7 +66,7 @@ def load_run(folder: Path) -> Run:
     scan = (read_scan(run.scan), read_map(run.scan)) if scanned else (None, ())
     begun = run.scan.settings.is_file() and not scanned
     read = (manifests, records, epochs, summaries, questions, policies, recommendation)
-    return Run(folder, read_jobs(folder), *read, *scan, begun, healing)
+    return Run(folder, read_jobs(folder), *read, *scan, begun, healings)
 
 
 def _n_blocks(routes: Iterable[str], path: Path) -> list[int]:
