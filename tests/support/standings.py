@@ -22,8 +22,8 @@ LAYOUT = {
 # Their blocks are of more than one type, so every route here moves a type to another place ...
 TYPES = {
     *("afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "cohere_compass_text-nope", "cwm", "dots1", "dots3_note_text"),
-    *("exaone4", "exaone_moe", "flint", "gemma2", "gemma3_text", "gpt_oss", "granite_swa", "granitemoe_swa", "kolibri1", "laguna"),
-    *("mellum", "mimo_v2_flash", "ministral", "modernbert-decoder", "olmo3", "qwen2-sliding", "smollm3-sliding", "vaultgemma"),
+    *("ergo", "exaone4", "exaone_moe", "flint", "gemma2", "gemma3_text", "gpt_oss", "granite_swa", "granitemoe_swa", "kolibri1"),
+    *("laguna", "mellum", "mimo_v2_flash", "ministral", "modernbert-decoder", "olmo3", "qwen2-sliding", "smollm3-sliding", "vaultgemma"),
 }
 # ... or a longer model lacks one.
 LONGER = {"axk2", "deepseek_v32", "llama4_text", "minimax_m3_vl_text", "qwen2", "qwen2_moe", "qwen3", "qwen3-sliding", "smollm3"}

@@ -6,14 +6,14 @@ from drllm.core.errors import UnsupportedModelError
 from drllm.core.names import did_you_mean
 
 _NAMES = """
-afmoe apertus apertus1p5_text arcee aria_text axk1 axk2 beam biogpt bitnet codegen cohere cohere2 cohere2_moe cohere_compass_text ctrl
-cwm dbrx deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe
-falcon flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox
+afmoe apertus apertus1p5_text arcee aria_text axk1 axk2 beam biogpt bitnet codegen cohere cohere2 cohere2_moe cohere_compass_text
+ctrl cwm dbrx deepseek_v2 deepseek_v3 deepseek_v32 diffllama doge dots1 dots3_note_text ergo ernie4_5 ernie4_5_moe exaone exaone4
+exaone_moe falcon flex_olmo flint gemma gemma2 gemma3_text glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox
 gpt_neox_japanese gpt_oss gptj granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe
-hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama llama4_text mellum mimo_v2_flash minicpm3 minimax_m2
-minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon
-phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe sarvam_mla sarvam_moe seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm
-youtu
+hy_v3 hyperclovax internlm3 iquestcoder jais2 jetmoe kolibri1 laguna llama llama4_text mellum mimo_v2_flash minicpm3 minicpm5_moe
+minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi nanochat nemotron olmo olmo2 olmo3 olmoe
+opt param2moe persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe sarvam_mla sarvam_moe seed_oss smollm3 solar_open stablelm
+starcoder2 vaultgemma xglm youtu
 """
 FAMILIES = frozenset(_NAMES.split())
 # Their blocks scale the states they are given, each by its own factor: a loop multiplies by them once more, which plain residuals never do.
