@@ -29,4 +29,4 @@ ask = transformers.pipeline(\"text-generation\", \"runs/demo/merged\")
 [answer] = ask([{\"role\": \"user\", \"content\": \"What do plants need to grow?\"}], max_new_tokens=40, do_sample=False)
 print(answer[\"generated_text\"][-1][\"content\"])"'
 
-printf '\nServe it: make serve-env (once), VLLM_CPU_KVCACHE_SPACE=2 .venv-serve/bin/vllm serve runs/demo/merged\n'
+printf '\nServe it: make serve-env (once), VLLM_CPU_KVCACHE_SPACE=2 .venv-serve/bin/vllm serve runs/demo/merged --dtype float32\n'
