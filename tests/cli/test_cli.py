@@ -159,10 +159,13 @@ def test_the_overview_names_every_command(typed, capsys):
     assert all(f"\n  {name} " in out for name in cli.COMMANDS)
 
 
-def test_version(capsys):
+def test_version_and_how_long_threads_spin(capsys, monkeypatch):
     from drllm import __version__
 
-    assert run(capsys, "--version") == (0, f"drllm {__version__}\n", "")
+    for set_by_hand, spins in ({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None):
+        monkeypatch.setattr(os, "environ", dict(set_by_hand))
+        assert run(capsys, "--version") == (0, f"drllm {__version__}\n", "")
+        assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_tasks_says_where_questions_come_from(capsys):

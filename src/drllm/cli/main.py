@@ -67,9 +67,10 @@ class _HelpAll(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for anything drllm refuses, 130 after Ctrl-C, 141 where the reader has gone."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    out = sys.stdout
+    arguments, out = list(sys.argv[1:] if argv is None else argv), sys.stdout
     quiet_other_packages()
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads spin where they wait for each other, which starves them beside another job
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thirtieth of the default of GNU's OpenMP
     # Libraries must not write among the results.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), reporting_to(TerminalReporter()):
         warnings.showwarning = show_warning
@@ -83,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_error("drllm: interrupted; finished work is kept, the same command resumes")
             return EXIT_INTERRUPTED
         except BrokenPipeError:
-            # What is still buffered goes nowhere, so that the interpreter's last flush is quiet.
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # what is still buffered goes nowhere: the last flush is quiet
                 os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
             return EXIT_PIPE
         except OSError as error:
