@@ -1,10 +1,11 @@
-"""Core-seconds of a matrix (each question along each of many routes) by the size of the model: does one constant serve all sizes?
+"""Core-seconds of a matrix (each question along each of many routes) or of a healing, by the size of the model: does a constant serve all?
 
-    python benchmarks/sizes.py [--data FOLDER] [--out FILE.json]
+    python benchmarks/sizes.py matrix|heal [--data FOLDER] [--out FILE.json]
 
-Core-seconds = k x (passes x tokens x weights of a block + tokens scored x weights of the head), weights in billions; passes are counted
-after sharing. Processor seconds of `drllm.search` with listed routes, one thread, bfloat16, log-likelihoods, without loading; so another
-job on the other core slows it little. Each model is foretold by the k of the two others (their geometric mean).
+matrix: core-seconds = k x (passes x tokens x weights of a block + tokens scored x weights of the head), weights in billions; passes are
+counted after sharing. heal: k x tokens learned x (weights of the blocks + of the head); the base's answers are in it, choosing a route is
+not. Processor seconds of `drllm.search` with listed routes, by log-likelihood, and of `drllm.heal`; one thread, bfloat16, without loading;
+so another job on the other core slows it little. Each model is foretold by the k of the two others (their geometric mean).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from drllm import EvaluateConfig, RoutedModel, SearchConfig, search
+from drllm import EvaluateConfig, HealConfig, RoutedModel, SearchConfig, heal, search
 from drllm.core.config import Resources
 from drllm.core.files import write_json
 from drllm.core.route import Route
@@ -64,6 +65,20 @@ def clocked(model: str, data: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
+def healed(model: str, data: Path | None) -> list[dict[str, Any]]:
+    """One row: processor seconds of twelve training steps and all that comes before them, and billions of weights times tokens learned."""
+    routed = RoutedModel.wrap(model, dtype=torch.bfloat16)
+    n = routed.n_layers
+    weights = sum(weight.numel() for weight in (*routed.blocks.parameters(), routed.model.get_output_embeddings().weight)) / 1e9
+    config = HealConfig(steps=12, held_out=8)
+    with tempfile.TemporaryDirectory() as out:
+        started = time.process_time()
+        [found] = heal(routed, out, Route.full(n).edit(n // 2, *[0] * (n // 10)), ["arc_easy"], data, config=config)[1]
+        seconds = time.process_time() - started
+    print(f"{model}: {found.n_tokens} tokens, {weights:.3f} billion weights, {seconds:.1f} s, of which {found.seconds}")
+    return [{"model": model, "task": "heal", "tokens": found.n_tokens, "seconds": seconds, "billions": weights * found.n_tokens}]
+
+
 def constant(rows: list[dict[str, Any]]) -> float:
     """k, core-seconds a billion weights and token: the geometric mean of the rows' own."""
     return math.exp(sum(math.log(row["seconds"] / row["billions"]) for row in rows) / len(rows))
@@ -71,11 +86,13 @@ def constant(rows: list[dict[str, Any]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("matrix", "heal"))
     parser.add_argument("--data", type=Path, help="folder of questions")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row for model in MODELS for row in clocked(model, given.data)]
+    measured = {"matrix": clocked, "heal": healed}[given.what]
+    rows = [row for model in MODELS for row in measured(model, given.data)]
     print(f"k of all: {constant(rows):.5f}")
     for row in rows:
         row["foretold"] = row["billions"] * constant([one for one in rows if one["model"] != row["model"]])
