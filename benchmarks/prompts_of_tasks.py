@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data")
     parser.add_argument("--limit", type=int, default=200, help="prompts of a task, the first of its fit questions")
-    parser.add_argument("--ask", nargs="+", action="append", required=True, metavar=("REWARD", "TASK"), help="how tasks are asked, and which")
+    parser.add_argument("--ask", nargs="+", action="append", required=True, metavar=("REWARD", "TASK"), help="how, and what")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     routed = RoutedModel.wrap(args.model, dtype="bfloat16")
